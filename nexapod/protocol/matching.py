@@ -1,0 +1,96 @@
+"""Does this peer satisfy this job, and does its owner's policy accept it? Each answer says why.
+
+The same rule serves the worker that looks for work, the count of eligible peers in the bid delay, and `why`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nexapod.protocol.types import JobSpec, PeerId, Profile
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """`reason` names the rule that decided, and reads well either way."""
+
+    ok: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What a volunteer lets its machine do."""
+
+    work: bool = True
+    submitters: frozenset[PeerId] | None = None
+    """Whose jobs are accepted; None = anybody's."""
+
+
+YES = Decision(True, "it satisfies the job")
+
+
+def satisfies(profile: Profile, job: JobSpec) -> Decision:
+    """Whether a peer could run a task of this job, by what its profile says."""
+    for decide in (_network, _works, _executor, _arch, _memory, _cpus, _gpus, _disk):
+        reason = decide(profile, job)
+        if reason:
+            return Decision(False, reason)
+    return YES
+
+
+def accepts(policy: Policy, submitter: PeerId) -> Decision:
+    """Whether the owner of this machine lets it work for this submitter."""
+    if not policy.work:
+        return Decision(False, "this peer does not work (started with --no-work)")
+    if policy.submitters is not None and submitter not in policy.submitters:
+        return Decision(False, "its submitter is not among those that this peer works for")
+    return Decision(True, "the policy accepts it")
+
+
+def _network(profile: Profile, job: JobSpec) -> str:
+    return "" if profile.network == job.network else f"it belongs to the network {job.network}"
+
+
+def _works(profile: Profile, job: JobSpec) -> str:
+    return "" if profile.slots > 0 else "takes no tasks"
+
+
+def _executor(profile: Profile, job: JobSpec) -> str:
+    run = job.run
+    if run.executor not in {e.name for e in profile.executors}:
+        return f"has no {run.executor} executor"
+    if run.image is not None and run.image not in profile.images:
+        return "does not hold the container image"
+    return ""
+
+
+def _arch(profile: Profile, job: JobSpec) -> str:
+    wanted = job.requires.arch
+    return "" if not wanted or profile.arch in wanted else f"its architecture is not {' or '.join(wanted)}"
+
+
+def _memory(profile: Profile, job: JobSpec) -> str:
+    wanted = max(job.limits.memory, job.requires.memory)
+    return "" if profile.memory >= wanted else f"has less than {wanted >> 20} MiB of memory"
+
+
+def _cpus(profile: Profile, job: JobSpec) -> str:
+    wanted = -(-job.limits.cpus_milli // 1000)
+    return "" if profile.cpus >= wanted else f"has fewer than {wanted} cores"
+
+
+def _gpus(profile: Profile, job: JobSpec) -> str:
+    fitting = [
+        gpu
+        for gpu in profile.gpus
+        if gpu.memory >= job.limits.gpu_memory and job.requires.gpu_model.lower() in gpu.model.lower()
+    ]
+    if len(fitting) >= job.limits.gpus:
+        return ""
+    return f"has fewer than {job.limits.gpus} fitting GPUs"
+
+
+def _disk(profile: Profile, job: JobSpec) -> str:
+    wanted = job.limits.output + sum(blob.size for blob in job.blobs)
+    return "" if profile.disk_free >= wanted else f"has less than {wanted >> 20} MiB of free disk"

@@ -1,0 +1,217 @@
+"""This peer as the submitter of a job: it announces, collects, checks and settles (docs/protocol.md, Submitter).
+
+It trusts no steward: it folds the same statements that they hold, and repeats their arithmetic. Nothing depends on it
+after the job and its inputs are placed; it may vanish, and collect later.
+"""
+
+from __future__ import annotations
+
+from nexapod.protocol import limits
+from nexapod.protocol.certificate import build, evidence_digest
+from nexapod.protocol.context import Context
+from nexapod.protocol.messages import Collect, View
+from nexapod.protocol.quorum import majority
+from nexapod.protocol.shard import ShardState, shard_of
+from nexapod.protocol.statements import Bid, Settlement, Statement, Verdict
+from nexapod.protocol.types import BlobRef, File, JobId, JobSpec, Millis, PeerId
+
+
+class Submission:
+    """One job of this peer's own."""
+
+    def __init__(self, ctx: Context, statement: Statement) -> None:
+        self.ctx = ctx
+        self.statement = statement
+        self.job = JobId(statement.id)
+        self.spec: JobSpec = statement.body
+        self.states = [ShardState(self.job, self.spec, shard) for shard in range(self.spec.shards)]
+        self.decided: dict[int, Verdict] = {}
+        self.views: dict[int, View] = {}
+        """The newest view of each shard that a steward sent."""
+        self.placed_on: dict[int, set[PeerId]] = {}
+        self.placed = False
+        """Enough other peers hold the job and its inputs for this one to leave."""
+        self.settlement: Statement | None = None
+        self.cancelled = False
+        self._missing: dict[BlobRef, set[int]] = {}
+        self._rounds = 0
+        self._collect_at: Millis | None = ctx.now + limits.COLLECT_MS
+        self._retry_at: Millis | None = None
+        for ref in self.spec.blobs:
+            ctx.hold(ref, self.owner)
+
+    @property
+    def owner(self) -> tuple[str, JobId]:
+        return ("submitter", self.job)
+
+    @property
+    def open(self) -> bool:
+        return self.settlement is None and not self.cancelled
+
+    # --- time ------------------------------------------------------------------------------------------------------
+    @property
+    def deadline(self) -> Millis | None:
+        times = [t for t in (self._collect_at, self._retry_at) if t is not None]
+        return min(times) if times else None
+
+    def tick(self) -> None:
+        now = self.ctx.now
+        if self._retry_at is not None and self._retry_at <= now:
+            self._retry_at = None
+            for task in sorted(self.decided):
+                self._fetch_outputs(task)
+        if self._collect_at is not None and self._collect_at <= now:
+            self._collect()
+
+    def announce(self) -> None:
+        """Tell everybody, and the stewards themselves at once."""
+        self.ctx.publish("job", self.statement)
+        self._offer_to_stewards()
+
+    def _offer_to_stewards(self) -> None:
+        wanted: dict[PeerId, None] = {}
+        for shard in range(self.spec.shards):
+            for steward in self.ctx.stewards(self.job, shard):
+                if steward not in self.placed_on.get(shard, ()):
+                    wanted[steward] = None
+        for steward in wanted:
+            self.ctx.offer(steward, [self.statement])
+
+    def _collect(self) -> None:
+        """Ask one steward of each unfinished shard, in turn, for what is decided there."""
+        self._collect_at = self.ctx.now + limits.COLLECT_MS if self.open else None
+        if not self.open:
+            return
+        self._rounds += 1
+        if not self.placed:
+            self._check_placed()
+            self._offer_to_stewards()
+        for shard, state in enumerate(self.states):
+            have = tuple(t for t in state.tasks if t in self.decided)
+            stewards = [s for s in self.ctx.stewards(self.job, shard) if s != self.ctx.me]
+            if stewards and len(have) < len(state.tasks):
+                self.ctx.send(stewards[self._rounds % len(stewards)], Collect(self.job, shard, have))
+        self._complete()
+
+    # --- placement -------------------------------------------------------------------------------------------------
+    def on_placed(self, peer: PeerId, shard: int) -> None:
+        """A steward says that it holds the job and all inputs."""
+        if 0 <= shard < self.spec.shards and peer in self.ctx.stewards(self.job, shard):
+            self.placed_on.setdefault(shard, set()).add(peer)
+            self._check_placed()
+
+    def _check_placed(self) -> None:
+        """Placed: of every shard, a majority of the stewards other than this peer, and at least one."""
+        if self.placed:
+            return
+        for shard in range(self.spec.shards):
+            stewards = self.ctx.stewards(self.job, shard)
+            others = set(stewards) - {self.ctx.me}
+            needed = max(1, min(majority(len(stewards)), len(others)))
+            if len(self.placed_on.get(shard, set()) & others) < needed:
+                return
+        self.placed = True
+        holders = sorted({p for peers in self.placed_on.values() for p in peers} - {self.ctx.me})
+        self.ctx.trace("placed", job=self.job, peers=holders)
+
+    # --- collecting ------------------------------------------------------------------------------------------------
+    def on_view(self, message: View) -> None:
+        """For people: how far the shard is. Decides nothing."""
+        if 0 <= message.shard < self.spec.shards:
+            self.views[message.shard] = message
+            self.ctx.trace("view", job=self.job, shard=message.shard)
+
+    def add(self, statement: Statement) -> None:
+        """Fold in a statement of this job. Raises PeerError when it cannot be true."""
+        shard = shard_of(statement)
+        if not 0 <= shard < len(self.states) or not self.open:
+            return
+        body = statement.body
+        if isinstance(body, Verdict) and not self.ctx.may_judge(statement.author, self.job, shard):
+            return
+        state = self.states[shard]
+        if state.add(statement) != "new":
+            return
+        if not isinstance(body, Bid):
+            if statement.kind == "commit":
+                self.ctx.save(state.bids[body.bid])
+            self.ctx.save(statement)
+            self._decide(body.task)
+            self._complete()
+
+    def restore(self, statements: list[Statement]) -> None:
+        """Take up what a former process of this node had saved, in order."""
+        for statement in statements:
+            self.states[shard_of(statement)].add(statement)
+        for state in self.states:
+            for task in list(state.files):
+                self._decide(task)
+
+    def _decide(self, task: int) -> None:
+        state = self.states[task // limits.SHARD_TASKS]
+        verdict = state.decided(task, len(self.ctx.stewards(self.job, state.shard)))
+        if verdict is None:
+            return
+        old = self.decided.get(task)
+        self.decided[task] = verdict
+        if old is None or old.result != verdict.result:
+            self.ctx.trace("task_settled", job=self.job, task=task, outcome=verdict.outcome)
+            self._fetch_outputs(task)
+
+    def outputs(self, task: int) -> tuple[File, ...]:
+        """The accepted output files of a task; none before it is settled, or when it failed."""
+        verdict = self.decided.get(task)
+        if verdict is None or verdict.outcome != "accepted":
+            return ()
+        reveals = self.states[task // limits.SHARD_TASKS].file(task).reveals
+        shown = sorted((w, s) for w, s in reveals.items() if s.body.root == verdict.root)
+        files: tuple[File, ...] = shown[0][1].body.outputs
+        return files
+
+    def _fetch_outputs(self, task: int) -> None:
+        missing = [f.blob for f in self.outputs(task) if f.blob not in self.ctx.stored]
+        state = self.states[task // limits.SHARD_TASKS]
+        file = state.file(task)
+        judges = [a for a, s in file.verdicts.items() if s.body.result == self.decided[task].result]
+        workers = [w for w, s in file.reveals.items() if s.body.root == self.decided[task].root]
+        for output in self.outputs(task):
+            self.ctx.hold(output.blob, self.owner)
+        for ref in missing:
+            self._missing.setdefault(ref, set()).add(task)
+            self.ctx.fetch(ref, self.owner, [*sorted(judges), *sorted(workers)])
+
+    def blob_ready(self, ref: BlobRef) -> None:
+        for task in sorted(self._missing.pop(ref, ())):
+            self.ctx.trace("result_here", job=self.job, task=task)
+        self._complete()
+
+    def blob_failed(self, ref: BlobRef) -> None:
+        if ref in self._missing:
+            self._retry_at = self.ctx.now + limits.FETCH_RETRY_MS
+
+    @property
+    def complete(self) -> bool:
+        """Every task is decided, and every accepted output is here."""
+        return len(self.decided) == self.spec.tasks and not self._missing
+
+    def _complete(self) -> None:
+        if not self.complete or not self.open:
+            return
+        failed = sum(1 for v in self.decided.values() if v.outcome == "failed")
+        digest = evidence_digest([self.statement, *self._evidence()])
+        self.settlement = self.ctx.sign(Settlement(self.job, self.spec.tasks - failed, failed, digest))
+        self.ctx.save(self.settlement)
+        self.ctx.publish("job", self.settlement)
+        for shard in range(self.spec.shards):
+            for steward in self.ctx.stewards(self.job, shard):
+                self.ctx.offer(steward, [self.settlement])
+        self.ctx.trace("complete", job=self.job, settled=self.spec.tasks - failed, failed=failed)
+
+    def _evidence(self) -> list[Statement]:
+        return [s for state in self.states for task in sorted(state.files) for s in state.evidence(task)]
+
+    def certificate(self) -> bytes | None:
+        """The job's certificate, once it is complete."""
+        if self.settlement is None:
+            return None
+        return build(self.statement, self._evidence(), self.settlement)

@@ -1,0 +1,684 @@
+"""This peer in the act of working: it picks tasks, bids, runs, commits, reveals (docs/protocol.md, Worker).
+
+One Attempt a task. An attempt's states and what moves it on:
+
+    bidding    -> granted     a majority of the stewards granted it         -> dropped  when too few did in time
+    granted    -> running     a slot is free
+    running    -> committed   the task ended with a result                  -> dropped  when it is to be tried elsewhere
+    committed  -> revealed    a majority of stewards showed enough other commits
+    revealed   -> (done)      a majority of stewards signed one verdict
+    any        -> (done)      a steward says that the task is settled or closed
+
+An attempt that is committed is on disk before the commit is spoken of, and outlives this process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from nexapod.protocol import codec, limits, tickets
+from nexapod.protocol.context import Context
+from nexapod.protocol.errors import PeerError
+from nexapod.protocol.events import Run, Stop
+from nexapod.protocol.matching import Decision, Policy, accepts, satisfies
+from nexapod.protocol.messages import Grant, Held, Query, Release, Renew, Stage, Status, TaskStatus, View
+from nexapod.protocol.quorum import majority
+from nexapod.protocol.records import Record
+from nexapod.protocol.statements import (
+    Bid,
+    Commit,
+    Reveal,
+    Statement,
+    Verify,
+    commitment,
+    decode,
+    output_root,
+)
+from nexapod.protocol.types import (
+    BlobRef,
+    File,
+    JobId,
+    JobSpec,
+    Millis,
+    PeerId,
+    Profile,
+    RunResult,
+    StatementId,
+    TaskId,
+    Usage,
+)
+
+ATTEMPT_RECORD = "attempt"
+State: TypeAlias = Literal["bidding", "granted", "running", "committed", "revealed"]
+BATCH_MS = 1_500
+"""A bid asks for about as much work as a slot does in this time, so that short tasks do not wait for a round trip."""
+ELSEWHERE_PAUSE_MS = 60_000
+ELSEWHERE_MAX = 5
+"""After so many tasks in a row that this machine could not run, it pauses."""
+RANK_MAX = 48
+"""A worker with a worse rank for a task does not bid until the job has been announced again."""
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One task that this peer bid for, and what has become of it."""
+
+    task: TaskId
+    state: State
+    bid: Statement
+    since: Millis
+    granted_by: set[PeerId] = field(default_factory=set)
+    refused_by: set[PeerId] = field(default_factory=set)
+    shown_by: set[PeerId] = field(default_factory=set)
+    acked_by: set[PeerId] = field(default_factory=set)
+    """Stewards that have our newest statement."""
+    settled_by: dict[PeerId, tuple[str, bytes]] = field(default_factory=dict)
+    commit: Statement | None = None
+    salt: bytes = b""
+    result: RunResult | None = None
+    reveal: Statement | None = None
+    progress: int = 0
+    retry_at: Millis = 0
+    retry_ms: Millis = limits.RETRY_MIN_MS
+
+
+@dataclass(slots=True)
+class Prospect:
+    """A job seen as possible work."""
+
+    statement: Statement
+    since: Millis
+    announcements: int = 1
+    attempted: set[int] = field(default_factory=set)
+    """Tasks that this peer has bid for successfully, finished or given up: never again."""
+    cooling: dict[int, tuple[Millis, int]] = field(default_factory=dict)
+    """Tasks that too few stewards granted: (not again before, how often so far)."""
+    shards: dict[int, Outlook] = field(default_factory=dict)
+    expected_ms: Millis = 0
+
+    @property
+    def spec(self) -> JobSpec:
+        spec: JobSpec = self.statement.body
+        return spec
+
+
+@dataclass(slots=True)
+class Outlook:
+    """What this worker believes to be open in a shard: everything, until a steward's view says otherwise."""
+
+    open: list[tuple[int, int]]
+    """(ticket, task), smallest ticket first."""
+    since: Millis
+    query_at: Millis
+    query_ms: Millis = limits.POLL_MS
+    done: bool = False
+
+
+class Worker:
+    """The machine. `policy` is what the owner allows; `profile` what the machine is."""
+
+    def __init__(self, ctx: Context, verify: Verify, policy: Policy) -> None:
+        self.ctx = ctx
+        self.verify = verify
+        self.policy = policy
+        self.profile: Profile | None = None
+        self.draining = False
+        self.prospects: dict[JobId, Prospect] = {}
+        self.attempts: dict[TaskId, Attempt] = {}
+        self._bid_nonce = 0
+        self._renew_at: Millis | None = None
+        self._choose_at: Millis | None = None
+        self._elsewhere = 0
+        self.paused_until: Millis = 0
+
+    # --- time ------------------------------------------------------------------------------------------------------
+    @property
+    def deadline(self) -> Millis | None:
+        times = [t for t in (self._renew_at, self._choose_at) if t is not None]
+        times += [a.retry_at for a in self.attempts.values() if a.state in ("bidding", "committed", "revealed")]
+        return min(times) if times else None
+
+    def tick(self) -> None:
+        now = self.ctx.now
+        for attempt in list(self.attempts.values()):
+            if attempt.state == "bidding" and attempt.retry_at <= now:
+                self._give_up(attempt)
+            elif attempt.state in ("committed", "revealed") and attempt.retry_at <= now:
+                self._repeat(attempt)
+        if self._renew_at is not None and self._renew_at <= now:
+            self._renew()
+        if self._choose_at is not None and self._choose_at <= now:
+            self._choose_at = None
+            self.choose()
+
+    def _wake(self, when: Millis) -> None:
+        self._choose_at = when if self._choose_at is None else min(self._choose_at, when)
+
+    # --- jobs ------------------------------------------------------------------------------------------------------
+    def job_known(self, statement: Statement) -> None:
+        """A job is active: it may be work. Also called when it is announced again."""
+        job = JobId(statement.id)
+        prospect = self.prospects.get(job)
+        if prospect is not None:
+            prospect.announcements += 1
+            for outlook in prospect.shards.values():
+                outlook.query_ms = limits.POLL_MS
+        else:
+            self.prospects[job] = Prospect(statement, self.ctx.now)
+        self._wake(self.ctx.now)
+
+    def job_over(self, job: JobId) -> None:
+        """Cancelled, settled or forgotten: stop everything of it."""
+        self.prospects.pop(job, None)
+        for attempt in [a for a in self.attempts.values() if a.task.job == job]:
+            self._drop(attempt)
+        self.ctx.let_go_all(("worker", job))
+
+    def decide(self, statement: Statement) -> Decision:
+        """Would this peer work on this job now, and why (not)?"""
+        if self.profile is None:
+            return Decision(False, "this peer's hardware has not been probed yet")
+        if self.draining:
+            return Decision(False, "this peer is draining: it takes no new tasks")
+        decision = accepts(self.policy, statement.author)
+        if not decision.ok:
+            return decision
+        if self.paused_until > self.ctx.now:
+            return Decision(False, f"this machine could not run the last {ELSEWHERE_MAX} tasks; it tries again soon")
+        return satisfies(self.profile, statement.body)
+
+    # --- choosing --------------------------------------------------------------------------------------------------
+    def choose(self) -> None:
+        """Bid for as many tasks as there is room for, fairly between submitters, then by ticket."""
+        if self.profile is None or self.draining:
+            return
+        self._start_granted()
+        room = self._room()
+        for prospect in self._by_fairness():
+            if room <= 0:
+                return
+            decision = self.decide(prospect.statement)
+            if decision.ok:
+                room -= self._bid_for(prospect, room)
+
+    def _room(self) -> int:
+        """How many more tasks to ask for: free slots, and for short tasks some ahead."""
+        assert self.profile is not None
+        pending = [a for a in self.attempts.values() if a.state in ("bidding", "granted", "running")]
+        ahead = 1
+        expected = [p.expected_ms for p in self.prospects.values() if p.expected_ms]
+        if expected:
+            ahead = max(1, min(limits.BID_TASKS_MAX, BATCH_MS // max(1, min(expected))))
+        return self.profile.slots * ahead - len(pending)
+
+    def _by_fairness(self) -> list[Prospect]:
+        """Jobs of the submitters whose tasks this peer has fewest of come first; then priority; then id."""
+        load: dict[PeerId, int] = {}
+        for attempt in self.attempts.values():
+            prospect = self.prospects.get(attempt.task.job)
+            if prospect is not None and attempt.state in ("bidding", "granted", "running"):
+                load[prospect.statement.author] = load.get(prospect.statement.author, 0) + 1
+        return sorted(
+            self.prospects.values(),
+            key=lambda p: (load.get(p.statement.author, 0), -p.spec.priority, p.statement.id),
+        )
+
+    def _bid_for(self, prospect: Prospect, room: int) -> int:
+        asked = 0
+        for shard in self._shard_order(prospect):
+            outlook = self._outlook(prospect, shard)
+            if outlook.done:
+                continue
+            tasks = self._pick(prospect, shard, outlook, min(room - asked, limits.BID_TASKS_MAX))
+            if tasks:
+                self._send_bid(prospect, shard, tasks)
+                asked += len(tasks)
+            elif not outlook.open:
+                self._poll(prospect, shard, outlook)
+            if asked >= room:
+                break
+        return asked
+
+    def _shard_order(self, prospect: Prospect) -> list[int]:
+        """Each peer begins elsewhere."""
+        count = prospect.spec.shards
+        if count == 1:
+            return [0]
+        first = tickets.ticket(TaskId(JobId(prospect.statement.id), 0), self.ctx.me) * count // tickets.ONE
+        return [(first + i) % count for i in range(count)]
+
+    def _outlook(self, prospect: Prospect, shard: int) -> Outlook:
+        outlook = prospect.shards.get(shard)
+        if outlook is None:
+            outlook = Outlook([], prospect.since, self.ctx.now + limits.POLL_MS)
+            prospect.shards[shard] = outlook
+            self._believe_open(prospect, outlook, prospect.spec.shard_tasks(shard))
+        return outlook
+
+    def _believe_open(self, prospect: Prospect, outlook: Outlook, tasks: range | tuple[int, ...]) -> None:
+        job = JobId(prospect.statement.id)
+        cooling = {task: until for task, (until, _) in prospect.cooling.items() if until > self.ctx.now}
+        outlook.open = sorted(
+            (tickets.ticket(TaskId(job, task), self.ctx.me), task)
+            for task in tasks
+            if task not in prospect.attempted and task not in cooling and TaskId(job, task) not in self.attempts
+        )
+        again = [until for task, until in cooling.items() if task in tasks]
+        if again:
+            outlook.query_at = min([outlook.query_at, *again])
+
+    def _pick(self, prospect: Prospect, shard: int, outlook: Outlook, most: int) -> list[int]:
+        """The open tasks whose turn it is, smallest tickets first. Sets the alarm for the next one's turn."""
+        job = JobId(prospect.statement.id)
+        eligible = self.ctx.directory.eligible(job, prospect.spec, self.ctx.now)
+        rank_max = RANK_MAX << min(prospect.announcements - 1, 16)
+        picked: list[int] = []
+        for value, task in outlook.open:
+            if len(picked) >= most:
+                break
+            if tickets.rank(value, eligible) > rank_max:
+                break
+            turn = outlook.since + tickets.bid_delay(value, eligible, prospect.spec.validate.agree)
+            if turn > self.ctx.now:
+                self._wake(turn)
+                break
+            picked.append(task)
+        chosen = set(picked)
+        outlook.open = [item for item in outlook.open if item[1] not in chosen]
+        return picked
+
+    def _send_bid(self, prospect: Prospect, shard: int, tasks: list[int]) -> None:
+        profile = self.ctx.directory.known.get(self.ctx.me)
+        stewards = self.ctx.stewards(JobId(prospect.statement.id), shard)
+        if profile is None or not stewards:
+            self._wake(self.ctx.now + limits.RETRY_MIN_MS)
+            outlook = prospect.shards[shard]
+            self._believe_open(prospect, outlook, (*tasks, *(task for _, task in outlook.open)))
+            return
+        job = JobId(prospect.statement.id)
+        self._bid_nonce += 1
+        body = Bid(job, shard, tuple(tasks), prospect.expected_ms, profile.statement.id, self._bid_nonce)
+        bid = self.ctx.sign(body)
+        self.ctx.trace("bid", job=job, tasks=tasks)
+        for task in tasks:
+            attempt = Attempt(TaskId(job, task), "bidding", bid, self.ctx.now)
+            attempt.retry_at = self.ctx.now + limits.BID_ANSWER_MS
+            self.attempts[attempt.task] = attempt
+        for steward in stewards:
+            self.ctx.offer(steward, [bid])
+
+    def _poll(self, prospect: Prospect, shard: int, outlook: Outlook) -> None:
+        """Nothing is open that we know of: ask, ever more rarely, and the worse our ticket the more rarely."""
+        job = JobId(prospect.statement.id)
+        if outlook.query_at > self.ctx.now:
+            self._wake(outlook.query_at)
+            return
+        stewards = self.ctx.stewards(job, shard)
+        if stewards:
+            turn = self.ctx.now // max(1, outlook.query_ms) % len(stewards)
+            self.ctx.send(stewards[turn], Query(job, shard))
+        eligible = self.ctx.directory.eligible(job, prospect.spec, self.ctx.now)
+        own = tickets.rank(tickets.ticket(TaskId(job, shard * limits.SHARD_TASKS), self.ctx.me), eligible)
+        spread = max(1, own // 16)
+        outlook.query_at = self.ctx.now + min(outlook.query_ms, limits.POLL_MAX_MS) * spread
+        outlook.query_ms = min(outlook.query_ms * 3 // 2, limits.POLL_MAX_MS)
+        self._wake(outlook.query_at)
+
+    def on_view(self, message: View) -> None:
+        """A steward says what is open."""
+        prospect = self.prospects.get(message.job)
+        if prospect is None or not 0 <= message.shard < prospect.spec.shards:
+            return
+        outlook = self._outlook(prospect, message.shard)
+        everything = prospect.spec.shard_tasks(message.shard)
+        opened = tuple(task for task in message.open if task in everything)
+        before = {task for _, task in outlook.open}
+        self._believe_open(prospect, outlook, opened)
+        if any(task not in before for _, task in outlook.open):
+            outlook.since = self.ctx.now
+            outlook.query_ms = limits.POLL_MS
+        outlook.done = len(message.settled) + len(message.failed) >= len(everything)
+        self.choose()
+
+    # --- leases ----------------------------------------------------------------------------------------------------
+    def on_grant(self, steward: PeerId, message: Grant) -> None:
+        stewards = self.ctx.stewards(message.job, message.shard)
+        if steward not in stewards:
+            return
+        for attempt in self._of_bid(message.job, message.bid):
+            if attempt.state != "bidding":
+                continue
+            if attempt.task.index in message.granted:
+                attempt.granted_by.add(steward)
+                if len(attempt.granted_by & set(stewards)) >= majority(len(stewards)):
+                    attempt.state = "granted"
+            else:
+                attempt.refused_by.add(steward)
+                if len(stewards) - len(attempt.refused_by & set(stewards)) < majority(len(stewards)):
+                    self._give_up(attempt)
+        self._start_granted()
+
+    def _of_bid(self, job: JobId, bid: StatementId) -> Iterator[Attempt]:
+        return iter([a for a in self.attempts.values() if a.bid.id == bid and a.task.job == job])
+
+    def _give_up(self, attempt: Attempt) -> None:
+        """Too few stewards granted the task, or none answered: give back what some may have granted."""
+        del self.attempts[attempt.task]
+        job, shard = attempt.task.job, attempt.task.shard
+        for steward in self.ctx.stewards(job, shard):
+            if steward not in attempt.refused_by:
+                self.ctx.send(steward, Release(job, shard, (attempt.task.index,), False))
+        prospect = self.prospects.get(job)
+        if prospect is not None:
+            self._cool(prospect, attempt.task)
+        self._wake(self.ctx.now)
+
+    def _cool(self, prospect: Prospect, task: TaskId) -> None:
+        """Workers that took the task from one another must not all come back at the same moment."""
+        _, times = prospect.cooling.get(task.index, (0, 0))
+        span = limits.RETRY_MIN_MS << min(times, 4)
+        span += span * tickets.ticket(task, self.ctx.me) // tickets.ONE
+        prospect.cooling[task.index] = (self.ctx.now + span, times + 1)
+        outlook = prospect.shards.get(task.shard)
+        if outlook is not None:
+            outlook.query_at = min(outlook.query_at, self.ctx.now + span)
+
+    def _start_granted(self) -> None:
+        if self.profile is None:
+            return
+        running = sum(1 for a in self.attempts.values() if a.state == "running")
+        for attempt in [a for a in self.attempts.values() if a.state == "granted"]:
+            if running >= self.profile.slots:
+                return
+            self._run(attempt)
+            running += 1
+
+    def _run(self, attempt: Attempt) -> None:
+        prospect = self.prospects.get(attempt.task.job)
+        if prospect is None:
+            self._drop(attempt)
+            return
+        attempt.state = "running"
+        attempt.since = self.ctx.now
+        prospect.attempted.add(attempt.task.index)
+        self._save(attempt)
+        for ref in prospect.spec.blobs:
+            self.ctx.hold(ref, ("worker", attempt.task.job))
+        self.ctx.trace("run", job=attempt.task.job, task=attempt.task.index)
+        stewards = self.ctx.stewards(attempt.task.job, attempt.task.shard)
+        sources = tuple(p for p in dict.fromkeys((*stewards, prospect.statement.author)) if p != self.ctx.me)
+        self.ctx.effects.append(Run(attempt.task, prospect.spec, tickets.task_seed(attempt.task), sources))
+        if self._renew_at is None:
+            self._renew_at = self.ctx.now + limits.RENEW_MS
+
+    def progressed(self, task: TaskId, progress: int) -> None:
+        attempt = self.attempts.get(task)
+        if attempt is not None:
+            attempt.progress = max(0, min(1000, progress))
+
+    def _renew(self) -> None:
+        """Tell the stewards, shard by shard, what this worker holds."""
+        self._renew_at = None
+        by_shard: dict[tuple[JobId, int], list[Held]] = {}
+        for attempt in self.attempts.values():
+            if attempt.state == "bidding":
+                continue
+            stage: Stage = "running" if attempt.state in ("granted", "running") else attempt.state  # type: ignore[assignment]
+            held = Held(attempt.task.index, stage, attempt.bid.id, attempt.progress)
+            by_shard.setdefault((attempt.task.job, attempt.task.shard), []).append(held)
+        for (job, shard), holdings in sorted(by_shard.items()):
+            for steward in self.ctx.stewards(job, shard):
+                self.ctx.send(steward, Renew(job, shard, tuple(holdings[: limits.SHARD_TASKS])))
+        if by_shard:
+            self._renew_at = self.ctx.now + limits.RENEW_MS
+
+    def reconsider(self) -> None:
+        """The set of live peers changed: new stewards must hear of what this worker holds."""
+        if any(a.state != "bidding" for a in self.attempts.values()):
+            soon = self.ctx.now + limits.RETRY_MIN_MS
+            self._renew_at = soon if self._renew_at is None else min(self._renew_at, soon)
+        self._wake(self.ctx.now + limits.RETRY_MIN_MS)
+
+    # --- results ---------------------------------------------------------------------------------------------------
+    def finished(self, task: TaskId, result: RunResult) -> None:
+        """A task that this worker ran has ended."""
+        attempt = self.attempts.get(task)
+        if attempt is None or attempt.state != "running":
+            return
+        if result.outcome == "try-elsewhere":
+            self._elsewhere_once(attempt, result)
+        else:
+            self._elsewhere = 0
+            self._commit(attempt, result)
+        self._wake(self.ctx.now)
+        self._start_granted()
+
+    def _elsewhere_once(self, attempt: Attempt, result: RunResult) -> None:
+        self._elsewhere += 1
+        if self._elsewhere >= ELSEWHERE_MAX:
+            self.paused_until = self.ctx.now + ELSEWHERE_PAUSE_MS
+            self._elsewhere = 0
+            self._wake(self.paused_until)
+        self.ctx.trace("elsewhere", job=attempt.task.job, task=attempt.task.index, reason=result.reason)
+        for steward in self.ctx.stewards(attempt.task.job, attempt.task.shard):
+            self.ctx.send(steward, Release(attempt.task.job, attempt.task.shard, (attempt.task.index,), True))
+        self._drop(attempt, stop=False)
+
+    def _commit(self, attempt: Attempt, result: RunResult) -> None:
+        prospect = self.prospects.get(attempt.task.job)
+        if prospect is None:
+            self._drop(attempt, stop=False)
+            return
+        wall = max(1, result.usage.wall_ms)
+        prospect.expected_ms = wall if not prospect.expected_ms else (3 * prospect.expected_ms + wall) // 4
+        for file in result.files:
+            self.ctx.hold(file.blob, self._outputs(attempt.task))
+            self.ctx.stored.add(file.blob)
+        task = attempt.task
+        attempt.result = result
+        attempt.salt = self.ctx.entropy(32)
+        root = output_root(result.outcome, result.exit, result.files)
+        sealed = commitment(task.job, task.index, self.ctx.me, attempt.salt, root)
+        attempt.commit = self.ctx.sign(Commit(task.job, task.index, attempt.bid.id, sealed))
+        attempt.state = "committed"
+        attempt.progress = 1000
+        self._save(attempt)
+        self.ctx.trace("committed", job=task.job, task=task.index, outcome=result.outcome)
+        self._speak(attempt)
+
+    def _outputs(self, task: TaskId) -> tuple[str, JobId]:
+        return (f"output/{task.index}", task.job)
+
+    def _speak(self, attempt: Attempt) -> None:
+        """Offer the newest statement; to stewards that may lack the earlier ones, all of them."""
+        attempt.acked_by = set()
+        attempt.retry_ms = limits.RETRY_MIN_MS
+        attempt.retry_at = self.ctx.now + attempt.retry_ms
+        for steward in self.ctx.stewards(attempt.task.job, attempt.task.shard):
+            self._offer(attempt, steward)
+
+    def _offer(self, attempt: Attempt, steward: PeerId, *, everything: bool = False) -> None:
+        assert attempt.commit is not None
+        if attempt.reveal is None:
+            offered = [attempt.bid, attempt.commit]
+        elif everything or steward not in attempt.shown_by:
+            offered = [attempt.bid, attempt.commit, attempt.reveal]
+        else:
+            offered = [attempt.reveal]
+        self.ctx.offer(steward, offered)
+
+    def _repeat(self, attempt: Attempt) -> None:
+        """Some steward has not answered: say it again, ever more rarely."""
+        silent = [s for s in self.ctx.stewards(attempt.task.job, attempt.task.shard) if s not in attempt.acked_by]
+        for steward in silent:
+            self._offer(attempt, steward, everything=True)
+        attempt.retry_ms = min(2 * attempt.retry_ms, limits.RENEW_MS) if silent else limits.RENEW_MS
+        attempt.retry_at = self.ctx.now + attempt.retry_ms
+
+    def on_status(self, steward: PeerId, message: Status) -> None:
+        """A steward says how our tasks stand."""
+        if message.job not in self.prospects:
+            return
+        for status in message.tasks:
+            attempt = self.attempts.get(TaskId(message.job, status.task))
+            if attempt is not None and attempt.task.shard == message.shard:
+                self._on_task_status(attempt, steward, status)
+
+    def _on_task_status(self, attempt: Attempt, steward: PeerId, status: TaskStatus) -> None:
+        match status.standing:
+            case "unknown" if attempt.commit is not None:
+                self._offer(attempt, steward, everything=True)
+            case "unknown":
+                self.ctx.offer(steward, [attempt.bid])
+            case "held":
+                attempt.acked_by.add(steward)
+            case "reveal":
+                attempt.acked_by.add(steward)
+                self._on_shown(attempt, steward, status)
+            case "settled":
+                for envelope in status.envelopes:
+                    self.on_verdict(decode(envelope, self.verify))
+            case "closed":
+                self._on_closed(attempt, steward)
+            case "lost":
+                # It may still commit while the task is open; only time was lost.
+                self.ctx.trace("lease_lost", job=attempt.task.job, task=attempt.task.index, steward=steward)
+
+    def _on_closed(self, attempt: Attempt, steward: PeerId) -> None:
+        stewards = self.ctx.stewards(attempt.task.job, attempt.task.shard)
+        attempt.settled_by[steward] = ("closed", b"")
+        closed = [s for s in stewards if attempt.settled_by.get(s, ("", b""))[0] == "closed"]
+        if len(closed) >= majority(len(stewards)):
+            self._drop(attempt)
+
+    def _on_shown(self, attempt: Attempt, steward: PeerId, status: TaskStatus) -> None:
+        """A steward shows other commits: reveal once a majority has shown enough of them."""
+        if attempt.state == "revealed" and attempt.reveal is not None:
+            self._offer(attempt, steward, everything=True)
+            return
+        prospect = self.prospects[attempt.task.job]
+        if attempt.state != "committed" or self._others(attempt, status) < prospect.spec.validate.agree - 1:
+            return
+        stewards = self.ctx.stewards(attempt.task.job, attempt.task.shard)
+        attempt.shown_by.add(steward)
+        if len(attempt.shown_by & set(stewards)) >= majority(len(stewards)):
+            self._reveal(attempt)
+
+    def _others(self, attempt: Attempt, status: TaskStatus) -> int:
+        """How many other workers' commits for this very task the steward has shown."""
+        authors = set()
+        for envelope in status.envelopes:
+            statement = decode(envelope, self.verify)
+            body = statement.body
+            if not isinstance(body, Commit) or (body.job, body.task) != (
+                attempt.task.job,
+                attempt.task.index,
+            ):
+                raise PeerError("bad-commit", "a steward shows commits of another task")
+            authors.add(statement.author)
+        return len(authors - {self.ctx.me})
+
+    def _reveal(self, attempt: Attempt) -> None:
+        assert attempt.commit is not None
+        assert attempt.result is not None
+        assert self.profile is not None
+        task, result = attempt.task, attempt.result
+        spec = self.prospects[task.job].spec
+        body = Reveal(
+            job=task.job,
+            task=task.index,
+            commit=attempt.commit.id,
+            salt=attempt.salt,
+            root=output_root(result.outcome, result.exit, result.files),
+            outcome=result.outcome,
+            exit=result.exit,
+            outputs=result.files,
+            usage=result.usage,
+            executor=spec.run.executor,
+            hardware=self.profile.hardware,
+            log=result.log,
+        )
+        attempt.reveal = self.ctx.sign(body)
+        attempt.state = "revealed"
+        self._save(attempt)
+        self.ctx.trace("revealed", job=task.job, task=task.index)
+        self._speak(attempt)
+
+    def on_verdict(self, statement: Statement) -> None:
+        """A steward's verdict on a task of ours: a majority of equal ones ends the attempt."""
+        body = statement.body
+        attempt = self.attempts.get(TaskId(body.job, body.task)) if statement.kind == "verdict" else None
+        if attempt is None or not self.ctx.may_judge(statement.author, body.job, attempt.task.shard):
+            return
+        attempt.settled_by[statement.author] = body.result
+        same = sum(1 for result in attempt.settled_by.values() if result == body.result)
+        size = max(len(self.ctx.stewards(body.job, attempt.task.shard)), len(body.stewards))
+        if same >= majority(size):
+            mine = [vote.agreed for vote in body.votes if vote.worker == self.ctx.me]
+            self.ctx.trace("result_judged", job=body.job, task=body.task, agreed=mine[0] if mine else None)
+            self._drop(attempt)
+
+    # --- ends and restarts -----------------------------------------------------------------------------------------
+    def _drop(self, attempt: Attempt, *, stop: bool = True) -> None:
+        del self.attempts[attempt.task]
+        if attempt.state == "running" and stop:
+            self.ctx.effects.append(Stop(attempt.task))
+        if attempt.state in ("running", "committed", "revealed"):
+            self.ctx.save_record(Record(ATTEMPT_RECORD, _record_key(attempt.task), None))
+        self.ctx.let_go_all(self._outputs(attempt.task))
+        self._wake(self.ctx.now)
+
+    def _save(self, attempt: Attempt) -> None:
+        result = attempt.result
+        value = [
+            attempt.bid.envelope,
+            attempt.commit.envelope if attempt.commit else None,
+            attempt.reveal.envelope if attempt.reveal else None,
+            attempt.salt,
+            _pack_result(result) if result else None,
+        ]
+        self.ctx.save_record(Record(ATTEMPT_RECORD, _record_key(attempt.task), codec.pack(value)))
+
+    def restore(self, record: Record) -> None:
+        """Take up an attempt that a former process of this node had made. Its job is known already."""
+        assert record.value is not None
+        job, index = JobId(record.key[:32]), int.from_bytes(record.key[32:], "big")
+        prospect = self.prospects.get(job)
+        if prospect is None:
+            self.ctx.save_record(Record(ATTEMPT_RECORD, record.key, None))
+            return
+        bid, commit, reveal, salt, result = codec.unpack(record.value, limits.FRAME_BYTES_MAX)
+        attempt = Attempt(TaskId(job, index), "granted", decode(bid, self.verify), self.ctx.now)
+        attempt.salt = salt
+        attempt.retry_at = self.ctx.now
+        if commit is not None:
+            attempt.state = "committed"
+            attempt.commit = decode(commit, self.verify)
+            attempt.result = _unpack_result(result)
+            for file in attempt.result.files:
+                self.ctx.hold(file.blob, self._outputs(attempt.task))
+        if reveal is not None:
+            attempt.state = "revealed"
+            attempt.reveal = decode(reveal, self.verify)
+        prospect.attempted.add(index)
+        self.attempts[attempt.task] = attempt
+        self._renew_at = self.ctx.now + limits.RETRY_MIN_MS
+        self._wake(self.ctx.now)
+
+
+def _record_key(task: TaskId) -> bytes:
+    return bytes(task.job) + task.index.to_bytes(4, "big")
+
+
+def _pack_result(result: RunResult) -> list[object]:
+    files = [[f.path, f.blob.digest, f.blob.size] for f in result.files]
+    usage = [result.usage.cpu_ms, result.usage.wall_ms, result.usage.peak_memory]
+    return [result.outcome, result.exit, files, usage, result.log]
+
+
+def _unpack_result(raw: list[object]) -> RunResult:
+    outcome, exit_status, files, usage, log = raw
+    found = tuple(File(path, BlobRef(digest, size)) for path, digest, size in files)  # type: ignore[attr-defined]
+    return RunResult(outcome, exit_status, found, Usage(*usage), log)  # type: ignore[arg-type, misc]
