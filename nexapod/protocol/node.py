@@ -435,7 +435,7 @@ class Node:
         self.worker.reconsider()
 
     def _arm_announcement(self, job: JobId) -> None:
-        """Stewards of an unfinished shard announce the job again, the nearest first; hearing it puts all of them off."""
+        """Stewards of an unfinished shard announce the job again, the nearest first; hearing it puts all off."""
         entry = self.jobs[job]
         ranks = [
             s.stewards.index(self.me) for (j, _), s in self.stewards.items() if j == job and s.active and not s.finished

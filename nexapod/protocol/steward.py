@@ -306,18 +306,24 @@ class Steward:
         known_stage = "revealed" if worker in file.reveals else "committed" if worker in file.commits else "running"
         lease = desk.leases.get(worker)
         mine_to_keep = self.active and not self.closed and desk.settled is None
-        if lease is None and mine_to_keep and worker not in file.reveals and bid in self.state.bids:
-            # After a restart, or an expiry: it goes on if nobody took its place.
-            if self._grants(task, worker) or worker in file.commits:
-                self._lease(task, worker)
-                lease = desk.leases[worker]
+        known = bid in self.state.bids
+        # After a restart, or an expiry: it goes on if nobody took its place.
+        if (
+            lease is None
+            and mine_to_keep
+            and known
+            and worker not in file.reveals
+            and (worker in file.commits or self._grants(task, worker))
+        ):
+            self._lease(task, worker)
+            lease = desk.leases[worker]
         if lease is not None:
             lease.expires = self.ctx.now + limits.LEASE_TTL_MS
             lease.progress = max(lease.progress, progress)
         order = ("running", "committed", "revealed")
-        if (desk.settled is None and order.index(stage) > order.index(known_stage)) or bid not in self.state.bids:
-            if desk.settled is None and not self.closed:
-                return TaskStatus(task, "unknown", ())
+        behind = not known or order.index(stage) > order.index(known_stage)
+        if behind and desk.settled is None and not self.closed:
+            return TaskStatus(task, "unknown", ())
         return self._status(task, worker)
 
     def _status(self, task: int, worker: PeerId) -> TaskStatus:
@@ -403,7 +409,7 @@ class Steward:
                 self.ctx.send(sender, Status(self.job, self.shard, (TaskStatus(body.task, "unknown", ()),)))
             return
         if isinstance(body, Bid):
-            if statement.author == sender and self.active and not self.closed:
+            if added == "new" and statement.author == sender and self.active and not self.closed:
                 self.on_bid(statement)
             return
         if added == "new":

@@ -501,13 +501,13 @@ class Worker:
 
     def _offer(self, attempt: Attempt, steward: PeerId, *, everything: bool = False) -> None:
         assert attempt.commit is not None
+        known = [] if steward in attempt.granted_by and not everything else [attempt.bid]
         if attempt.reveal is None:
-            offered = [attempt.bid, attempt.commit]
+            self.ctx.offer(steward, [*known, attempt.commit])
         elif everything or steward not in attempt.shown_by:
-            offered = [attempt.bid, attempt.commit, attempt.reveal]
+            self.ctx.offer(steward, [attempt.bid, attempt.commit, attempt.reveal])
         else:
-            offered = [attempt.reveal]
-        self.ctx.offer(steward, offered)
+            self.ctx.offer(steward, [attempt.reveal])
 
     def _repeat(self, attempt: Attempt) -> None:
         """Some steward has not answered: say it again, ever more rarely."""
