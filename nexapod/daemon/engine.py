@@ -1,0 +1,152 @@
+"""The engine loop: events into the core, effects out of it, saves first.
+
+Everything that happens to this node is an event in one queue. The loop takes what has gathered, hands it to the core
+event by event, commits all that the core wants kept in one transaction, and only then lets the other effects run. A
+commit that fails (a full disk) stops the node from speaking until it succeeds: nothing is lost, nothing is claimed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import structlog
+import trio
+
+from nexapod.protocol.errors import LocalError
+from nexapod.protocol.events import Effect, Event, Received, Save, Tick
+from nexapod.protocol.node import Node
+from nexapod.protocol.records import Record
+from nexapod.protocol.types import Millis, PeerId
+
+log = structlog.get_logger()
+
+BATCH_MAX = 256
+QUEUED_PER_PEER_MAX = 1024
+"""Frames of one peer that wait at once. Messages are idempotent and repeated: more of them are dropped, and counted."""
+COMMIT_RETRY_S = (1.0, 2.0, 5.0, 15.0, 30.0)
+
+
+class Keeper(Protocol):
+    """What the engine needs of the store."""
+
+    async def commit(self, records: Sequence[Record]) -> None: ...
+
+
+def monotonic_ms() -> Millis:
+    """The clock of the core."""
+    return int(trio.current_time() * 1000)
+
+
+@dataclass(slots=True)
+class Act:
+    """An event whose sender waits for what comes of it."""
+
+    event: Event
+    done: trio.Event = field(default_factory=trio.Event)
+    effects: list[Effect] = field(default_factory=list)
+    error: LocalError | None = None
+
+
+class Engine:
+    """Owns the node: nothing else calls `node.handle`."""
+
+    def __init__(self, node: Node, store: Keeper, perform: Callable[[Effect], None]) -> None:
+        self.node = node
+        self.dropped: Counter[str] = Counter()
+        self.stalled = ""
+        """Why nothing is said at the moment: the store does not take what must be kept. Empty when all is well."""
+        self._store = store
+        self._perform = perform
+        self._queue: deque[Event | Act] = deque()
+        self._queued: Counter[PeerId] = Counter()
+        self._wake = trio.Event()
+
+    def post(self, event: Event) -> None:
+        """Hand over an event; never waits. A peer that floods loses its own frames only."""
+        if isinstance(event, Received):
+            if self._queued[event.peer] >= QUEUED_PER_PEER_MAX:
+                self.dropped["frames"] += 1
+                return
+            self._queued[event.peer] += 1
+        self._queue.append(event)
+        self._wake.set()
+
+    async def act(self, event: Event) -> list[Effect]:
+        """Hand over an event and wait until all its effects have run. Raises the core's LocalError."""
+        waiting = Act(event)
+        self._queue.append(waiting)
+        self._wake.set()
+        await waiting.done.wait()
+        if waiting.error is not None:
+            raise waiting.error
+        return waiting.effects
+
+    async def run(self) -> None:
+        """The loop; runs until cancelled."""
+        while True:
+            await self._wait()
+            acts: list[Act] = []
+            effects = self._take(acts)
+            await self._commit([e.record for e in effects if isinstance(e, Save)])
+            for effect in effects:
+                if not isinstance(effect, Save):
+                    self._perform(effect)
+            for act in acts:
+                act.done.set()
+            # One batch may follow another without a pause: let the others have their turn.
+            await trio.lowlevel.checkpoint()
+
+    async def _wait(self) -> None:
+        deadline = self.node.deadline
+        pause = float("inf") if deadline is None else max(0.0, deadline / 1000 - trio.current_time())
+        with trio.move_on_after(pause):
+            while not self._queue:
+                self._wake = trio.Event()
+                await self._wake.wait()
+
+    def _take(self, acts: list[Act]) -> list[Effect]:
+        now = monotonic_ms()
+        effects: list[Effect] = []
+        if not self._queue:
+            return self.node.handle(Tick(), now)
+        for _ in range(min(len(self._queue), BATCH_MAX)):
+            item = self._queue.popleft()
+            if isinstance(item, Act):
+                effects += self._act(item, now)
+                acts.append(item)
+                continue
+            if isinstance(item, Received):
+                self._queued[item.peer] -= 1
+                if not self._queued[item.peer]:
+                    del self._queued[item.peer]
+            effects += self.node.handle(item, now)
+        return effects
+
+    def _act(self, item: Act, now: Millis) -> list[Effect]:
+        try:
+            item.effects = self.node.handle(item.event, now)
+        except LocalError as error:
+            item.error = error
+        return item.effects
+
+    async def _commit(self, records: list[Record]) -> None:
+        if not records:
+            return
+        attempt = 0
+        while True:
+            try:
+                await self._store.commit(records)
+            except LocalError as error:
+                self.stalled = str(error)
+                pause = COMMIT_RETRY_S[min(attempt, len(COMMIT_RETRY_S) - 1)]
+                log.error("store_failed", error=str(error), retry_s=pause, records=len(records))
+                attempt += 1
+                await trio.sleep(pause)
+            else:
+                if self.stalled:
+                    log.info("store_recovered", records=len(records))
+                self.stalled = ""
+                return
