@@ -53,13 +53,12 @@ class Act:
 class Engine:
     """Owns the node: nothing else calls `node.handle`."""
 
-    def __init__(self, node: Node, store: Keeper, perform: Callable[[Effect], None]) -> None:
+    def __init__(self, node: Node, store: Keeper) -> None:
         self.node = node
         self.dropped: Counter[str] = Counter()
         self.stalled = ""
         """Why nothing is said at the moment: the store does not take what must be kept. Empty when all is well."""
         self._store = store
-        self._perform = perform
         self._queue: deque[Event | Act] = deque()
         self._queued: Counter[PeerId] = Counter()
         self._wake = trio.Event()
@@ -84,8 +83,8 @@ class Engine:
             raise waiting.error
         return waiting.effects
 
-    async def run(self) -> None:
-        """The loop; runs until cancelled."""
+    async def run(self, perform: Callable[[Effect], None]) -> None:
+        """The loop; runs until cancelled. `perform` carries out every effect but Save, and never waits."""
         while True:
             await self._wait()
             acts: list[Act] = []
@@ -93,7 +92,7 @@ class Engine:
             await self._commit([e.record for e in effects if isinstance(e, Save)])
             for effect in effects:
                 if not isinstance(effect, Save):
-                    self._perform(effect)
+                    perform(effect)
             for act in acts:
                 act.done.set()
             # One batch may follow another without a pause: let the others have their turn.

@@ -11,6 +11,7 @@ import os
 import shutil
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import trio
 from nexapod.blobs.exchange import Exchange
 from nexapod.blobs.store import BlobStore
 from nexapod.executor.contract import Ended, Executor, TaskRun
-from nexapod.executor.outputs import collect
+from nexapod.executor.outputs import OutputRefused, collect
 from nexapod.protocol.events import Event, Finished, Progressed, Run
 from nexapod.protocol.types import BlobRef, File, JobSpec, PeerId, RunResult, TaskId
 
@@ -198,21 +199,23 @@ class TaskRunner:
     async def _gather(self, ended: Ended, run: TaskRun) -> RunResult:
         if ended.outcome != "ok":
             return RunResult(ended.outcome, ended.exit, (), ended.usage, ended.log, ended.reason)
-        found = await trio.to_thread.run_sync(collect, run.output, run.limits)
-        if found.problem:
-            return RunResult("output-limit", ended.exit, (), ended.usage, ended.log, found.problem)
-        files = [File(entry.path, await self._blobs.put_file(entry.file)) for entry in found.entries]
+        try:
+            found = await trio.to_thread.run_sync(partial(collect, run.output, bytes_max=run.limits.output))
+        except OutputRefused as error:
+            return RunResult(error.outcome, ended.exit or 1, (), ended.usage, ended.log, error.reason)
+        files = [File(entry.path, await self._blobs.put_file(entry.source)) for entry in found]
         ordered = tuple(sorted(files, key=lambda file: file.path))
         return RunResult("ok", ended.exit, ordered, ended.usage, ended.log)
 
 
 def _lay_out(run: TaskRun) -> None:
-    """Fresh input and output folders; a checkpoint that is there stays."""
+    """Fresh input and output folders; a checkpoint that is there stays. Only their parent is closed to others."""
+    run.input.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     for fresh in (run.input, run.output):
         if fresh.exists():
             shutil.rmtree(fresh)
-        fresh.mkdir(parents=True, mode=0o700)
-    run.checkpoint.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fresh.mkdir(parents=True)
+    run.checkpoint.mkdir(exist_ok=True)
 
 
 def _remove(folder: Path) -> None:

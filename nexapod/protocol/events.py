@@ -101,6 +101,15 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
+class Misbehaved:
+    """A peer broke a rule of an adapter's own protocol (blobs, links)."""
+
+    peer: PeerId
+    rule: str
+    penalty: int
+
+
+@dataclass(frozen=True, slots=True)
 class BlobReady:
     """A blob that `Fetch` asked for is in the store."""
 
@@ -127,6 +136,7 @@ Event: TypeAlias = (
     | Drain
     | Progressed
     | Finished
+    | Misbehaved
     | BlobReady
     | BlobFailed
 )

@@ -56,6 +56,8 @@ JOBS_PER_AUTHOR_PER_MINUTE: Final = 60
 # --- times ---------------------------------------------------------------------------------------------------------
 LEASE_TTL_MS: Final = 60_000
 RENEW_MS: Final = 20_000
+LOST_LINK_MS: Final = 10_000
+"""What is left of the leases of a worker whose link broke, unless it comes back and renews them."""
 RETRY_MIN_MS: Final = 1_000
 """First repetition of something no steward has answered; doubles up to RENEW_MS."""
 BID_ANSWER_MS: Final = 3_000
@@ -90,6 +92,7 @@ PENALTY_DECAY_MS: Final = 60_000
 
 assert LEASE_TTL_MS >= 3 * RENEW_MS, "a lease must survive two lost renewals"
 assert RETRY_MIN_MS < RENEW_MS
+assert LOST_LINK_MS >= 5 * RETRY_MIN_MS, "a worker whose link is mended renews before its leases end"
 assert BID_ANSWER_MS < LEASE_TTL_MS // 2, "a bid is settled long before its leases end"
 assert REVEAL_TTL_MS >= LEASE_TTL_MS
 assert ENVELOPE_BYTES_MAX + OFFER_BYTES_MAX <= FRAME_BYTES_MAX, "one offer and one envelope fit a frame"

@@ -25,6 +25,7 @@ from nexapod.protocol.events import (
     Event,
     Finished,
     Gossiped,
+    Misbehaved,
     PeerDown,
     PeerUp,
     Penalise,
@@ -184,8 +185,10 @@ class Node:
                 self._peer_up(peer, addr)
             case PeerDown(peer):
                 ctx.directory.peer_down(peer, ctx.now)
+                self._worker_lost(peer)
             case Unreachable(peer):
                 ctx.directory.unreachable(peer, ctx.now)
+                self._worker_lost(peer)
             case ProfileChanged(profile):
                 self._profile = profile
                 self._publish_profile()
@@ -199,6 +202,8 @@ class Node:
                 self.worker.progressed(task, progress)
             case Finished(task, result):
                 self.worker.finished(task, result)
+            case Misbehaved(peer, rule, penalty):
+                self._penalise(peer, PeerError(rule, penalty=penalty))
             case BlobReady(ref):
                 ctx.stored.add(ref)
                 self._on_blob(ref, ready=True)
@@ -242,10 +247,16 @@ class Node:
         directory = self.ctx.directory
         directory.peer_up(peer, addr)
         self._sync_with(peer)
+        self.worker.peer_up(peer)
         for key, steward in self.stewards.items():
             if steward.statement.author == peer:
                 steward.submitter_up()
                 self._touched.add(key)
+
+    def _worker_lost(self, peer: PeerId) -> None:
+        for key, steward in self.stewards.items():
+            steward.worker_lost(peer)
+            self._touched.add(key)
 
     def _sync_with(self, peer: PeerId) -> None:
         directory = self.ctx.directory

@@ -184,6 +184,15 @@ class Steward:
                 self._judge(task)
                 self._announce_open(task)
 
+    def worker_lost(self, worker: PeerId) -> None:
+        """Its link broke: its leases end soon, unless it comes back and renews them."""
+        soon = self.ctx.now + limits.LOST_LINK_MS
+        for desk in self.desks.values():
+            lease = desk.leases.get(worker)
+            if lease is not None and lease.expires > soon:
+                lease.expires = soon
+                self._wake(soon)
+
     # --- inputs ----------------------------------------------------------------------------------------------------
     @property
     def owner(self) -> tuple[str, JobId]:

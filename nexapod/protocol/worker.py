@@ -434,6 +434,13 @@ class Worker:
         if by_shard:
             self._renew_at = self.ctx.now + limits.RENEW_MS
 
+    def peer_up(self, peer: PeerId) -> None:
+        """A link is (back) there: if it is a steward's, tell it soon that this worker is alive."""
+        places = {(a.task.job, a.task.shard) for a in self.attempts.values() if a.state != "bidding"}
+        if any(peer in self.ctx.stewards(job, shard) for job, shard in sorted(places)):
+            soon = self.ctx.now + limits.RETRY_MIN_MS
+            self._renew_at = soon if self._renew_at is None else min(self._renew_at, soon)
+
     def reconsider(self) -> None:
         """The set of live peers changed: new stewards must hear of what this worker holds."""
         if any(a.state != "bidding" for a in self.attempts.values()):

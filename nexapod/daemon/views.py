@@ -1,0 +1,180 @@
+"""The node as JSON: what the API shows. Reads, never changes; every word in it is DESIGN's vocabulary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nexapod.protocol.limits import SHARD_TASKS
+from nexapod.protocol.messages import ActiveTask
+from nexapod.protocol.node import JobEntry, Node
+from nexapod.protocol.statements import Verdict
+from nexapod.protocol.submitter import Submission
+from nexapod.protocol.types import JobId, Profile
+
+
+def profile_view(profile: Profile) -> dict[str, Any]:
+    """A profile's facts."""
+    return {
+        "agent": profile.agent,
+        "os": profile.os,
+        "arch": profile.arch,
+        "cpu_model": profile.cpu_model,
+        "cpus": profile.cpus,
+        "memory": profile.memory,
+        "disk_free": profile.disk_free,
+        "gpus": [
+            {"model": g.model, "memory": g.memory, "capability": g.capability, "driver": g.driver}
+            for g in profile.gpus
+        ],
+        "executors": [{"name": e.name, "version": e.version} for e in profile.executors],
+        "images": list(profile.images),
+        "addrs": list(profile.addrs),
+        "serves": profile.serves,
+        "slots": profile.slots,
+    }
+
+
+def peers_view(node: Node) -> list[dict[str, Any]]:
+    """Every peer that is known or connected, this one left out."""
+    directory = node.ctx.directory
+    rows = []
+    for peer in sorted({*directory.known, *directory.links} - {node.me}):
+        known = directory.known.get(peer)
+        row: dict[str, Any] = {
+            "peer_id": peer,
+            "connected": peer in directory.links,
+            "address": directory.links.get(peer, ""),
+            "live": directory.live(peer, node.ctx.now),
+            "heard_s": (node.ctx.now - known.heard) // 1000 if known else None,
+        }
+        row |= profile_view(known.profile) if known else {}
+        rows.append(row)
+    return rows
+
+
+def job_state(node: Node, entry: JobEntry) -> str:
+    """placing, running, complete or cancelled; `active` when this peer is not its submitter."""
+    submission = node.submissions.get(JobId(entry.statement.id))
+    if entry.state == "cancelled":
+        return "cancelled"
+    if entry.state == "settled":
+        return "complete"
+    if submission is None:
+        return "active"
+    return "running" if submission.placed else "placing"
+
+
+def job_row(node: Node, entry: JobEntry) -> dict[str, Any]:
+    """One line of the list of jobs. Counts are null where this peer does not know them."""
+    job = JobId(entry.statement.id)
+    submission = node.submissions.get(job)
+    decided = list(submission.decided.values()) if submission else None
+    active = _active(submission) if submission else {}
+    return {
+        "job_id": job.hex(),
+        "name": entry.spec.name,
+        "submitter": entry.statement.author,
+        "mine": submission is not None,
+        "state": job_state(node, entry),
+        "tasks": entry.spec.tasks,
+        "settled": None if decided is None else sum(1 for v in decided if v.outcome == "accepted"),
+        "failed": None if decided is None else sum(1 for v in decided if v.outcome == "failed"),
+        "running": None if decided is None else len(active),
+        "created": entry.spec.stamp,
+    }
+
+
+def job_view(node: Node, entry: JobEntry) -> dict[str, Any]:
+    """A job in full: its description, where it is placed, and each task that this peer can speak of."""
+    job = JobId(entry.statement.id)
+    submission = node.submissions.get(job)
+    spec = entry.spec
+    placed = {peer for peers in submission.placed_on.values() for peer in peers} if submission else set()
+    return job_row(node, entry) | {
+        "description": spec.description,
+        "tags": list(spec.tags),
+        "executor": spec.run.executor,
+        "agree": spec.validate.agree,
+        "max_replicas": spec.validate.max_replicas,
+        "placed": bool(submission and submission.placed),
+        "placed_on": sorted(placed - {node.me}),
+        "task_list": _tasks(submission) if submission else [],
+    }
+
+
+def results_view(submission: Submission) -> list[dict[str, Any]]:
+    """What is settled so far: outcome, reason and files of each decided task."""
+    return [
+        {
+            "index": task,
+            "outcome": verdict.outcome,
+            "reason": verdict.reason,
+            "files": [{"path": f.path, "ref": str(f.blob), "size": f.blob.size} for f in submission.outputs(task)],
+        }
+        for task, verdict in sorted(submission.decided.items())
+    ]
+
+
+def log_view(submission: Submission, task: int) -> list[dict[str, Any]]:
+    """The last lines of each replica of a task that has been revealed."""
+    file = submission.states[task // SHARD_TASKS].file(task)
+    return [
+        {"peer": worker, "outcome": s.body.outcome, "exit": s.body.exit, "log": s.body.log}
+        for worker, s in sorted(file.reveals.items())
+    ]
+
+
+def _active(submission: Submission) -> dict[int, ActiveTask]:
+    """What stewards last said is being worked on, less what has been decided since."""
+    return {
+        task.task: task
+        for view in submission.views.values()
+        for task in view.active
+        if task.task not in submission.decided
+    }
+
+
+def _tasks(submission: Submission) -> list[dict[str, Any]]:
+    active = _active(submission)
+    return [_task(submission, task, active.get(task)) for task in range(submission.spec.tasks)]
+
+
+def _task(submission: Submission, task: int, active: ActiveTask | None) -> dict[str, Any]:
+    verdict = submission.decided.get(task)
+    file = submission.states[task // SHARD_TASKS].file(task)
+    state = "open"
+    if verdict is not None:
+        state = "settled" if verdict.outcome == "accepted" else "failed"
+    elif active is not None:
+        state = "committed" if active.committed else "leased"
+    return {
+        "index": task,
+        "state": state,
+        "progress": 1.0 if verdict else (active.progress / 1000 if active else 0.0),
+        "workers": list(active.workers) if active else sorted(file.commits),
+        "reason": verdict.reason if verdict else "",
+        "replicas": [
+            {
+                "peer": worker,
+                "outcome": s.body.outcome,
+                "root": s.body.root.hex(),
+                "exit": s.body.exit,
+                "wall_ms": s.body.usage.wall_ms,
+                "cpu_ms": s.body.usage.cpu_ms,
+                "peak_memory": s.body.usage.peak_memory,
+                "hardware": s.body.hardware,
+                "agreed": _agreed(verdict, s.body.root),
+            }
+            for worker, s in sorted(file.reveals.items())
+        ],
+        "verdicts": [
+            {"peer": steward, "outcome": s.body.outcome, "root": s.body.root.hex()}
+            for steward, s in sorted(file.verdicts.items())
+        ],
+    }
+
+
+def _agreed(verdict: Verdict | None, root: bytes) -> bool | None:
+    if verdict is None:
+        return None
+    return verdict.outcome == "accepted" and verdict.root == root
