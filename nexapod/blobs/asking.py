@@ -1,0 +1,178 @@
+"""One question to one peer, and its answer: numbering, windows, timeouts. Does not know what a fetch is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TypeAlias
+
+import trio
+
+from nexapod.blobs.frames import Answer, AskChunk, AskList, ChunkPart, ListPart, NotHere, Question, encode
+from nexapod.blobs.serving import LINK_ERRORS, Send
+from nexapod.protocol.errors import PeerError
+from nexapod.protocol.types import PeerId
+
+ASKED_PER_PEER_MAX = 12
+"""Questions open at one peer: below what an honest server accepts, even with some that we gave up."""
+MEMORY_MAX = 64 << 20
+"""Bytes of all answers that may be in memory at once."""
+
+
+class Failure(Enum):
+    """Why a question has no answer."""
+
+    NOT_HERE = "does not have it"
+    SILENT = "did not answer in time"
+    GONE = "is not connected"
+    BROKE_RULES = "sent a wrong answer"
+
+
+Outcome: TypeAlias = bytearray | Failure
+
+
+@dataclass(eq=False, slots=True)
+class _Asked:
+    """An open question. `size`: the bytes that its answer must have."""
+
+    peer: PeerId
+    question: Question
+    size: int
+    at: float
+    data: bytearray = field(default_factory=bytearray)
+    failure: Failure | None = None
+    done: trio.Event = field(default_factory=trio.Event)
+
+    def end(self, failure: Failure | None = None) -> None:
+        self.failure = failure
+        self.done.set()
+
+
+@dataclass(eq=False, slots=True)
+class _Peer:
+    """What is shared by the questions open at one peer; lives as long as there are any."""
+
+    window: trio.Semaphore = field(default_factory=lambda: trio.Semaphore(ASKED_PER_PEER_MAX))
+    heard: float = 0.0
+    users: int = 0
+
+
+class ByteBudget:
+    """Bytes of memory shared by many tasks, first come first served."""
+
+    def __init__(self, total: int) -> None:
+        self._free = total
+        self._turn = trio.Lock()
+        self._released = trio.Event()
+
+    async def acquire(self, amount: int) -> None:
+        """Wait until `amount` bytes (at most the total) are free, and take them."""
+        async with self._turn:
+            while self._free < amount:
+                self._released = trio.Event()
+                await self._released.wait()
+            self._free -= amount
+
+    def release(self, amount: int) -> None:
+        self._free += amount
+        self._released.set()
+
+
+class Asker:
+    """All open questions of this machine."""
+
+    def __init__(self, send: Send, *, stall_s: float, answer_s: float, send_s: float) -> None:
+        """`stall_s`: silence of a peer that has open questions. `answer_s`: one whole answer. `send_s`: one
+        frame.
+        """
+        self._send = send
+        self._stall_s = stall_s
+        self._answer_s = answer_s
+        self._send_s = send_s
+        self._asked: dict[int, _Asked] = {}
+        self._peers: dict[PeerId, _Peer] = {}
+        self._next_id = 0
+        self._memory = ByteBudget(MEMORY_MAX)
+
+    async def ask(self, peer: PeerId, question: Callable[[int], Question], size: int) -> Outcome:
+        """Ask, and wait for an answer of exactly `size` bytes."""
+        state = self._peers.setdefault(peer, _Peer())
+        state.users += 1
+        try:
+            async with state.window:
+                await self._memory.acquire(size)
+                try:
+                    return await self._ask(peer, state, question, size)
+                finally:
+                    self._memory.release(size)
+        finally:
+            state.users -= 1
+            if not state.users:
+                del self._peers[peer]
+
+    def on_answer(self, peer: PeerId, frame: Answer) -> None:
+        """Take in an answer. Raises PeerError when it is none of ours, or not one to what was asked."""
+        asked = self._asked.get(frame.id)
+        if asked is None:
+            if frame.id >= self._next_id:
+                raise PeerError("bulk-unasked", "an answer to a question that was never asked")
+            return  # late: we gave it up
+        if asked.peer != peer:
+            raise PeerError("bulk-unasked", "an answer to a question asked of another peer")
+        if asked.done.is_set():
+            return  # its link broke, or it has all its bytes: the asking task is about to see that
+        self._peers[peer].heard = trio.current_time()
+        if isinstance(frame, NotHere):
+            asked.end(Failure.NOT_HERE)
+        elif not _fits(asked, frame):
+            asked.end(Failure.BROKE_RULES)
+            raise PeerError("bulk-answer", "of another kind or length than asked")
+        else:
+            asked.data += frame.data
+            if len(asked.data) == asked.size:
+                asked.end()
+
+    def peer_gone(self, peer: PeerId) -> None:
+        """Its link is gone: no answer will come."""
+        for asked in self._asked.values():
+            if asked.peer == peer:
+                asked.end(Failure.GONE)
+
+    async def _ask(self, peer: PeerId, state: _Peer, question: Callable[[int], Question], size: int) -> Outcome:
+        id = self._next_id
+        self._next_id += 1
+        asked = _Asked(peer, question(id), size, trio.current_time())
+        self._asked[id] = asked
+        try:
+            with trio.fail_after(self._send_s):
+                await self._send(peer, encode(asked.question))
+            await self._wait(asked, state)
+        except LINK_ERRORS:
+            return Failure.GONE
+        except trio.TooSlowError:
+            return Failure.SILENT
+        finally:
+            del self._asked[id]
+        return asked.failure or asked.data
+
+    async def _wait(self, asked: _Asked, state: _Peer) -> None:
+        """Until it is answered. Raises TooSlowError once the peer is silent for too long.
+
+        Answers come one after another: while the peer is busy with an earlier one of ours it is not silent.
+        """
+        while not asked.done.is_set():
+            deadline = min(max(asked.at, state.heard) + self._stall_s, asked.at + self._answer_s)
+            if trio.current_time() >= deadline:
+                raise trio.TooSlowError
+            with trio.move_on_at(deadline):
+                await asked.done.wait()
+
+
+def _fits(asked: _Asked, frame: ListPart | ChunkPart) -> bool:
+    if len(asked.data) + len(frame.data) > asked.size:
+        return False
+    if isinstance(frame, ChunkPart):
+        return isinstance(asked.question, AskChunk) and frame.offset == len(asked.data)
+    # A list answer is one frame: what is asked for fits.
+    return isinstance(asked.question, AskList) and len(frame.data) == asked.size

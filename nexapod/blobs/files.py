@@ -1,0 +1,324 @@
+"""How blobs lie on disk, and the blocking work on those files. Runs in worker threads; knows nothing of trio.
+
+    objects/<digest>-<size>     the bytes, read-only
+    lists/<digest>-<size>       the 32-byte digests of its chunks, for blobs of more than one
+    partial/<digest>-<size>.*   what is being fetched (partial.py)
+    tmp/                        what is being written: emptied on start
+
+A file gets its name only once its bytes are on disk, and a list before its object: whatever has a name is
+whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import stat
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from nexapod.blobs.errors import BlobCorrupt, BlobError, BlobMissing, BlobTooLarge, disk_errors
+from nexapod.protocol.limits import CHUNK_BYTES
+from nexapod.protocol.types import BlobRef, Digest, blob_root
+
+DIGEST_BYTES = 32
+PARTIAL_KEPT_S = 7 * 24 * 3600
+"""A fetch that nobody took up again for so long is forgotten."""
+CheckCancelled = Callable[[], None]
+"""Called between chunks of long work; raises to end it."""
+
+
+class Layout:
+    """The paths of a blob folder. Creating it makes the folders and clears what a crash left behind."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.objects = root / "objects"
+        self.lists = root / "lists"
+        self.partial = root / "partial"
+        self.tmp = root / "tmp"
+        with disk_errors(root):
+            for folder in (root, self.objects, self.lists, self.partial, self.tmp):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._clear()
+
+    def object(self, ref: BlobRef) -> Path:
+        return self.objects / name_of(ref)
+
+    def list(self, ref: BlobRef) -> Path:
+        return self.lists / name_of(ref)
+
+    def refs(self) -> Iterator[BlobRef]:
+        """Every whole blob, in no particular order."""
+        for entry in os.scandir(self.objects):
+            ref = ref_named(entry.name)
+            if ref is not None:
+                yield ref
+
+    def _clear(self) -> None:
+        for entry in os.scandir(self.tmp):
+            os.unlink(entry.path)
+        oldest = time.time() - PARTIAL_KEPT_S
+        for entry in os.scandir(self.partial):
+            if entry.stat(follow_symlinks=False).st_mtime < oldest:
+                os.unlink(entry.path)
+        for entry in os.scandir(self.lists):
+            # A crash between a list and its object, or between the two deletions.
+            if not (self.objects / entry.name).exists():
+                os.unlink(entry.path)
+
+
+def name_of(ref: BlobRef) -> str:
+    """The file name of a blob: the size is part of what the digest means."""
+    return f"{ref.digest.hex()}-{ref.size}"
+
+
+def ref_named(name: str) -> BlobRef | None:
+    """The inverse of name_of, None for anything else that lies there."""
+    try:
+        return BlobRef.parse(name.replace("-", ":"))
+    except ValueError:
+        return None
+
+
+class Writer:
+    """Writes bytes of unknown length under a temporary name and gives them their own at the end."""
+
+    def __init__(self, layout: Layout, bytes_max: int) -> None:
+        self._layout = layout
+        self._bytes_max = bytes_max
+        self._digests: list[bytes] = []
+        self._chunk = hashlib.sha256()
+        self._chunk_room = CHUNK_BYTES
+        self._size = 0
+        self._path = layout.tmp / secrets.token_hex(8)
+        with disk_errors(layout.root):
+            self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+    def add(self, data: bytes | memoryview) -> None:
+        """Append. Raises BlobTooLarge, DiskFull."""
+        self._size += len(data)
+        if self._size > self._bytes_max:
+            raise BlobTooLarge(f"more than the {self._bytes_max} bytes allowed")
+        with disk_errors(self._layout.root):
+            write_all(self._fd, data)
+        view = memoryview(data)
+        while len(view) >= self._chunk_room:
+            self._chunk.update(view[: self._chunk_room])
+            view = view[self._chunk_room :]
+            self._end_chunk()
+        self._chunk.update(view)
+        self._chunk_room -= len(view)
+
+    def finish(self) -> tuple[BlobRef, bool]:
+        """Name the blob; also whether it is new here. On disk when this returns."""
+        if self._chunk_room < CHUNK_BYTES or not self._digests:
+            self._end_chunk()
+        ref = BlobRef(blob_root(self._digests), self._size)
+        if self._layout.object(ref).exists():
+            self.abort()
+            return ref, False
+        with disk_errors(self._layout.root):
+            publish(self._layout, ref, self._digests, self._fd, self._path)
+            os.close(self._fd)
+        return ref, True
+
+    def abort(self) -> None:
+        """Leave nothing behind."""
+        os.close(self._fd)
+        self._path.unlink(missing_ok=True)
+
+    def _end_chunk(self) -> None:
+        self._digests.append(self._chunk.digest())
+        self._chunk = hashlib.sha256()
+        self._chunk_room = CHUNK_BYTES
+
+
+def publish(layout: Layout, ref: BlobRef, digests: list[bytes], fd: int, path: Path) -> None:
+    """Give finished bytes (open as `fd` at `path`) their name, durably. Raises OSError."""
+    os.fchmod(fd, 0o400)
+    os.fsync(fd)
+    if len(digests) > 1:
+        write_small(layout, layout.list(ref), b"".join(digests))
+        sync_folder(layout.lists)
+    os.rename(path, layout.object(ref))
+    sync_folder(layout.objects)
+
+
+def write_small(layout: Layout, target: Path, data: bytes) -> None:
+    """Replace a small file of ours atomically. Raises OSError, leaving nothing behind."""
+    path = layout.tmp / secrets.token_hex(8)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        write_all(fd, data)
+        os.fsync(fd)
+        os.rename(path, target)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(fd)
+
+
+def write_all(fd: int, data: bytes | memoryview) -> None:
+    """os.write until nothing is left. Raises OSError."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside a folder durable. Raises OSError."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_blob(layout: Layout, pieces: Iterator[bytes], bytes_max: int) -> tuple[BlobRef, bool]:
+    """Store what `pieces` yields; the blob and whether it is new here. Nothing stays behind on any error."""
+    writer = Writer(layout, bytes_max)
+    try:
+        for piece in pieces:
+            writer.add(piece)
+        return writer.finish()
+    except BaseException:
+        writer.abort()
+        raise
+
+
+def pieces_of(path: Path, check: CheckCancelled) -> Iterator[bytes]:
+    """The content of a regular file, a chunk at a time. Raises BlobError.
+
+    A symbolic link as last component is refused, and a FIFO does not block: `path` may be what a task left
+    in its output folder. That its parents are what they seem is the caller's to see to.
+    """
+    with disk_errors(path):
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise BlobError(f"{path}: not a regular file")
+        while True:
+            check()
+            with disk_errors(path):
+                piece = os.read(fd, CHUNK_BYTES)
+            if not piece:
+                return
+            yield piece
+    finally:
+        os.close(fd)
+
+
+def open_object(layout: Layout, ref: BlobRef) -> int:
+    """A descriptor for reading a whole blob. Raises BlobMissing, BlobError."""
+    try:
+        with disk_errors(layout.root):
+            return os.open(layout.object(ref), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except BlobError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise BlobMissing(f"blob {ref}: not on this machine") from None
+        raise
+
+
+def read_object(layout: Layout, ref: BlobRef, offset: int, length: int) -> bytes:
+    """Part of a blob, shorter at its end. Raises BlobMissing, BlobError."""
+    fd = open_object(layout, ref)
+    try:
+        with disk_errors(layout.root):
+            return os.pread(fd, length, offset)
+    finally:
+        os.close(fd)
+
+
+def read_list(layout: Layout, ref: BlobRef) -> list[bytes]:
+    """The digests of a blob's chunks. Raises BlobMissing, BlobError."""
+    if ref.chunks == 1:
+        return [ref.digest]
+    try:
+        with disk_errors(layout.root):
+            data = layout.list(ref).read_bytes()
+    except BlobError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise BlobMissing(f"blob {ref}: not on this machine") from None
+        raise
+    return split_digests(data)
+
+
+def split_digests(data: bytes) -> list[bytes]:
+    """A chunk list as stored and as sent, in its parts."""
+    return [data[at : at + DIGEST_BYTES] for at in range(0, len(data), DIGEST_BYTES)]
+
+
+def chunk_length(ref: BlobRef, index: int) -> int:
+    """Bytes of one chunk: all are CHUNK_BYTES long but the last."""
+    return min(CHUNK_BYTES, ref.size - index * CHUNK_BYTES)
+
+
+def export_object(layout: Layout, ref: BlobRef, dest: Path, mode: int, check: CheckCancelled) -> None:
+    """Copy a blob to a new file and check every byte on the way. Raises BlobMissing, BlobCorrupt, BlobError."""
+    source = open_object(layout, ref)
+    try:
+        with disk_errors(dest):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            target = os.open(dest, flags, 0o600)
+        try:
+            _fill(source, target, ref, dest, check)
+            os.fchmod(target, mode)
+        except BaseException:
+            dest.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(target)
+    finally:
+        os.close(source)
+
+
+def _fill(source: int, target: int, ref: BlobRef, dest: Path, check: CheckCancelled) -> None:
+    with disk_errors(dest):
+        digest = _copy_hashing(source, target, ref, check)
+    if digest != ref.digest:
+        raise BlobCorrupt(f"blob {ref}: damaged on disk")
+
+
+def check_object(layout: Layout, ref: BlobRef, check: CheckCancelled) -> bool:
+    """Whether the bytes on disk are still those of the name. Raises BlobMissing, BlobError."""
+    source = open_object(layout, ref)
+    try:
+        with disk_errors(layout.root):
+            whole = _copy_hashing(source, None, ref, check) == ref.digest
+        return whole and blob_root(read_list(layout, ref)) == ref.digest
+    except BlobMissing:
+        return False  # the object is there, its list is not
+    finally:
+        os.close(source)
+
+
+def _copy_hashing(source: int, target: int | None, ref: BlobRef, check: CheckCancelled) -> Digest | None:
+    """Copy chunk by chunk; the digest of what was read, None when its length is not the blob's."""
+    digests: list[bytes] = []
+    size = 0
+    while size < ref.size:
+        check()
+        piece = os.pread(source, CHUNK_BYTES, size)
+        if not piece:
+            return None
+        digests.append(hashlib.sha256(piece).digest())
+        if target is not None:
+            write_all(target, piece)
+        size += len(piece)
+    exact = size == ref.size and not os.pread(source, 1, size)
+    return blob_root(digests or [hashlib.sha256().digest()]) if exact else None
+
+
+def delete_object(layout: Layout, ref: BlobRef) -> bool:
+    """Remove a blob, whole or partly fetched; whether a whole one was there. Raises BlobError."""
+    with disk_errors(layout.root):
+        existed = layout.object(ref).exists()
+        layout.object(ref).unlink(missing_ok=True)
+        layout.list(ref).unlink(missing_ok=True)
+        for suffix in (".list", ".data", ".have"):
+            (layout.partial / (name_of(ref) + suffix)).unlink(missing_ok=True)
+    return existed
