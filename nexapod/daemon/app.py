@@ -1,6 +1,6 @@
-"""The daemon: one nursery tree, built here in one screen, and torn down in the reverse order.
+"""The daemon: one nursery tree, built here, and torn down in the reverse order.
 
-    home lock -> store -> core (restored) -> executors, mesh, dht, blobs -> engine -> API
+    home lock -> store -> core (restored) -> executors, blobs, mesh, dht -> engine -> API
 
 SIGTERM and SIGINT drain: no new task is taken, running ones end and their results are handed over, within a bound. A
 second signal ends at once. kill -9 at any moment loses nothing that was acknowledged.
@@ -8,19 +8,21 @@ second signal ends at once. kill -9 at any moment loses nothing that was acknowl
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import signal
 import sys
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import structlog
 import trio
 
+from nexapod.api.app import create_app
+from nexapod.api.serve import load_or_create_token, serve
 from nexapod.blobs.exchange import Exchange
 from nexapod.blobs.store import BlobStore
 from nexapod.config import Config
@@ -29,7 +31,7 @@ from nexapod.daemon.engine import Engine, monotonic_ms
 from nexapod.daemon.hub import Hub
 from nexapod.daemon.machine import Machine
 from nexapod.daemon.perform import Performer
-from nexapod.daemon.service import Service
+from nexapod.daemon.service import Service, Stop
 from nexapod.daemon.tasks import TaskRunner
 from nexapod.dht.dht import Dht
 from nexapod.executor.contract import Executor
@@ -37,7 +39,9 @@ from nexapod.executor.docker import DockerExecutor
 from nexapod.executor.wasm import WasmExecutor
 from nexapod.log import sd_notify, setup_logging
 from nexapod.mesh import identity
-from nexapod.mesh.mesh import Frame, Gossip, Mesh, MeshEvent, PeerDown, PeerUp, Unreachable
+from nexapod.mesh import events as mesh_events
+from nexapod.mesh.links import PeerUnreachable
+from nexapod.mesh.mesh import Mesh
 from nexapod.protocol import events
 from nexapod.protocol.errors import LocalError, PeerError
 from nexapod.protocol.matching import Policy
@@ -49,124 +53,235 @@ from nexapod.store.store import Store
 log = structlog.get_logger()
 
 DRAIN_S = 30.0
-"""How long running tasks may go on after SIGTERM. Their leases would outlive it; another peer takes over what is lost."""
-FETCH_HANDLERS = 64
+"""How long running tasks may go on after SIGTERM. What is lost then costs its stewards a lease, no more."""
+BEAT_S = 10.0
+FRAMING_PENALTY = 20
 
 
 def run(config: Config) -> int:
     """Run the daemon in the foreground until it is told to stop. Returns the exit status."""
     setup_logging(config.log_level, config.log_format)
     home = Home(config.home)
+    problems: list[BaseException] = []
     try:
         with home.hold():
-            trio.run(_main, config, home, strict_exception_groups=True)
+            trio.run(_main, config, home)
     except* LocalError as group:
-        for error in _leaves(group):
-            sys.stderr.write(f"nexapod: {error}\n")
-        return 1
-    return 0
+        problems = _leaves(group)
+    for problem in problems:
+        sys.stderr.write(f"nexapod: {problem}\n")
+    return 1 if problems else 0
 
 
-def _leaves(group: BaseExceptionGroup) -> list[BaseException]:  # type: ignore[type-arg]
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
     found: list[BaseException] = []
     for error in group.exceptions:
         found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
     return found
 
 
+@dataclass(frozen=True)
+class Joints:
+    """What mesh and blobs call of each other and of the engine: the only places where adapters meet."""
+
+    engine: Engine
+    exchange: Exchange
+
+    def on_event(self, event: mesh_events.MeshEvent) -> None:
+        """The mesh's news, as events of the core."""
+        post = self.engine.post
+        match event:
+            case mesh_events.PeerUp(peer, addr):
+                post(events.PeerUp(peer, addr))
+            case mesh_events.PeerDown(peer):
+                self.exchange.peer_gone(peer)
+                post(events.PeerDown(peer))
+            case mesh_events.Unreachable(peer):
+                self.exchange.peer_gone(peer)
+                post(events.Unreachable(peer))
+            case mesh_events.Frame(peer, _, data):
+                post(events.Received(peer, data))
+            case mesh_events.Gossip(topic, peer, data):
+                post(events.Gossiped(peer, topic, data))
+            case mesh_events.Misbehaved(peer, rule):
+                post(events.Misbehaved(peer, rule, FRAMING_PENALTY))
+            case mesh_events.Foreign(peer, network):
+                log.warning("foreign_network", peer=peer, network=network, remedy="check --network and --bootstrap")
+
+    async def on_bulk(self, peer: PeerId, frame: bytes) -> None:
+        await self.exchange.on_frame(peer, frame)
+
+
 async def _main(config: Config, home: Home) -> None:
     seed = identity.load_or_create(home.identity)
-    signer = identity.Signer(seed)
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(Store.open(home.database))
         blobs = await trio.to_thread.run_sync(BlobStore, home.blobs)
-        executors = await _executors(stack, config, home, signer.peer)
-        known = [addr for peer in await store.peers() for addr in peer.addrs]
-        records = await store.load()
-        node = Node(
-            signer,
-            identity.verify,
-            config.network,
-            secrets.token_bytes,
-            policy=Policy(work=config.work),
-            records=records,
-            now=monotonic_ms(),
-        )
-        log.info("node_restored", peer=node.me, records=len(records), jobs=len(node.jobs))
-        stop = Stop()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_watch_signals, stop)
-            engine: Engine
-            exchange: Exchange
-
-            def on_event(event: MeshEvent) -> None:
-                _pass_on(event, engine, exchange)
-
-            async def on_bulk(peer: PeerId, frame: bytes) -> None:
-                await exchange.on_frame(peer, frame)
-
-            mesh = Mesh(
-                seed=seed,
-                network=config.network,
-                listen=config.listen,
-                known_addrs=[*config.bootstrap, *known],
-                on_event=on_event,
-                on_bulk=on_bulk,
-                validate=node.admit,
-            )
-
-            async def send_bulk(peer: PeerId, frame: bytes) -> None:
-                await mesh.send(peer, "bulk", frame)
-
-            def on_bad(peer: PeerId, error: PeerError) -> None:
-                engine.post(events.Misbehaved(peer, error.rule, error.penalty))
-
-            exchange = Exchange(blobs, send_bulk, on_bad=on_bad)
-            tasks = TaskRunner(home.tasks, blobs, exchange, executors, lambda e: engine.post(e), nursery)
-            tasks.clean(frozenset(node.worker.attempts))
-            hub = Hub()
-            performer_box: list[Performer] = []
-            engine = Engine(node, store, lambda effect: performer_box[0](effect))
-            await nursery.start(mesh.run)
-            dht = Dht(mesh.host, config.network, server=True)
-            await nursery.start(dht.run)
-            performer = Performer(
-                mesh=mesh, dht=dht, blobs=blobs, exchange=exchange, tasks=tasks, hub=hub, post=engine.post, nursery=nursery
-            )
-            performer_box.append(performer)
-            machine = Machine(
-                network=config.network,
-                home=home.root,
-                executors=executors,
-                addrs=lambda: mesh.addrs,
-                slots=config.slots,
-                work=config.work,
-                serves=True,
-                post=engine.post,
-            )
-            nursery.start_soon(exchange.run)
-            nursery.start_soon(performer.run)
-            await machine.probe()
-            nursery.start_soon(engine.run)
-            nursery.start_soon(machine.run)
-            nursery.start_soon(Discovery(mesh, dht, store).run)
-            service = Service(
-                config=config,
-                home=home,
-                engine=engine,
-                mesh=mesh,
-                blobs=blobs,
-                tasks=tasks,
-                hub=hub,
-                machine=machine,
-                performer=performer,
-                stop=stop,
-            )
-            await nursery.start(partial(_serve_api, service, config, home))
-            log.info("started", peer=node.me, listen=list(mesh.addrs), network=config.network, pid=os.getpid())
-            sd_notify("READY=1")
-            nursery.start_soon(_beat)
-            await stop.requested.wait()
-            await _drain(engine, tasks, stop)
-            nursery.cancel_scope.cancel()
+        executors = _executors(home, seed)
+        for executor in executors.values():
+            stack.push_async_callback(executor.aclose)
+        node = await _restore(config, seed, store)
+        await _serve(config, home, seed, store, blobs, executors, node)
     log.info("stopped", peer=node.me)
+
+
+def _executors(home: Home, seed: bytes) -> dict[str, Executor]:
+    home_id = hashlib.sha256(b"nexapod/home\0" + seed).hexdigest()[:16]
+    scratch = home.root / "scratch"
+    return {
+        "wasm": WasmExecutor(scratch=scratch / "wasm", cache=home.root / "modules"),
+        "docker": DockerExecutor(home=home_id, scratch=scratch / "docker"),
+    }
+
+
+async def _restore(config: Config, seed: bytes, store: Store) -> Node:
+    records = await store.load()
+    node = Node(
+        identity.Signer(seed),
+        identity.verify,
+        config.network,
+        secrets.token_bytes,
+        policy=Policy(work=config.work),
+        records=records,
+        now=monotonic_ms(),
+    )
+    log.info("node_restored", peer=node.me, records=len(records), jobs=len(node.jobs))
+    return node
+
+
+async def _serve(
+    config: Config,
+    home: Home,
+    seed: bytes,
+    store: Store,
+    blobs: BlobStore,
+    executors: Mapping[str, Executor],
+    node: Node,
+) -> None:
+    stop = Stop()
+    hub = Hub()
+    engine = Engine(node, store)
+
+    def on_bad(peer: PeerId, error: PeerError) -> None:
+        engine.post(events.Misbehaved(peer, error.rule, error.penalty))
+
+    async def send_bulk(peer: PeerId, frame: bytes) -> None:
+        try:
+            await mesh.send(peer, "bulk", frame, node.ctx.directory.addrs(peer))
+        except PeerUnreachable as error:
+            raise trio.BrokenResourceError(str(error)) from error
+
+    exchange = Exchange(blobs, send_bulk, on_bad=on_bad)
+    joints = Joints(engine, exchange)
+    met = [addr for peer in await store.peers() for addr in peer.addrs]
+    mesh = Mesh(
+        seed=seed,
+        network=config.network,
+        listen=config.listen,
+        known_addrs=[*config.bootstrap, *met],
+        on_event=joints.on_event,
+        on_bulk=joints.on_bulk,
+        validate=node.admit,
+    )
+    for executor in executors.values():
+        orphans = await executor.reap_orphans()
+        if orphans:
+            log.info("orphans_reaped", executor=executor.name, count=orphans)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_watch_signals, stop)
+        nursery.start_soon(exchange.run)
+        tasks = TaskRunner(home.tasks, blobs, exchange, executors, engine.post, nursery)
+        await trio.to_thread.run_sync(tasks.clean, frozenset(node.worker.attempts))
+        await nursery.start(mesh.run)
+        dht = Dht(mesh.host, config.network, server=True)
+        await nursery.start(dht.run)
+        performer = Performer(
+            mesh=mesh, dht=dht, blobs=blobs, exchange=exchange, tasks=tasks, hub=hub, post=engine.post, nursery=nursery
+        )
+        machine = Machine(
+            network=config.network,
+            home=home.root,
+            executors=executors,
+            addrs=lambda: mesh.addrs,
+            slots=config.slots,
+            work=config.work,
+            serves=bool(mesh.addrs),
+            post=engine.post,
+        )
+        await machine.probe()
+        nursery.start_soon(performer.run)
+        nursery.start_soon(engine.run, performer)
+        nursery.start_soon(machine.run)
+        nursery.start_soon(Discovery(mesh, dht, store, node.ctx.directory.addrs).run)
+        service = Service(
+            engine=engine,
+            blobs=blobs,
+            tasks=tasks,
+            hub=hub,
+            machine=machine,
+            home=home.root,
+            listen=lambda: mesh.addrs,
+            counters=lambda: {
+                **mesh.counts(),
+                **_prefixed("engine_dropped", engine),
+                **_prefixed("dropped", performer),
+            },
+            stop=stop,
+        )
+        api_stop = trio.Event()
+        token = load_or_create_token(home.token) if config.api_tcp else ""
+        start_api = partial(
+            serve, create_app(service), home.api_socket, tcp=_address(config.api_tcp), token=token, shutdown=api_stop
+        )
+        places = await nursery.start(start_api)
+        log.info("started", peer=node.me, listen=list(mesh.addrs), network=config.network, api=places, pid=os.getpid())
+        sd_notify("READY=1")
+        nursery.start_soon(_beat)
+        await stop.requested.wait()
+        sd_notify("STOPPING=1")
+        await _drain(engine, stop)
+        api_stop.set()
+        nursery.cancel_scope.cancel()
+
+
+def _address(text: str | None) -> tuple[str, int] | None:
+    """host:port, checked when the configuration was read."""
+    if text is None:
+        return None
+    host, _, port = text.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _prefixed(prefix: str, counted: Engine | Performer) -> dict[str, int]:
+    return {f"{prefix}_{name}": count for name, count in counted.dropped.items()}
+
+
+async def _watch_signals(stop: Stop) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            log.info("signal", number=int(number), at_once=stop.requested.is_set())
+            stop.ask(drain=True)
+
+
+async def _beat() -> None:
+    """Tell a watching service manager that the loop is alive."""
+    while True:
+        sd_notify("WATCHDOG=1")
+        await trio.sleep(BEAT_S)
+
+
+async def _drain(engine: Engine, stop: Stop) -> None:
+    """Until every task of this worker has been handed over, or the bound, or the wish to end at once."""
+    await engine.act(events.Drain())
+    with trio.move_on_after(DRAIN_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_when, stop.at_once, nursery.cancel_scope)
+            log.info("draining", attempts=len(engine.node.worker.attempts), seconds=DRAIN_S)
+            while engine.node.worker.attempts:
+                await trio.sleep(0.1)
+            nursery.cancel_scope.cancel()
+
+
+async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()

@@ -6,6 +6,7 @@ A peer that knows one bootstrap address finds the others through it, and needs i
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 
 import structlog
 import trio
@@ -13,6 +14,7 @@ import trio
 from nexapod.dht.dht import Dht
 from nexapod.mesh.mesh import Mesh
 from nexapod.protocol.errors import LocalError
+from nexapod.protocol.types import PeerId
 from nexapod.store.store import Store
 
 log = structlog.get_logger()
@@ -27,10 +29,11 @@ FOUND_MAX = 32
 class Discovery:
     """Runs until cancelled; every look-up has the DHT's own deadline."""
 
-    def __init__(self, mesh: Mesh, dht: Dht, store: Store) -> None:
+    def __init__(self, mesh: Mesh, dht: Dht, store: Store, addrs: Callable[[PeerId], Sequence[str]]) -> None:
         self._mesh = mesh
         self._dht = dht
         self._store = store
+        self._addrs = addrs
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -55,7 +58,7 @@ class Discovery:
 
     async def remember(self) -> None:
         now = int(time.time() * 1000)
-        rows = [(peer, addrs, now) for peer in self._mesh.connected() if (addrs := self._mesh.addrs_of(peer))]
+        rows = [(peer, addrs, now) for peer in self._mesh.connected() if (addrs := self._addrs(peer))]
         try:
             await self._store.remember_peers(rows)
         except LocalError as error:

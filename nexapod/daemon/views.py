@@ -23,8 +23,7 @@ def profile_view(profile: Profile) -> dict[str, Any]:
         "memory": profile.memory,
         "disk_free": profile.disk_free,
         "gpus": [
-            {"model": g.model, "memory": g.memory, "capability": g.capability, "driver": g.driver}
-            for g in profile.gpus
+            {"model": g.model, "memory": g.memory, "capability": g.capability, "driver": g.driver} for g in profile.gpus
         ],
         "executors": [{"name": e.name, "version": e.version} for e in profile.executors],
         "images": list(profile.images),
@@ -69,7 +68,7 @@ def job_row(node: Node, entry: JobEntry) -> dict[str, Any]:
     job = JobId(entry.statement.id)
     submission = node.submissions.get(job)
     decided = list(submission.decided.values()) if submission else None
-    active = _active(submission) if submission else {}
+    active = active_tasks(submission) if submission else {}
     return {
         "job_id": job.hex(),
         "name": entry.spec.name,
@@ -84,8 +83,8 @@ def job_row(node: Node, entry: JobEntry) -> dict[str, Any]:
     }
 
 
-def job_view(node: Node, entry: JobEntry) -> dict[str, Any]:
-    """A job in full: its description, where it is placed, and each task that this peer can speak of."""
+def job_view(node: Node, entry: JobEntry, tasks: range) -> dict[str, Any]:
+    """A job: its description, where it is placed, and those of `tasks` that this peer can speak of."""
     job = JobId(entry.statement.id)
     submission = node.submissions.get(job)
     spec = entry.spec
@@ -98,11 +97,11 @@ def job_view(node: Node, entry: JobEntry) -> dict[str, Any]:
         "max_replicas": spec.validate.max_replicas,
         "placed": bool(submission and submission.placed),
         "placed_on": sorted(placed - {node.me}),
-        "task_list": _tasks(submission) if submission else [],
+        "task_list": _tasks(submission, tasks) if submission else [],
     }
 
 
-def results_view(submission: Submission) -> list[dict[str, Any]]:
+def results_view(submission: Submission, tasks: range) -> list[dict[str, Any]]:
     """What is settled so far: outcome, reason and files of each decided task."""
     return [
         {
@@ -112,6 +111,7 @@ def results_view(submission: Submission) -> list[dict[str, Any]]:
             "files": [{"path": f.path, "ref": str(f.blob), "size": f.blob.size} for f in submission.outputs(task)],
         }
         for task, verdict in sorted(submission.decided.items())
+        if task in tasks
     ]
 
 
@@ -124,7 +124,7 @@ def log_view(submission: Submission, task: int) -> list[dict[str, Any]]:
     ]
 
 
-def _active(submission: Submission) -> dict[int, ActiveTask]:
+def active_tasks(submission: Submission) -> dict[int, ActiveTask]:
     """What stewards last said is being worked on, less what has been decided since."""
     return {
         task.task: task
@@ -134,9 +134,9 @@ def _active(submission: Submission) -> dict[int, ActiveTask]:
     }
 
 
-def _tasks(submission: Submission) -> list[dict[str, Any]]:
-    active = _active(submission)
-    return [_task(submission, task, active.get(task)) for task in range(submission.spec.tasks)]
+def _tasks(submission: Submission, tasks: range) -> list[dict[str, Any]]:
+    active = active_tasks(submission)
+    return [_task(submission, task, active.get(task)) for task in range(submission.spec.tasks) if task in tasks]
 
 
 def _task(submission: Submission, task: int, active: ActiveTask | None) -> dict[str, Any]:

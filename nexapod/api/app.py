@@ -1,0 +1,288 @@
+"""The routes of the local HTTP API. Each checks its request, asks the backend and answers; none decides anything."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Final
+
+import structlog
+import trio
+from fastapi import FastAPI, Path, Query, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp
+
+from nexapod.api import metrics, models
+from nexapod.api.answers import BlobAnswer, EventAnswer, Reply, problem, problem_of
+from nexapod.api.backend import ApiError, Backend, Invalid, NotFound, TooLarge
+from nexapod.api.guard import BodyLimit
+from nexapod.protocol import limits, statements
+from nexapod.protocol.errors import LocalError, PeerError
+from nexapod.protocol.types import BlobRef, JobId, JobSpec
+from nexapod.version import __version__
+
+log = structlog.get_logger()
+
+BLOB_PATH: Final = "/v1/blobs"
+TASKS_PER_PAGE: Final = 1_000
+TASKS_PER_PAGE_MAX: Final = 10_000
+PARAMS_BYTES_MAX: Final = 256 << 20
+PREFIX_MATCHES_SHOWN: Final = 5
+
+JobName = Annotated[str, Path(alias="job", description="a job id, or a prefix of one that no other job shares")]
+First = Annotated[int, Query(ge=0, le=limits.TASKS_MAX, description="the first task wanted")]
+Count = Annotated[int, Query(ge=0, le=TASKS_PER_PAGE_MAX, description="how many tasks are wanted")]
+_PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
+    "4XX": {"model": models.Problem, "content": {"application/problem+json": {}}}
+}
+
+
+def create_app(backend: Backend) -> ASGIApp:
+    """The ASGI application over a backend, with its bounds, without any check of who asks (see guard.py)."""
+    app = FastAPI(
+        title="NEXAPod",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        responses=_PROBLEMS,
+        openapi_url="/openapi.json",
+    )
+    _handle_errors(app)
+    _about_the_daemon(app, backend)
+    _about_blobs(app, backend)
+    _about_jobs(app, backend)
+    return BodyLimit(app, BLOB_PATH)
+
+
+def _handle_errors(app: FastAPI) -> None:
+    @app.exception_handler(ApiError)
+    async def _known(_: Request, error: ApiError) -> Response:
+        return problem_of(error)
+
+    @app.exception_handler(LocalError)
+    async def _refused(_: Request, error: LocalError) -> Response:
+        return problem_of(Invalid(str(error)))
+
+    @app.exception_handler(RequestValidationError)
+    async def _malformed(_: Request, error: RequestValidationError) -> Response:
+        places = [f"{'.'.join(str(p) for p in e['loc'][1:]) or 'body'}: {e['msg']}" for e in error.errors()[:20]]
+        return problem_of(Invalid("; ".join(places), "see /openapi.json for what is allowed"))
+
+    @app.exception_handler(HTTPException)
+    async def _http(_: Request, error: HTTPException) -> Response:
+        return problem(error.status_code, "http", str(error.detail), str(error.detail), "see /openapi.json")
+
+    @app.exception_handler(ClientDisconnect)
+    async def _gone(request: Request, _: ClientDisconnect) -> Response:
+        log.info("client_gone", path=request.url.path)
+        return Response(status_code=400)
+
+    @app.exception_handler(Exception)
+    async def _bug(request: Request, error: Exception) -> Response:
+        # starlette raises it again after this answer; hypercorn's logger (serve.py) writes the traceback.
+        return problem(500, "internal", "The daemon failed", type(error).__name__, "see the daemon's log")
+
+
+def _about_the_daemon(app: FastAPI, backend: Backend) -> None:
+    @app.get("/v1/status", response_model=None, responses={200: {"model": models.Status}})
+    async def status() -> Response:
+        """Who and where this daemon is, and what it does."""
+        return Reply(await backend.status())
+
+    @app.get("/v1/peers", response_model=None, responses={200: {"model": list[models.Peer]}})
+    async def peers() -> Response:
+        """Every peer that is known or connected."""
+        return Reply(await backend.peers())
+
+    @app.get("/v1/profile", response_model=None, responses={200: {"model": models.ProfileView}})
+    async def profile() -> Response:
+        """What this machine tells others that it is and offers."""
+        return Reply(await backend.profile())
+
+    @app.get("/v1/why", response_model=None, responses={200: {"model": models.Why}})
+    async def why() -> Response:
+        """Why this daemon does, or does not, work."""
+        return Reply(await backend.why())
+
+    @app.post("/v1/stop", response_model=None, status_code=202)
+    async def stop(body: models.StopBody) -> Response:
+        """Stop the daemon; with `drain`, running tasks may end first."""
+        await backend.stop(drain=body.drain)
+        return Reply({}, 202)
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def prometheus() -> Response:
+        """Counters and gauges in Prometheus' text format."""
+        return Response(metrics.render(await backend.metrics()), media_type=metrics.CONTENT_TYPE)
+
+
+def _about_blobs(app: FastAPI, backend: Backend) -> None:
+    @app.post(BLOB_PATH, response_model=None, status_code=201, responses={201: {"model": models.BlobView}})
+    async def put_blob(request: Request) -> Response:
+        """Store the request's body; its Content-Length must be given and true."""
+        size = _announced_size(request)
+        ref = await backend.put_blob(_exactly(request.stream(), size), size)
+        return Reply({"digest": ref.digest.hex(), "size": ref.size, "ref": str(ref)}, 201)
+
+    @app.get(BLOB_PATH + "/{ref}", response_model=None)
+    async def get_blob(ref: str, offset: Annotated[int, Query(ge=0)] = 0) -> Response:
+        """The bytes of a blob, from `offset` on."""
+        blob = await _held_blob(backend, ref)
+        if offset > blob.size:
+            raise Invalid(f"the blob has {blob.size} bytes; offset {offset} is beyond")
+        return BlobAnswer(backend, blob, offset, blob.size - offset)
+
+    @app.head(BLOB_PATH + "/{ref}", response_model=None)
+    async def head_blob(ref: str) -> Response:
+        """Whether the blob is here."""
+        blob = await _held_blob(backend, ref)
+        return Response(headers={"content-length": str(blob.size)})
+
+
+def _about_jobs(app: FastAPI, backend: Backend) -> None:
+    @app.post("/v1/jobs", response_model=None, status_code=201, responses={201: {"model": models.Submitted}})
+    async def submit(body: models.JobBody) -> Response:
+        """Submit a job whose blobs have been uploaded."""
+        spec = body.spec(backend.network)
+        await _check_job(backend, spec)
+        job = await backend.submit(spec)
+        return Reply({"job_id": job.hex()}, 201)
+
+    @app.get("/v1/jobs", response_model=None, responses={200: {"model": list[models.JobRow]}})
+    async def jobs() -> Response:
+        """Every job that this daemon knows of."""
+        return Reply(await backend.jobs())
+
+    @app.get("/v1/jobs/{job}", response_model=None, responses={200: {"model": models.JobView}})
+    async def job(name: JobName, first: First = 0, count: Count = TASKS_PER_PAGE) -> Response:
+        """A job, where it is placed, and a page of its tasks."""
+        return Reply(await backend.job(_resolve(backend, name), range(first, first + count)))
+
+    @app.get("/v1/jobs/{job}/spec", response_model=None)
+    async def spec(name: JobName) -> Response:
+        """The job as it was submitted and signed."""
+        return Reply(models.spec_view(await backend.spec(_resolve(backend, name))))
+
+    @app.get("/v1/jobs/{job}/events", response_model=None)
+    async def events(name: JobName) -> Response:
+        """Server-sent events: snapshot, placed, task_changed, settled, failed, lagged, complete."""
+        return EventAnswer(backend, _resolve(backend, name))
+
+    @app.get("/v1/jobs/{job}/results", response_model=None, responses={200: {"model": list[models.TaskResult]}})
+    async def results(name: JobName, first: First = 0, count: Count = TASKS_PER_PAGE) -> Response:
+        """The decided tasks of a page, with their files."""
+        return Reply(await backend.results(_resolve(backend, name), range(first, first + count)))
+
+    @app.get("/v1/jobs/{job}/certificate", response_model=None)
+    async def certificate(name: JobName) -> Response:
+        """The proof of a complete job's results, to check with `nexapod verify`."""
+        data = await backend.certificate(_resolve(backend, name))
+        return Response(data, media_type="application/octet-stream", headers={"x-content-type-options": "nosniff"})
+
+    @app.post("/v1/jobs/{job}/cancel", response_model=None)
+    async def cancel(name: JobName) -> Response:
+        """End a job of this daemon's own."""
+        await backend.cancel(_resolve(backend, name))
+        return Reply({})
+
+    @app.get(
+        "/v1/jobs/{job}/tasks/{task}/log", response_model=None, responses={200: {"model": list[models.ReplicaLog]}}
+    )
+    async def task_log(name: JobName, task: Annotated[int, Path(ge=0, le=limits.TASKS_MAX)]) -> Response:
+        """The last lines that each replica of a task printed."""
+        return Reply(await backend.task_log(_resolve(backend, name), task))
+
+    @app.get("/v1/jobs/{job}/why", response_model=None, responses={200: {"model": models.Why}})
+    async def why_job(name: JobName) -> Response:
+        """Why tasks of a job are, or are not, placed."""
+        return Reply(await backend.why_job(_resolve(backend, name)))
+
+
+# --- checks of what is asked ---------------------------------------------------------------------------------------
+def _resolve(backend: Backend, name: str) -> JobId:
+    """A job by its id or a prefix of it that no other shares. Raises NotFound, Invalid."""
+    wanted = name.lower()
+    if not wanted or len(wanted) > 64 or not set(wanted) <= set("0123456789abcdef"):
+        raise Invalid("a job is named by the hexadecimal digits that its id begins with", "`nexapod jobs` lists them")
+    found = [job for job in backend.job_ids() if job.hex().startswith(wanted)]
+    if not found:
+        raise NotFound(f"no job begins with {wanted}", "`nexapod jobs` lists those that this daemon knows")
+    if len(found) > 1:
+        some = ", ".join(sorted(job.hex()[:16] for job in found)[:PREFIX_MATCHES_SHOWN])
+        raise Invalid(f"{len(found)} jobs begin with {wanted}: {some}", "give more digits")
+    return found[0]
+
+
+def _announced_size(request: Request) -> int:
+    text = request.headers.get("content-length", "")
+    if not (text.isascii() and text.isdigit()):
+        raise Invalid("the upload has no Content-Length", "send it, and no chunked encoding")
+    if len(text) > 15 or int(text) > limits.BLOB_BYTES_MAX:
+        raise TooLarge(f"a blob has at most {limits.BLOB_BYTES_MAX} bytes")
+    return int(text)
+
+
+async def _exactly(stream: AsyncIterator[bytes], size: int) -> AsyncIterator[bytes]:
+    taken = 0
+    async for piece in stream:
+        taken += len(piece)
+        if piece:
+            yield piece
+    if taken != size:
+        raise Invalid(f"{size} bytes were announced, {taken} came")
+
+
+async def _held_blob(backend: Backend, text: str) -> BlobRef:
+    try:
+        ref = BlobRef.parse(text)
+    except ValueError as error:
+        raise Invalid(str(error)) from None
+    if not await backend.has_blob(ref):
+        raise NotFound("the blob is not here")
+    return ref
+
+
+async def _check_job(backend: Backend, spec: JobSpec) -> None:
+    """What other peers would refuse is refused here, with a reason. Raises Invalid."""
+    try:
+        statements.check_body(spec)
+    except PeerError as error:
+        raise Invalid(error.detail or error.rule, "correct the job") from None
+    for ref in spec.blobs:
+        if not await backend.has_blob(ref):
+            raise Invalid(f"the blob {ref} has not been uploaded", f"POST it to {BLOB_PATH} first")
+    if spec.split and spec.split.index.size != spec.tasks * struct.calcsize(">QI"):
+        raise Invalid("the index of the split file does not hold one piece a task")
+    if spec.split and spec.params:
+        raise Invalid("a job is either split or swept, not both")
+    if spec.params:
+        await _check_params(backend, spec.params, spec.tasks)
+
+
+async def _check_params(backend: Backend, ref: BlobRef, tasks: int) -> None:
+    if ref.size > PARAMS_BYTES_MAX:
+        raise Invalid(f"the parameters are larger than {PARAMS_BYTES_MAX} bytes")
+    data = bytearray()
+    while len(data) < ref.size:
+        piece = await backend.read_blob(ref, len(data), min(limits.CHUNK_BYTES, ref.size - len(data)))
+        if not piece:
+            raise NotFound("the blob of parameters ends early")
+        data += piece
+    if not await trio.to_thread.run_sync(_is_params, bytes(data), tasks):
+        raise Invalid("the parameters are not a JSON list of one table of texts a task")
+
+
+def _is_params(data: bytes, tasks: int) -> bool:
+    try:
+        rows = json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return (
+        isinstance(rows, list)
+        and len(rows) == tasks
+        and all(isinstance(row, dict) and all(isinstance(v, str) for v in row.values()) for row in rows)
+    )

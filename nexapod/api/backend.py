@@ -1,0 +1,158 @@
+"""What the API needs of a daemon: one Protocol, and the errors that may come out of it.
+
+Views are plain JSON values whose shape nexapod/api/models.py states; the contract tests hold every backend to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias
+
+from nexapod.protocol.types import BlobRef, JobId, JobSpec
+
+Json: TypeAlias = dict[str, Any]
+EventName: TypeAlias = Literal["placed", "task_changed", "settled", "failed", "complete", "lagged"]
+JobEvent: TypeAlias = tuple[str, Json]
+"""(name, facts). Facts of task_changed, settled and failed hold `index`; `complete` ends a stream."""
+
+
+class ApiError(Exception):
+    """A request that cannot be answered as asked. The message is for its user; `remedy` says what to do next."""
+
+    status: ClassVar[int] = 500
+    name: ClassVar[str] = "internal"
+    title: ClassVar[str] = "The daemon failed"
+
+    def __init__(self, detail: str, remedy: str = "") -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.remedy = remedy
+
+
+class NotFound(ApiError):
+    """Nothing of that name is here."""
+
+    status = 404
+    name = "not-found"
+    title = "Not found"
+
+
+class NotReady(ApiError):
+    """It exists, but its time has not come: the job is not complete."""
+
+    status = 409
+    name = "not-ready"
+    title = "Not ready yet"
+
+
+class Invalid(ApiError):
+    """What was sent cannot be accepted."""
+
+    status = 422
+    name = "invalid"
+    title = "Invalid request"
+
+
+class Forbidden(ApiError):
+    """It may not be done from here: another peer's job, a wrong token."""
+
+    status = 403
+    name = "forbidden"
+    title = "Not allowed"
+
+
+class TooLarge(ApiError):
+    """More bytes than allowed."""
+
+    status = 413
+    name = "too-large"
+    title = "Too large"
+
+
+class Busy(ApiError):
+    """No room now: too many watchers, a full disk, a daemon that is stopping."""
+
+    status = 503
+    name = "busy"
+    title = "Not possible at the moment"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One Prometheus metric. `name` without the prefix nexapod_; a counter's ends in _total."""
+
+    name: str
+    kind: Literal["counter", "gauge"]
+    help: str
+    samples: Sequence[tuple[dict[str, str], int | float]]
+    """(labels, value); a metric without labels has one sample with none."""
+
+
+class Backend(Protocol):
+    """A running daemon, as the API sees it. Every method may raise ApiError, and none may block the event loop."""
+
+    @property
+    def network(self) -> str:
+        """The network that jobs are submitted to."""
+
+    async def status(self) -> Json:
+        """models.Status"""
+
+    async def peers(self) -> list[Json]:
+        """models.Peer of every known or connected peer but this one."""
+
+    async def profile(self) -> Json:
+        """models.ProfileView of this machine."""
+
+    async def put_blob(self, stream: AsyncIterator[bytes], size: int) -> BlobRef:
+        """Store `size` bytes, durably. The daemon keeps them for at least an hour when no job names them."""
+
+    async def has_blob(self, ref: BlobRef) -> bool:
+        """Whether the whole blob is here."""
+
+    async def read_blob(self, ref: BlobRef, offset: int, length: int) -> bytes:
+        """Up to `length` bytes from `offset`, fewer only at the end. Raises NotFound."""
+
+    async def submit(self, spec: JobSpec) -> JobId:
+        """Sign, save and announce a job whose blobs are all here. Raises Invalid."""
+
+    def job_ids(self) -> Collection[JobId]:
+        """Every job that this daemon knows of."""
+
+    async def jobs(self) -> list[Json]:
+        """models.JobRow of each of them, the newest first."""
+
+    async def job(self, job: JobId, tasks: range) -> Json:
+        """models.JobView, whose task_list holds those of `tasks` (a step of 1) that the job has. Raises NotFound."""
+
+    async def spec(self, job: JobId) -> JobSpec:
+        """The job as it was signed. Raises NotFound."""
+
+    def events(self, job: JobId) -> AbstractAsyncContextManager[AsyncIterator[JobEvent]]:
+        """What happens to a job from now on. A reader that is too slow gets `lagged`. Raises NotFound, Busy."""
+
+    async def results(self, job: JobId, tasks: range) -> list[Json]:
+        """models.TaskResult of each decided task among `tasks`. Raises NotFound."""
+
+    async def certificate(self, job: JobId) -> bytes:
+        """Raises NotFound, and NotReady until the job is complete."""
+
+    async def cancel(self, job: JobId) -> None:
+        """End a job of this daemon's own. Raises NotFound, Forbidden. A job that has ended stays as it is."""
+
+    async def task_log(self, job: JobId, task: int) -> list[Json]:
+        """models.ReplicaLog of each replica shown so far. Raises NotFound."""
+
+    async def why_job(self, job: JobId) -> Json:
+        """Why its tasks are (not) placed: at least `sentences`. Raises NotFound."""
+
+    async def why(self) -> Json:
+        """Why this daemon does (not) work: at least `sentences`."""
+
+    async def stop(self, *, drain: bool) -> None:
+        """Begin to stop, and return: with `drain`, running tasks may end first."""
+
+    async def metrics(self) -> Sequence[Metric]:
+        """What /metrics shows."""

@@ -1,0 +1,318 @@
+"""The shapes of the API: what a submitted job may say, and what each answer holds (the OpenAPI schema is made of them).
+
+Answers are not re-checked at run time: tests/contract/test_api_contract.py holds backends to these shapes.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, WithJsonSchema
+
+from nexapod.protocol import limits, types
+from nexapod.protocol.limits import RETENTION_DEFAULT_MS, TASKS_MAX
+from nexapod.protocol.types import BlobRef
+
+
+def _ref(value: object) -> BlobRef:
+    if isinstance(value, BlobRef):
+        return value
+    if not isinstance(value, str) or len(value) > 80:
+        raise ValueError("a blob is named <64 hex digits>:<size>")
+    return BlobRef.parse(value)
+
+
+Ref = Annotated[
+    BlobRef,
+    PlainValidator(_ref),
+    PlainSerializer(str, return_type=str),
+    WithJsonSchema({"type": "string", "pattern": "^[0-9a-f]{64}:[0-9]{1,15}$"}),
+]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+# --- what is submitted ---------------------------------------------------------------------------------------------
+class RunBody(_Strict):
+    executor: Literal["wasm", "docker"]
+    module: Ref | None = None
+    image: str | None = Field(None, max_length=80)
+    command: list[str] = Field(default=[], max_length=limits.COMMAND_MAX)
+    env: dict[str, str] = Field(default={}, max_length=limits.ENV_MAX)
+
+
+class InputBody(_Strict):
+    path: str = Field(max_length=limits.PATH_MAX)
+    ref: Ref
+
+
+class SplitBody(_Strict):
+    path: str = Field(max_length=limits.PATH_MAX)
+    ref: Ref
+    index: Ref
+
+
+class LimitsBody(_Strict):
+    cpus_milli: int = 1000
+    memory: int = 256 << 20
+    output: int = 16 << 20
+    wall_ms: int = 3_600_000
+    gpus: int = 0
+    gpu_memory: int = 0
+
+
+class RequiresBody(_Strict):
+    arch: list[str] = Field(default=[], max_length=8)
+    memory: int = 0
+    gpu_model: str = ""
+
+
+class ValidateBody(_Strict):
+    mode: Literal["exact"] = "exact"
+    agree: int = 2
+    max_replicas: int = 5
+
+
+class JobBody(_Strict):
+    """A job to submit; every blob that it names has been uploaded before."""
+
+    name: str
+    tasks: int = Field(ge=1, le=TASKS_MAX)
+    run: RunBody
+    description: str = ""
+    tags: list[str] = Field(default=[], max_length=limits.TAGS_MAX)
+    priority: int = 0
+    inputs: list[InputBody] = Field(default=[], max_length=limits.INPUTS_MAX)
+    split: SplitBody | None = None
+    params: Ref | None = None
+    limits: LimitsBody = LimitsBody()
+    requires: RequiresBody = RequiresBody()
+    validation: ValidateBody = Field(ValidateBody(), alias="validate")
+    retention_ms: int = RETENTION_DEFAULT_MS
+
+    def spec(self, network: str) -> types.JobSpec:
+        """The job as the protocol has it. Its bounds are for statements.check_body to check."""
+        return types.JobSpec(
+            network=network,
+            name=self.name,
+            nonce=os.urandom(16),
+            stamp=int(time.time() * 1000),
+            run=types.Run(
+                self.run.executor,
+                self.run.module,
+                self.run.image,
+                tuple(self.run.command),
+                tuple(sorted(self.run.env.items())),
+            ),
+            tasks=self.tasks,
+            description=self.description,
+            tags=tuple(self.tags),
+            priority=self.priority,
+            inputs=tuple(types.File(i.path, i.ref) for i in self.inputs),
+            split=types.Split(self.split.path, self.split.ref, self.split.index) if self.split else None,
+            params=self.params,
+            limits=types.Limits(**self.limits.model_dump()),
+            requires=types.Requires(tuple(self.requires.arch), self.requires.memory, self.requires.gpu_model),
+            validate=types.Validate(**self.validation.model_dump()),
+            retention_ms=self.retention_ms,
+        )
+
+
+def spec_view(spec: types.JobSpec) -> dict[str, Any]:
+    """A signed job in the same shape as it is submitted in, with its network and time."""
+    run, split = spec.run, spec.split
+    return {
+        "network": spec.network,
+        "created": spec.stamp,
+        "name": spec.name,
+        "description": spec.description,
+        "tags": list(spec.tags),
+        "priority": spec.priority,
+        "tasks": spec.tasks,
+        "run": {
+            "executor": run.executor,
+            "module": str(run.module) if run.module else None,
+            "image": run.image,
+            "command": list(run.command),
+            "env": dict(run.env),
+        },
+        "inputs": [{"path": f.path, "ref": str(f.blob)} for f in spec.inputs],
+        "split": {"path": split.path, "ref": str(split.blob), "index": str(split.index)} if split else None,
+        "params": str(spec.params) if spec.params else None,
+        "limits": {name: getattr(spec.limits, name) for name in LimitsBody.model_fields},
+        "requires": {
+            "arch": list(spec.requires.arch),
+            "memory": spec.requires.memory,
+            "gpu_model": spec.requires.gpu_model,
+        },
+        "validate": {name: getattr(spec.validate, name) for name in ValidateBody.model_fields},
+        "retention_ms": spec.retention_ms,
+    }
+
+
+class StopBody(_Strict):
+    drain: bool = True
+
+
+# --- what is answered ----------------------------------------------------------------------------------------------
+class _View(BaseModel):
+    """Backends may add keys; these are always there."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class Problem(_View):
+    """RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    remedy: str
+
+
+class Status(_View):
+    peer_id: str
+    version: str
+    network: str
+    listen: list[str]
+    """Multiaddrs that end in /p2p/<id>: what others dial."""
+    connected_peers: int
+    known_peers: int
+    active_jobs: int
+    running_tasks: int
+    slots: int
+    state: Literal["starting", "running", "draining"]
+    uptime_s: int
+    home: str
+    pid: int
+
+
+class GpuView(_View):
+    model: str
+    memory: int
+
+
+class ExecutorView(_View):
+    name: str
+    version: str
+
+
+class ProfileView(_View):
+    agent: str
+    os: str
+    arch: str
+    cpu_model: str
+    cpus: int
+    memory: int
+    disk_free: int
+    gpus: list[GpuView]
+    executors: list[ExecutorView]
+    images: list[str]
+    serves: bool
+    slots: int
+
+
+class Peer(_View):
+    """The facts of its profile follow where one has been heard."""
+
+    peer_id: str
+    connected: bool
+    live: bool
+    address: str
+    heard_s: int | None
+    """Seconds since its newest profile came; null when none has."""
+    arch: str = ""
+    cpus: int = 0
+    memory: int = 0
+    slots: int = 0
+
+
+class BlobView(_View):
+    digest: str
+    size: int
+    ref: str
+
+
+class Submitted(_View):
+    job_id: str
+
+
+JobState = Literal["placing", "running", "complete", "cancelled", "active"]
+
+
+class JobRow(_View):
+    """Counts are null where this daemon, not being the submitter's, does not know them."""
+
+    job_id: str
+    name: str
+    submitter: str
+    mine: bool
+    state: JobState
+    tasks: int
+    settled: int | None
+    failed: int | None
+    running: int | None
+    created: int
+    """Wall-clock milliseconds at the submitter."""
+
+
+class ReplicaView(_View):
+    peer: str
+    outcome: str
+    root: str
+    exit: int
+    wall_ms: int
+    cpu_ms: int
+    peak_memory: int
+    agreed: bool | None
+
+
+class VerdictView(_View):
+    peer: str
+    outcome: str
+
+
+class TaskView(_View):
+    index: int
+    state: Literal["open", "leased", "committed", "settled", "failed"]
+    progress: float
+    workers: list[str]
+    reason: str
+    replicas: list[ReplicaView]
+    verdicts: list[VerdictView]
+
+
+class JobView(JobRow):
+    placed: bool
+    """Enough other peers hold the job and its inputs: this one may go offline."""
+    placed_on: list[str]
+    task_list: list[TaskView]
+
+
+class ResultFile(_View):
+    path: str
+    ref: str
+    size: int
+
+
+class TaskResult(_View):
+    index: int
+    outcome: Literal["accepted", "failed"]
+    reason: str
+    files: list[ResultFile]
+
+
+class ReplicaLog(_View):
+    peer: str
+    outcome: str
+    exit: int
+    log: str
+
+
+class Why(_View):
+    sentences: list[str]

@@ -1,0 +1,84 @@
+"""What a task printed, bounded and harmless: the head and the tail of a stream, and the escaping of both.
+
+Imported by the wasm runner too, so it needs nothing but builtins. Does not know where the bytes come from.
+"""
+
+from __future__ import annotations
+
+from nexapod.protocol.limits import LOG_TAIL_MAX, TEXT_MAX
+
+_GAP = "\n[... {} bytes left out ...]\n"
+_GAP_BYTES_MAX = 48
+HEAD_BYTES = LOG_TAIL_MAX // 4
+TAIL_BYTES = LOG_TAIL_MAX
+
+
+class Capture:
+    """Keeps the first HEAD_BYTES and the last TAIL_BYTES of what is written, in constant memory."""
+
+    __slots__ = ("_tail", "head", "total")
+
+    def __init__(self) -> None:
+        self.head = b""
+        self.total = 0
+        self._tail = bytearray()
+
+    def write(self, data: bytes) -> None:
+        room = HEAD_BYTES - len(self.head)
+        self.total += len(data)
+        if room > 0:
+            self.head += data[:room]
+            data = data[room:]
+        if data:
+            self._tail += data[-TAIL_BYTES:]
+            if len(self._tail) > 4 * TAIL_BYTES:
+                del self._tail[:-TAIL_BYTES]
+
+    @property
+    def tail(self) -> bytes:
+        return bytes(self._tail[-TAIL_BYTES:])
+
+
+def render(head: bytes, tail: bytes, total: int) -> str:
+    """At most LOG_TAIL_MAX bytes of text: all of it when it fits, else its head, a gap mark and its tail.
+
+    `total` is how many bytes were printed; what is in neither `head` nor `tail` counts as left out.
+    """
+    kept = head + tail
+    whole = escape(kept) if total <= len(kept) else ""
+    if total <= len(kept) and len(whole.encode()) <= LOG_TAIL_MAX:
+        return whole
+    first = _clip_end(escape(head), HEAD_BYTES)
+    gap = _GAP.format(max(1, total - len(head) - len(tail)) if total > len(kept) else "some")
+    room = LOG_TAIL_MAX - len(first.encode()) - min(len(gap), _GAP_BYTES_MAX)
+    return first + gap[:_GAP_BYTES_MAX] + _clip_start(escape(tail or head[len(first) :]), room)
+
+
+def escape(data: bytes) -> str:
+    """Text that is safe in a terminal, a log and JSON: whatever is not printable, newline or tab as \\xNN."""
+    text = data.decode("utf-8", "backslashreplace")
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else _escaped(c) for c in text)
+
+
+def reason_text(text: str) -> str:
+    """One line of at most TEXT_MAX bytes, escaped."""
+    line = escape(" ".join(text.split()).encode("utf-8", "surrogatepass"))
+    return _clip_end(line, TEXT_MAX)
+
+
+def _escaped(char: str) -> str:
+    code = ord(char)
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def _clip_end(text: str, bytes_max: int) -> str:
+    return text.encode()[: max(0, bytes_max)].decode("utf-8", "ignore")
+
+
+def _clip_start(text: str, bytes_max: int) -> str:
+    raw = text.encode()
+    return raw[max(0, len(raw) - bytes_max) :].decode("utf-8", "ignore")

@@ -1,0 +1,183 @@
+"""A task as container settings: everything that a sandbox grants, in one pure function, default-deny.
+
+What is not named here is not granted. Knows the engine's API by its field names only; talks to nothing. Submitters
+can only tighten: no field of a job reaches a setting unclamped.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from nexapod.executor.contract import PROGRESS_ENV, PROGRESS_PATH, TaskRun
+
+LABEL_HOME: Final = "org.nexapod.home"
+LABEL_RUN: Final = "org.nexapod.run"
+NOBODY: Final = (65534, 65534)
+PIDS_MAX: Final = 256
+NOFILE: Final = 1024
+MEMORY_MIN: Final = 6 << 20
+"""The least that the engine accepts."""
+SHM_BYTES: Final = 16 << 20
+TMP_BYTES_MAX: Final = 1 << 30
+LOG_BYTES: Final = 256 << 10
+"""What the engine keeps of the output; of more, only the end is left."""
+CPU_SHARES: Final = 128
+"""An eighth of the default weight: what else runs on the machine goes first."""
+OOM_SCORE_ADJ: Final = 1000
+"""When the machine itself runs out of memory, a task is the first to go."""
+
+PINNED_ENV: Final[tuple[tuple[str, str], ...]] = (
+    # The number of threads changes the order of summation, and so the result.
+    ("OMP_NUM_THREADS", "1"),
+    ("MKL_NUM_THREADS", "1"),
+    ("OPENBLAS_NUM_THREADS", "1"),
+    ("BLIS_NUM_THREADS", "1"),
+    ("GOTO_NUM_THREADS", "1"),
+    ("VECLIB_MAXIMUM_THREADS", "1"),
+    ("NUMEXPR_NUM_THREADS", "1"),
+    ("NUMBA_NUM_THREADS", "1"),
+    ("RAYON_NUM_THREADS", "1"),
+    ("JULIA_NUM_THREADS", "1"),
+    ("OMP_DYNAMIC", "FALSE"),
+    ("MKL_CBWR", "COMPATIBLE"),
+    ("PYTHONHASHSEED", "0"),
+    ("PYTHONDONTWRITEBYTECODE", "1"),
+    ("TZ", "UTC"),
+    ("HOME", "/tmp"),  # noqa: S108  (the container's own)
+    ("TMPDIR", "/tmp"),  # noqa: S108
+)
+"""The same on every machine. A job may set its own: it is then the same for all its replicas too."""
+
+_HOME: Final = re.compile(r"[0-9a-f]{8,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """What of this machine the settings depend on."""
+
+    cpus: int
+    nofile_max: int
+    """The hard limit of open files that the engine may hand on."""
+    user: tuple[int, int]
+    """uid and gid inside: NOBODY for a daemon that is root, else the daemon's own. Never 0."""
+    init: bool
+    """Whether the engine has an init to reap zombies with."""
+    seccomp: str
+    """The profile, as JSON text."""
+    cgroup_parent: str = ""
+    """The cgroup that outlives the container, so that its counters can be read; empty: the engine's default."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """What an image declares that would open a hole."""
+
+    volumes: tuple[str, ...] = ()
+    """Paths for which the engine would make writable volumes, without a limit, on the disk."""
+
+
+def container_name(home: str, label: str) -> str:
+    """Unique by home and run; the engine accepts each character of both."""
+    if not _HOME.fullmatch(home):
+        raise ValueError("a home id is 8 to 64 hex digits")
+    return f"nexapod-{home[:16]}-{label}"
+
+
+def tmp_bytes(run: TaskRun) -> int:
+    """The size of /tmp: it lies in memory, and counts as the task's."""
+    return max(1 << 20, min(run.limits.memory // 2, TMP_BYTES_MAX))
+
+
+def container_settings(run: TaskRun, host: HostFacts, image: ImageFacts, *, home: str, scratch: Path) -> dict[str, Any]:
+    """The body of the engine's `create` request. `scratch` is seen as /run."""
+    assert host.user[0] != 0, "a task is never root, not even inside"
+    settings: dict[str, Any] = {
+        "Image": run.image,
+        "User": f"{host.user[0]}:{host.user[1]}",
+        "Env": [f"{name}={value}" for name, value in _env(run).items()],
+        "Hostname": "task",
+        "NetworkDisabled": True,
+        "Tty": False,
+        "OpenStdin": False,
+        "Healthcheck": {"Test": ["NONE"]},
+        "Labels": {LABEL_HOME: home, LABEL_RUN: run.label},
+        "HostConfig": _confinement(host) | _bounds(run, host) | _files(run, image, scratch),
+    }
+    if run.command:
+        settings["Cmd"] = list(run.command)
+    return settings
+
+
+def _env(run: TaskRun) -> dict[str, str]:
+    return dict(PINNED_ENV) | dict(run.env) | {PROGRESS_ENV: PROGRESS_PATH}
+
+
+def _confinement(host: HostFacts) -> dict[str, Any]:
+    return {
+        "NetworkMode": "none",
+        "IpcMode": "private",
+        "CgroupnsMode": "private",
+        "Privileged": False,
+        "ReadonlyRootfs": True,
+        "CapDrop": ["ALL"],
+        "CapAdd": [],
+        "Devices": [],
+        "DeviceRequests": [],
+        "SecurityOpt": ["no-new-privileges:true", f"seccomp={host.seccomp}"],
+        "Init": host.init,
+        "AutoRemove": False,
+        "RestartPolicy": {"Name": "no"},
+        "CgroupParent": host.cgroup_parent,
+    }
+
+
+def _bounds(run: TaskRun, host: HostFacts) -> dict[str, Any]:
+    memory = max(run.limits.memory, MEMORY_MIN)
+    nofile = min(NOFILE, host.nofile_max)
+    # One byte more than the output may have, so that a task which runs into it is seen to be over its limit. /tmp is
+    # under the same limit, which therefore cannot be smaller than it.
+    file_bytes = max(run.limits.output + 1, tmp_bytes(run))
+    return {
+        "Memory": memory,
+        "MemorySwap": memory,
+        "NanoCpus": max(10, min(run.limits.cpus_milli, host.cpus * 1000)) * 1_000_000,
+        "CpuShares": CPU_SHARES,
+        "PidsLimit": PIDS_MAX,
+        "OomScoreAdj": OOM_SCORE_ADJ,
+        "ShmSize": SHM_BYTES,
+        "Ulimits": [
+            {"Name": "nofile", "Soft": nofile, "Hard": nofile},
+            {"Name": "core", "Soft": 0, "Hard": 0},
+            {"Name": "fsize", "Soft": file_bytes, "Hard": file_bytes},
+        ],
+        "LogConfig": {"Type": "json-file", "Config": {"max-size": str(LOG_BYTES), "max-file": "1"}},
+    }
+
+
+def _files(run: TaskRun, image: ImageFacts, scratch: Path) -> dict[str, Any]:
+    tmpfs = f"rw,nosuid,nodev,mode=1777,size={tmp_bytes(run)}"
+    return {
+        "Mounts": [
+            _bind(run.input, "/input", read_only=True),
+            _bind(run.output, "/output", read_only=False),
+            _bind(run.checkpoint, "/checkpoint", read_only=False),
+            _bind(scratch, "/run", read_only=False),
+        ],
+        "Tmpfs": {path: tmpfs for path in ("/tmp", *image.volumes) if path not in _OWN_PATHS},  # noqa: S108
+    }
+
+
+_OWN_PATHS: Final = ("/input", "/output", "/checkpoint", "/run")
+
+
+def _bind(source: Path, target: str, *, read_only: bool) -> dict[str, Any]:
+    return {
+        "Type": "bind",
+        "Source": str(source),
+        "Target": target,
+        "ReadOnly": read_only,
+        "BindOptions": {"Propagation": "rprivate"},
+    }

@@ -1,0 +1,135 @@
+"""What every executor promises: the shape of a run, how it ends, and the port that the daemon drives.
+
+Responsible for the vocabulary shared by the daemon and the executors. Deliberately does not know jobs, peers or
+blobs: everything a run needs is a local path or a plain value, already checked by whoever built the TaskRun.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Protocol
+
+from nexapod.protocol.errors import LocalError
+from nexapod.protocol.types import ExecutorName, Limits, RunOutcome, Usage
+
+EXIT_OK: Final = 0
+EXIT_TRY_ELSEWHERE: Final = 75
+"""EX_TEMPFAIL: the task itself says that this machine is not the place for it."""
+EXIT_TRAPPED: Final = 134
+"""A wasm trap, as a shell shows an abort."""
+EXIT_KILLED: Final = 137
+"""Ended by us at a limit, as a shell shows SIGKILL."""
+PROGRESS_ENV: Final = "NEXAPOD_PROGRESS"
+PROGRESS_PATH: Final = "/run/progress"
+"""Where a task may write a number from 0 to 1."""
+
+_LABEL: Final = re.compile(r"[0-9a-f-]{1,64}")
+_IMAGE: Final = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+class BadRun(LocalError):
+    """A run that cannot be started as it was described. Fix the caller: the daemon checks jobs before it runs them."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRun:
+    """One task, ready to run: all paths are local, exist, and were checked.
+
+    `/input` must be readable by others (files 0644, directories 0755) below a parent only the daemon can enter:
+    containers run as another user. `output`, `checkpoint` belong to the run until it ends.
+    """
+
+    label: str
+    """Names containers and scratch: `[0-9a-f-]{1,64}`, unique among the runs of this machine."""
+    executor: ExecutorName
+    module: Path | None
+    """The wasm module file. Its bytes must never change under the same path."""
+    image: str | None
+    """`sha256:<hex>`: the content id of a container image that the engine holds."""
+    command: tuple[str, ...]
+    """wasm: argv after the program's name. docker: the command; empty means the image's own."""
+    env: tuple[tuple[str, str], ...]
+    input: Path
+    output: Path
+    checkpoint: Path
+    limits: Limits
+    seed: bytes
+    """32 bytes, the same for every replica of the task: fixes the randomness and the clock of a wasm task."""
+
+    def __post_init__(self) -> None:
+        if not _LABEL.fullmatch(self.label):
+            raise BadRun(f"label {self.label!r} is not [0-9a-f-]{{1,64}}")
+        if len(self.seed) != 32:
+            raise BadRun(f"a seed is 32 bytes, not {len(self.seed)}")
+        if self.executor == "wasm" and (self.module is None or self.image is not None):
+            raise BadRun("a wasm run names a module and no image")
+        if self.executor == "docker" and (self.module is not None or not _IMAGE.fullmatch(self.image or "")):
+            raise BadRun("a docker run names an image by its content id (sha256:<64 hex digits>) and no module")
+        for name, value in self.env:
+            if not name or "=" in name or "\0" in name + value:
+                raise BadRun(f"environment variable {name!r} cannot be passed on")
+        if any("\0" in word for word in self.command):
+            raise BadRun("a command with a zero byte")
+
+
+@dataclass(frozen=True, slots=True)
+class Availability:
+    """Whether an executor can run tasks here. When not, `reason` says what is missing and what to do about it."""
+
+    ok: bool
+    version: str = ""
+    reason: str = ""
+    images: tuple[str, ...] = ()
+    """Content ids of the container images that it holds, sorted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a run ended. `reason` is for people: at most TEXT_MAX bytes of printable text; empty when all went well."""
+
+    outcome: RunOutcome
+    exit: int
+    usage: Usage = field(default_factory=Usage)
+    log: str = ""
+    """The head and the tail of what the task printed, escaped, at most LOG_TAIL_MAX bytes."""
+    reason: str = ""
+
+
+class Executor(Protocol):
+    """A sandbox. The same contract tests run against every one (tests/contract/test_executor_contract.py)."""
+
+    name: ExecutorName
+
+    async def probe(self) -> Availability:
+        """Find out whether tasks can run here. Never raises for what is missing; bounded in time."""
+        ...
+
+    async def run(self, run: TaskRun, on_progress: Callable[[float], None]) -> Ended:
+        """Run one task to its end.
+
+        Whatever the task or the sandbox does is an Ended, never an exception. Cancelling kills the task and
+        cleans up within a deadline. `on_progress` gets numbers from 0 to 1, about four times a second at most.
+        """
+        ...
+
+    async def reap_orphans(self) -> int:
+        """End and remove what an earlier daemon of this home left behind; how many were found."""
+        ...
+
+    async def aclose(self) -> None:
+        """Release everything. No run may be in progress."""
+        ...
+
+
+def outcome_of_exit(exit_status: int) -> RunOutcome:
+    """What an exit status means when no limit was hit (docs/protocol.md, Task)."""
+    match exit_status:
+        case 0:
+            return "ok"
+        case 75:
+            return "try-elsewhere"
+        case _:
+            return "failed"

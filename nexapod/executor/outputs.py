@@ -1,0 +1,141 @@
+"""What a task left in a directory: checked names and sizes, within limits. The task may be hostile.
+
+Walks by directory descriptors and never follows a link, so nothing outside the directory is ever opened or listed.
+Does not read, hash or move a file: that is for whoever stores them.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from nexapod.executor.capture import escape
+from nexapod.protocol import codec
+from nexapod.protocol.errors import PeerError
+from nexapod.protocol.limits import OUTPUT_FILES_MAX, PATH_MAX
+
+DEPTH_MAX: Final = 16
+"""Directories within directories."""
+DIRECTORIES_MAX: Final = 256
+
+_PATH = codec.path(PATH_MAX)
+_OPEN: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFile:
+    """One regular file: `path` relative and POSIX, as the protocol spells it; `source` where it lies; bytes."""
+
+    path: str
+    source: Path
+    size: int
+
+
+class OutputRefused(Exception):
+    """What a task left cannot be its result. `outcome` says whether it was too much, or not plain files."""
+
+    def __init__(self, outcome: Literal["output-limit", "failed"], reason: str) -> None:
+        super().__init__(reason)
+        self.outcome: Literal["output-limit", "failed"] = outcome
+        self.reason = reason
+
+
+def collect(directory: Path, *, bytes_max: int, files_max: int = OUTPUT_FILES_MAX) -> list[OutputFile]:
+    """The regular files below `directory`, sorted by path.
+
+    Raises OutputRefused: over a limit, or anything but plain files and directories with plain names.
+    """
+    found: list[OutputFile] = []
+    total = 0
+    for relative, info in _walk(directory):
+        _refuse_irregular(relative, info)
+        total += info.st_size
+        found.append(OutputFile(_checked_path(relative), directory / relative, info.st_size))
+        _refuse_excess(total, len(found), bytes_max, files_max)
+    return sorted(found, key=lambda file: file.path)
+
+
+def refuse_overrun(directory: Path, *, bytes_max: int, files_max: int = OUTPUT_FILES_MAX) -> None:
+    """While a task still writes: raise OutputRefused as soon as it has left too much. Names and kinds come later."""
+    total = 0
+    for count, (_, info) in enumerate(_walk(directory), 1):
+        total += info.st_size
+        _refuse_excess(total, count, bytes_max, files_max)
+
+
+def _refuse_irregular(relative: str, info: os.stat_result) -> None:
+    if not stat.S_ISREG(info.st_mode):
+        kind = "a symbolic link" if stat.S_ISLNK(info.st_mode) else "no regular file"
+        raise OutputRefused("failed", f"output {_shown(relative)} is {kind}")
+
+
+def _refuse_excess(total: int, count: int, bytes_max: int, files_max: int) -> None:
+    if count > files_max:
+        raise OutputRefused("output-limit", f"more than {files_max} output files")
+    if total > bytes_max:
+        raise OutputRefused("output-limit", f"more than {bytes_max} bytes of output")
+
+
+def _checked_path(relative: str) -> str:
+    try:
+        return _PATH.decode(relative)
+    except PeerError as error:
+        raise OutputRefused("failed", f"output name {_shown(relative)}: {error}") from None
+
+
+def _shown(relative: str) -> str:
+    return escape(os.fsencode(relative))[:120]
+
+
+def _walk(directory: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Every entry that is not a directory, with its lstat. A name that vanishes meanwhile is skipped."""
+    pending: list[str] = [""]
+    seen = 1
+    while pending:
+        prefix = pending.pop()
+        for name, info in _entries(directory, prefix):
+            relative = prefix + name
+            if not stat.S_ISDIR(info.st_mode):
+                yield relative, info
+                continue
+            seen += 1
+            if seen > DIRECTORIES_MAX or relative.count("/") >= DEPTH_MAX:
+                raise OutputRefused("output-limit", f"over {DIRECTORIES_MAX} directories or {DEPTH_MAX} deep")
+            pending.append(relative + "/")
+
+
+def _entries(directory: Path, prefix: str) -> Iterator[tuple[str, os.stat_result]]:
+    try:
+        fd = _open_below(directory, prefix)
+    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+        # The task removed, replaced or closed it meanwhile. In the top directory that is our own mistake.
+        if not prefix:
+            raise
+        if isinstance(error, PermissionError):
+            raise OutputRefused("failed", f"output directory {_shown(prefix)} cannot be read") from None
+        return
+    try:
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                try:
+                    yield entry.name, entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+    finally:
+        os.close(fd)
+
+
+def _open_below(directory: Path, prefix: str) -> int:
+    """A descriptor of directory/prefix, each step opened from the one before, so that no link is followed."""
+    fd = os.open(directory, _OPEN)
+    for part in prefix.split("/")[:-1]:
+        try:
+            deeper = os.open(part, _OPEN, dir_fd=fd)
+        finally:
+            os.close(fd)
+        fd = deeper
+    return fd

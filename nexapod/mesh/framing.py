@@ -1,0 +1,40 @@
+"""Frames on a byte stream: four bytes of length, big-endian, then that many bytes. Pure."""
+
+from __future__ import annotations
+
+from nexapod.protocol.errors import LocalError, PeerError
+from nexapod.protocol.limits import FRAME_BYTES_MAX
+
+_LENGTH_BYTES = 4
+
+
+def encode_frame(frame: bytes) -> bytes:
+    """Raises LocalError for a frame that no peer would take."""
+    if not 0 < len(frame) <= FRAME_BYTES_MAX:
+        raise LocalError(f"a frame holds 1 to {FRAME_BYTES_MAX} bytes, not {len(frame)}")
+    return len(frame).to_bytes(_LENGTH_BYTES, "big") + frame
+
+
+class FrameBuffer:
+    """Bytes as they arrive, frames as they are whole. Holds less than one frame between calls to `feed`."""
+
+    def __init__(self) -> None:
+        self._held = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The frames that `data` completes. Raises PeerError as soon as a length is out of bounds."""
+        held = self._held
+        held += data
+        frames = []
+        at = 0
+        while len(held) - at >= _LENGTH_BYTES:
+            length = int.from_bytes(held[at : at + _LENGTH_BYTES], "big")
+            if not 0 < length <= FRAME_BYTES_MAX:
+                raise PeerError("frame-length", str(length), penalty=50)
+            end = at + _LENGTH_BYTES + length
+            if end > len(held):
+                break
+            frames.append(bytes(memoryview(held)[at + _LENGTH_BYTES : end]))
+            at = end
+        del held[:at]
+        return frames

@@ -1,0 +1,193 @@
+"""Which peers are known, where they may be reached, and when it is worth trying again; and the dialling itself.
+
+Decides nothing about how many peers to keep (keeping.py) and nothing about what is said to them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import structlog
+import trio
+
+from nexapod.mesh import containment
+from nexapod.mesh.addresses import dialable
+from nexapod.mesh.library import ID, STREAM_ERRORS, Multiaddr
+from nexapod.protocol.types import PeerId
+
+log = structlog.get_logger()
+
+PEERS_MAX: Final = 4096
+ADDRS_PER_PEER_MAX: Final = 8
+BACKOFF_MIN_S: Final = 1.0
+BACKOFF_MAX_S: Final = 60.0
+FOREIGN_S: Final = 600.0
+DIAL_S: Final = 5.0
+DIAL_STAGGER_S: Final = 0.25
+DIALS_MAX: Final = 16
+_ADDR_TTL_S: Final = 3600
+
+
+@dataclass(slots=True)
+class _Known:
+    addrs: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    pinned: bool = False
+    """Configured by the user: never forgotten."""
+    failures: int = 0
+    ready_at: float = 0.0
+
+
+class AddressBook:
+    """Peers and their addresses, bounded: the one longest unheard of goes first, configured ones never."""
+
+    def __init__(self, own: PeerId, clock: Callable[[], float] = trio.current_time) -> None:
+        self._own = own
+        self._clock = clock
+        self._known: OrderedDict[PeerId, _Known] = OrderedDict()
+
+    def learn(self, peer: PeerId, addrs: Iterable[str], *, pinned: bool = False) -> bool:
+        """Add what can be dialled of `addrs`, most recent first. True when something is new."""
+        usable = dialable(peer, addrs)
+        if peer == self._own or not usable:
+            return False
+        known = self._known.setdefault(peer, _Known())
+        self._known.move_to_end(peer)
+        known.pinned = known.pinned or pinned
+        new = [addr for addr in usable if addr not in known.addrs]
+        for addr in reversed(usable):
+            known.addrs[addr] = None
+            known.addrs.move_to_end(addr, last=False)
+        while len(known.addrs) > ADDRS_PER_PEER_MAX:
+            known.addrs.popitem()
+        if new:
+            known.ready_at = min(known.ready_at, self._clock() + BACKOFF_MIN_S)
+        self._shrink()
+        return bool(new)
+
+    def _shrink(self) -> None:
+        while len(self._known) > PEERS_MAX:
+            oldest = next((peer for peer, known in self._known.items() if not known.pinned), None)
+            if oldest is None:
+                return
+            del self._known[oldest]
+
+    def addrs(self, peer: PeerId) -> list[str]:
+        known = self._known.get(peer)
+        return list(known.addrs) if known else []
+
+    def ready(self, peer: PeerId) -> bool:
+        """Whether its backoff is over; a peer that is not known is ready."""
+        known = self._known.get(peer)
+        return known is None or known.ready_at <= self._clock()
+
+    def candidates(self, leave_out: Iterable[PeerId]) -> list[PeerId]:
+        """Peers worth dialling now, in random order: so that a starting network does not dial one peer all at once."""
+        out = set(leave_out)
+        found = [peer for peer, known in self._known.items() if peer not in out and known.addrs and self.ready(peer)]
+        random.shuffle(found)
+        return found
+
+    def failed(self, peer: PeerId) -> None:
+        """Doubling backoff, with jitter, from 1 s to 60 s."""
+        known = self._known.setdefault(peer, _Known())
+        known.failures += 1
+        pause = min(BACKOFF_MAX_S, BACKOFF_MIN_S * 2 ** min(known.failures - 1, 10))
+        known.ready_at = self._clock() + pause * random.uniform(0.7, 1.3)  # noqa: S311  (jitter, not a secret)
+        self._shrink()
+
+    def succeeded(self, peer: PeerId) -> None:
+        known = self._known.get(peer)
+        if known:
+            known.failures, known.ready_at = 0, 0.0
+            self._known.move_to_end(peer)
+
+    def foreign(self, peer: PeerId) -> None:
+        """Leave a peer of another network alone for ten minutes."""
+        known = self._known.setdefault(peer, _Known())
+        known.ready_at = self._clock() + FOREIGN_S
+        self._shrink()
+
+    def forget_addr(self, peer: PeerId, addr: str) -> None:
+        known = self._known.get(peer)
+        if known:
+            known.addrs.pop(addr, None)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+
+class Dialler:
+    """Connects to peers through the book: one dial a peer at a time, all its addresses, staggered."""
+
+    def __init__(self, host: Any, book: AddressBook) -> None:
+        self._host = host
+        self._book = book
+        self._limit = trio.CapacityLimiter(DIALS_MAX)
+        self._dials: dict[PeerId, trio.Event] = {}
+
+    @property
+    def dialling(self) -> frozenset[PeerId]:
+        return frozenset(self._dials)
+
+    def connected(self, peer: PeerId) -> bool:
+        connections = self._host.get_network().get_connections(ID.from_base58(peer))
+        return any(not connection.is_closed for connection in connections)
+
+    async def connect(self, peer: PeerId) -> bool:
+        """Whether there is a connection in the end. Takes up to DIAL_S; a peer in its backoff is not tried."""
+        if self.connected(peer):
+            return True
+        if peer in self._dials:
+            await self._dials[peer].wait()
+            return self.connected(peer)
+        if not self._book.ready(peer):
+            return False
+        done = self._dials[peer] = trio.Event()
+        try:
+            async with self._limit:
+                await self._dial(peer)
+        finally:
+            del self._dials[peer]
+            done.set()
+        if self.connected(peer):
+            self._book.succeeded(peer)
+            return True
+        self._book.failed(peer)
+        return False
+
+    async def _dial(self, peer: PeerId) -> None:
+        containment.forget_failed_dial(self._host, peer)
+        addrs = self._book.addrs(peer)
+        if not addrs:
+            log.debug("no_address_to_dial", peer=peer)
+            return
+        with trio.move_on_after(DIAL_S):
+            async with trio.open_nursery() as nursery:
+                for addr in addrs:
+                    failed = trio.Event()
+                    nursery.start_soon(self._dial_addr, peer, addr, failed, nursery.cancel_scope)
+                    with trio.move_on_after(DIAL_STAGGER_S):
+                        await failed.wait()
+
+    async def _dial_addr(self, peer: PeerId, addr: str, failed: trio.Event, others: trio.CancelScope) -> None:
+        identity = ID.from_base58(peer)
+        target = Multiaddr(f"{addr}/p2p/{peer}")
+        try:
+            self._host.get_peerstore().add_addrs(identity, [Multiaddr(addr)], _ADDR_TTL_S)
+            await self._host.get_network().dial_addr(target, identity)
+            others.cancel()
+        except STREAM_ERRORS as error:
+            self._explain(peer, addr, error)
+            failed.set()
+
+    def _explain(self, peer: PeerId, addr: str, error: Exception) -> None:
+        reason = f"{error} {error.__cause__ or ''}"
+        if "Peer ID mismatch" in reason or "mismatch" in reason.lower():
+            log.warning("address_belongs_to_another_peer", peer=peer, addr=addr)
+            self._book.forget_addr(peer, addr)
+        else:
+            log.debug("dial_failed", peer=peer, addr=addr, reason=reason[:200])

@@ -1,0 +1,122 @@
+"""What happens in one simulated world, decided before it begins: peers, links, jobs, faults, liars. Values only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from nexapod.protocol.types import Millis
+
+LiarKind: TypeAlias = Literal[
+    "wrong",
+    "sybil",
+    "copycat",
+    "silent",
+    "hoarder",
+    "equivocator",
+    "late",
+    "replayer",
+    "garbage",
+    "steward",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerPlan:
+    """One machine. `speed`: thousandths of the nominal speed; `drift`: of its clock, in thousandths."""
+
+    speed: int = 1000
+    slots: int = 2
+    serves: bool = True
+    drift: int = 0
+    addr: str = ""
+    liar: LiarKind | None = None
+    joins_at: Millis = 0
+
+
+@dataclass(frozen=True, slots=True)
+class JobPlan:
+    """One job: who submits it when. `task_ms` is nominal; `failing` tasks end with an error everywhere."""
+
+    submitter: int
+    at: Millis
+    tasks: int
+    task_ms: Millis
+    agree: int = 2
+    max_replicas: int = 5
+    wall_ms: Millis = 120_000
+    failing: tuple[int, ...] = ()
+    vanishes: Literal["no", "for-a-while", "for-good"] = "no"
+    """Whether the submitter goes once its job is placed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Crash:
+    """A peer dies between two effects. `down_ms` None: it never comes back."""
+
+    at: Millis
+    peer: int
+    down_ms: Millis | None
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A machine stands still: nothing happens on it, nothing is lost."""
+
+    at: Millis
+    peer: int
+    for_ms: Millis
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """From `at` to `until` peers speak only to those on the same side. `sides` names the others of side 1."""
+
+    at: Millis
+    until: Millis
+    sides: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Clog:
+    """One direction between two peers loses everything, unnoticed."""
+
+    at: Millis
+    until: Millis
+    sender: int
+    receiver: int
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """How messages travel. Chances in thousandths, times in milliseconds."""
+
+    latency_ms: tuple[Millis, Millis] = (1, 20)
+    loss: int = 0
+    duplication: int = 0
+    straggling: int = 0
+    """How many messages take up to `straggle_ms` longer, and so overtake and are overtaken."""
+    straggle_ms: Millis = 3_000
+    gossip_loss: int = 0
+    degree: int = 0
+    """Links that each peer keeps; 0 = to everybody."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A whole world."""
+
+    scenario: str
+    seed: int
+    peers: tuple[PeerPlan, ...]
+    jobs: tuple[JobPlan, ...]
+    network: Network = field(default_factory=Network)
+    crashes: tuple[Crash, ...] = ()
+    pauses: tuple[Pause, ...] = ()
+    partitions: tuple[Partition, ...] = ()
+    clogs: tuple[Clog, ...] = ()
+    heal_at: Millis = 0
+    """From then on no fault happens any more, and loss ends."""
+    settle_within_ms: Millis = 600_000
+    """How long after healing, and after the last submission, every job must be complete."""
+    features: tuple[str, ...] = ()

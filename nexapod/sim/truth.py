@@ -1,0 +1,41 @@
+"""What is true in a simulated world: the right result of every task, and some wrong ones."""
+
+from __future__ import annotations
+
+import hashlib
+
+from nexapod.protocol.statements import output_root
+from nexapod.protocol.types import BlobRef, Digest, File, JobSpec, Millis, RunResult, TaskId, Usage, blob_of
+
+
+def fails(spec: JobSpec, task: int) -> bool:
+    """Whether a task of this job ends with an error on every machine: the job says so in its environment."""
+    return ("FAILS", str(task)) in spec.run.env
+
+
+def honest_output(task: TaskId) -> BlobRef:
+    return blob_of(b"result of " + task.job + task.index.to_bytes(4, "big"))
+
+
+def honest_result(task: TaskId, spec: JobSpec, wall_ms: Millis) -> RunResult:
+    """What every honest machine gets, whatever its speed."""
+    usage = Usage(wall_ms, wall_ms, 1 << 20)
+    if fails(spec, task.index):
+        return RunResult("failed", 1, (), usage, log="no such luck")
+    return RunResult("ok", 0, (File("out", honest_output(task)),), usage)
+
+
+def wrong_result(task: TaskId, liar: bytes, wall_ms: Millis) -> RunResult:
+    """What this liar claims: `liar` is part of it, so liars that do not collude do not agree."""
+    junk = blob_of(b"lie of " + liar + task.job + task.index.to_bytes(4, "big"))
+    return RunResult("ok", 0, (File("out", junk),), Usage(wall_ms, wall_ms, 1 << 20))
+
+
+def true_root(task: TaskId) -> Digest:
+    """The only root that may ever be accepted."""
+    return output_root("ok", 0, (File("out", honest_output(task)),))
+
+
+def short(data: bytes) -> str:
+    """A few characters to tell things apart in a trace."""
+    return hashlib.blake2b(data, digest_size=4).hexdigest()
