@@ -38,8 +38,8 @@ from nexapod.executor.contract import Executor
 from nexapod.executor.docker import DockerExecutor
 from nexapod.executor.wasm import WasmExecutor
 from nexapod.log import sd_notify, setup_logging
-from nexapod.mesh import identity
 from nexapod.mesh import events as mesh_events
+from nexapod.mesh import identity
 from nexapod.mesh.links import PeerUnreachable
 from nexapod.mesh.mesh import Mesh
 from nexapod.protocol import events
@@ -277,7 +277,8 @@ async def _drain(engine: Engine, stop: Stop) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_when, stop.at_once, nursery.cancel_scope)
             log.info("draining", attempts=len(engine.node.worker.attempts), seconds=DRAIN_S)
-            while engine.node.worker.attempts:
+            # The core has no event to wait for: that nothing is left is a state.
+            while engine.node.worker.attempts:  # noqa: ASYNC110
                 await trio.sleep(0.1)
             nursery.cancel_scope.cancel()
 

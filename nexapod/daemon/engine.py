@@ -141,7 +141,8 @@ class Engine:
             except LocalError as error:
                 self.stalled = str(error)
                 pause = COMMIT_RETRY_S[min(attempt, len(COMMIT_RETRY_S) - 1)]
-                log.error("store_failed", error=str(error), retry_s=pause, records=len(records))
+                # The message says it all; the traceback would be repeated at each try.
+                log.error("store_failed", error=str(error), retry_s=pause, records=len(records))  # noqa: TRY400
                 attempt += 1
                 await trio.sleep(pause)
             else:
