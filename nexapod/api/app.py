@@ -30,7 +30,7 @@ log = structlog.get_logger()
 BLOB_PATH: Final = "/v1/blobs"
 TASKS_PER_PAGE: Final = 1_000
 TASKS_PER_PAGE_MAX: Final = 10_000
-PARAMS_BYTES_MAX: Final = 256 << 20
+PARAMS_BYTES_MAX: Final = 64 << 20
 PREFIX_MATCHES_SHOWN: Final = 5
 
 JobName = Annotated[str, Path(alias="job", description="a job id, or a prefix of one that no other job shares")]
@@ -172,10 +172,10 @@ def _about_jobs(app: FastAPI, backend: Backend) -> None:
         """Server-sent events: snapshot, placed, task_changed, settled, failed, lagged, complete."""
         return EventAnswer(backend, _resolve(backend, name))
 
-    @app.get("/v1/jobs/{job}/results", response_model=None, responses={200: {"model": list[models.TaskResult]}})
+    @app.get("/v1/jobs/{job}/results", response_model=None, responses={200: {"model": models.Results}})
     async def results(name: JobName, first: First = 0, count: Count = TASKS_PER_PAGE) -> Response:
         """The decided tasks of a page, with their files."""
-        return Reply(await backend.results(_resolve(backend, name), range(first, first + count)))
+        return Reply({"tasks": await backend.results(_resolve(backend, name), range(first, first + count))})
 
     @app.get("/v1/jobs/{job}/certificate", response_model=None)
     async def certificate(name: JobName) -> Response:

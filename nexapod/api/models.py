@@ -307,6 +307,10 @@ class TaskResult(_View):
     files: list[ResultFile]
 
 
+class Results(_View):
+    tasks: list[TaskResult]
+
+
 class ReplicaLog(_View):
     peer: str
     outcome: str

@@ -103,6 +103,14 @@ class _Stream:
         self._stream.socket.close()
 
 
+class _Connection(TCPServer):  # type: ignore[misc, unused-ignore]
+    """Ends with its client: hypercorn alone would keep it, and its place among ours, until its idle time is over."""
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        await self.idle_task.stop()
+
+
 class _Server:
     """The connections of all listeners, and how they end."""
 
@@ -124,7 +132,7 @@ class _Server:
         bounded = _Stream(stream)
         self._open.add(bounded)
         try:
-            await TCPServer(app, self._config, self._context, ConnectionState({}), bounded)
+            await _Connection(app, self._config, self._context, ConnectionState({}), bounded)
         except Exception:
             # A client must not be able to end the daemon, whatever it makes hypercorn raise.
             log.exception("api_connection_failed")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import threading
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +35,8 @@ class Layout:
     """The paths of a blob folder. Creating it makes the folders and clears what a crash left behind."""
 
     def __init__(self, root: Path) -> None:
+        self.lock = threading.Lock()
+        """Held while it is decided whether a blob is here: by who brings it, and by who deletes it."""
         self.root = root
         self.objects = root / "objects"
         self.lists = root / "lists"
@@ -117,7 +120,7 @@ class Writer:
         if self._chunk_room < CHUNK_BYTES or not self._digests:
             self._end_chunk()
         ref = BlobRef(blob_root(self._digests), self._size)
-        if self._layout.object(ref).exists():
+        if touch_object(self._layout, ref):
             self.abort()
             return ref, False
         with disk_errors(self._layout.root):
@@ -313,12 +316,35 @@ def _copy_hashing(source: int, target: int | None, ref: BlobRef, check: CheckCan
     return blob_root(digests or [hashlib.sha256().digest()]) if exact else None
 
 
-def delete_object(layout: Layout, ref: BlobRef) -> bool:
-    """Remove a blob, whole or partly fetched; whether a whole one was there. Raises BlobError."""
-    with disk_errors(layout.root):
+def touch_object(layout: Layout, ref: BlobRef) -> bool:
+    """Note that a blob is wanted now, so that a deletion already on its way spares it; False when it is not here."""
+    with layout.lock, disk_errors(layout.root):
+        try:
+            os.utime(layout.object(ref))
+        except FileNotFoundError:
+            return False
+    return True
+
+
+def delete_object(layout: Layout, ref: BlobRef, unused_s: float) -> bool:
+    """Remove a blob, whole or partly fetched; whether a whole one was there. Raises BlobError.
+
+    One that was written or touched within the last `unused_s` seconds stays: whoever decided to delete it may not have
+    known of that.
+    """
+    with layout.lock, disk_errors(layout.root):
         existed = layout.object(ref).exists()
+        if existed and unused_s and time.time() - layout.object(ref).stat().st_mtime < unused_s:
+            return False
         layout.object(ref).unlink(missing_ok=True)
         layout.list(ref).unlink(missing_ok=True)
         for suffix in (".list", ".data", ".have"):
             (layout.partial / (name_of(ref) + suffix)).unlink(missing_ok=True)
     return existed
+
+
+def unused_objects(layout: Layout, unused_s: float) -> list[BlobRef]:
+    """Whole blobs last written or touched longer than `unused_s` seconds ago. Raises BlobError."""
+    before = time.time() - unused_s
+    with disk_errors(layout.root):
+        return [ref for ref in layout.refs() if layout.object(ref).stat().st_mtime < before]

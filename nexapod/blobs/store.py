@@ -112,11 +112,21 @@ class BlobStore:
         check = trio.from_thread.check_cancelled
         return await self._in_thread(lambda: files.check_object(self._layout, ref, check))
 
-    async def delete(self, ref: BlobRef) -> None:
-        """Forget a blob and what was fetched of it, if there is any. Raises BlobError."""
-        if await self._in_thread(lambda: files.delete_object(self._layout, ref)):
+    async def touch(self, ref: BlobRef) -> bool:
+        """Note that a blob is wanted now (see delete); False when it is not here. Raises BlobError."""
+        return await self._in_thread(lambda: files.touch_object(self._layout, ref))
+
+    async def delete(self, ref: BlobRef, *, unused_s: float = 0.0) -> None:
+        """Forget a blob and what was fetched of it, if there is any; but not if it was put or touched within the last
+        `unused_s` seconds. Raises BlobError.
+        """
+        if await self._in_thread(lambda: files.delete_object(self._layout, ref, unused_s)):
             self._count -= 1
             self._bytes -= ref.size
+
+    async def unused(self, unused_s: float) -> list[BlobRef]:
+        """Whole blobs that nobody has put or touched for so long."""
+        return await self._in_thread(lambda: files.unused_objects(self._layout, unused_s))
 
     async def refs(self) -> list[BlobRef]:
         """Every whole blob, in no particular order."""

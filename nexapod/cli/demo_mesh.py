@@ -288,8 +288,6 @@ class Demo:
             "verified": json.loads(verified)["ok"],
             "cores": len(os.sched_getaffinity(0)),
             "folder": str(self.folder),
-            "cores": len(os.sched_getaffinity(0)),
-            "folder": str(self.folder),
             "names": {peer.peer_id: peer.name for peer in self.daemons},
         } | self._scored(score, tables)
 

@@ -13,7 +13,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -58,14 +58,22 @@ BEAT_S = 10.0
 FRAMING_PENALTY = 20
 
 
-def run(config: Config) -> int:
+@dataclass(frozen=True)
+class Parts:
+    """What the daemon is made of where another may be put in its place: a peer that breaks the rules, for the tests."""
+
+    executors: Callable[[Home, bytes], dict[str, Executor]]
+    node: Callable[..., Node] = Node
+
+
+def run(config: Config, parts: Parts | None = None) -> int:
     """Run the daemon in the foreground until it is told to stop. Returns the exit status."""
     setup_logging(config.log_level, config.log_format)
     home = Home(config.home)
     problems: list[BaseException] = []
     try:
         with home.hold():
-            trio.run(_main, config, home)
+            trio.run(_main, config, home, parts or Parts(make_executors))
     except* LocalError as group:
         problems = _leaves(group)
     for problem in problems:
@@ -112,20 +120,21 @@ class Joints:
         await self.exchange.on_frame(peer, frame)
 
 
-async def _main(config: Config, home: Home) -> None:
+async def _main(config: Config, home: Home, parts: Parts) -> None:
     seed = identity.load_or_create(home.identity)
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(Store.open(home.database))
         blobs = await trio.to_thread.run_sync(BlobStore, home.blobs)
-        executors = _executors(home, seed)
+        executors = parts.executors(home, seed)
         for executor in executors.values():
             stack.push_async_callback(executor.aclose)
-        node = await _restore(config, seed, store)
+        node = await _restore(config, seed, store, parts)
         await _serve(config, home, seed, store, blobs, executors, node)
     log.info("stopped", peer=node.me)
 
 
-def _executors(home: Home, seed: bytes) -> dict[str, Executor]:
+def make_executors(home: Home, seed: bytes) -> dict[str, Executor]:
+    """The sandboxes of this machine, by name."""
     home_id = hashlib.sha256(b"nexapod/home\0" + seed).hexdigest()[:16]
     scratch = home.root / "scratch"
     return {
@@ -134,9 +143,9 @@ def _executors(home: Home, seed: bytes) -> dict[str, Executor]:
     }
 
 
-async def _restore(config: Config, seed: bytes, store: Store) -> Node:
+async def _restore(config: Config, seed: bytes, store: Store, parts: Parts) -> Node:
     records = await store.load()
-    node = Node(
+    node = parts.node(
         identity.Signer(seed),
         identity.verify,
         config.network,
@@ -196,7 +205,15 @@ async def _serve(
         dht = Dht(mesh.host, config.network, server=True)
         await nursery.start(dht.run)
         performer = Performer(
-            mesh=mesh, dht=dht, blobs=blobs, exchange=exchange, tasks=tasks, hub=hub, post=engine.post, nursery=nursery
+            mesh=mesh,
+            dht=dht,
+            blobs=blobs,
+            exchange=exchange,
+            tasks=tasks,
+            hub=hub,
+            post=engine.post,
+            held=node.held_blobs,
+            nursery=nursery,
         )
         machine = Machine(
             network=config.network,

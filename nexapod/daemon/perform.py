@@ -39,6 +39,11 @@ FETCH_S = 60.0
 PROVIDERS_MAX = 8
 PUBLISH_WAITING_MAX = 256
 PROVIDE_WAITING_MAX = 256
+DELETE_S = 60.0
+"""What the core dropped is deleted so much later, if nothing wants it then."""
+SWEEP_S = 600.0
+UPLOAD_KEPT_S = 3600.0
+"""How long an uploaded blob that no job names stays."""
 PROVIDE_PAUSE_S = 2.0
 """py-libp2p's peers accept ten provider records in ten seconds from one peer."""
 
@@ -56,6 +61,7 @@ class Performer:
         tasks: TaskRunner,
         hub: Hub,
         post: Callable[[Event], None],
+        held: Callable[[], frozenset[BlobRef]],
         nursery: trio.Nursery,
     ) -> None:
         self._mesh = mesh
@@ -65,7 +71,9 @@ class Performer:
         self._tasks = tasks
         self._hub = hub
         self._post = post
+        self._held = held
         self._nursery = nursery
+        self._dropped: dict[BlobRef, float] = {}
         self.dropped: Counter[str] = Counter()
         self._publications, self._to_publish = trio.open_memory_channel[Publish](PUBLISH_WAITING_MAX)
         self._to_provide: OrderedDict[BlobRef, None] = OrderedDict()
@@ -85,7 +93,7 @@ class Performer:
             case Fetch():
                 self._nursery.start_soon(self._fetch, effect)
             case Drop(ref):
-                self._nursery.start_soon(self._drop, ref)
+                self._dropped[ref] = trio.current_time()
             case Penalise(peer, rule, ban):
                 if ban:
                     self._mesh.disconnect(peer, f"it broke the rule {rule} once too often")
@@ -97,10 +105,11 @@ class Performer:
                 assert_never(effect)
 
     async def run(self) -> None:
-        """Publish and provide, one at a time, until cancelled."""
+        """Publish, provide and delete, each one at a time, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._publish_all)
             nursery.start_soon(self._provide_all)
+            nursery.start_soon(self._delete_all)
 
     def _publish(self, effect: Publish) -> None:
         try:
@@ -114,6 +123,9 @@ class Performer:
             await self._mesh.publish(effect.topic, effect.data)
 
     async def _fetch(self, effect: Fetch) -> None:
+        if await self._blobs.touch(effect.ref):
+            self._post(BlobReady(effect.ref))
+            return
         if await self._tried(lambda: self._exchange.fetch(effect.ref, effect.sources, deadline_s=FETCH_S), effect.ref):
             return
         found = await self._dht.providers(effect.ref.digest, PROVIDERS_MAX)
@@ -150,8 +162,26 @@ class Performer:
                 await self._dht.provide(ref.digest)
                 await trio.sleep(PROVIDE_PAUSE_S)
 
-    async def _drop(self, ref: BlobRef) -> None:
+    # --- deleting --------------------------------------------------------------------------------------------------
+    async def _delete_all(self) -> None:
+        """Delete what was dropped, after a while: what one role of this node drops another may want next."""
+        sweep_at = trio.current_time() + SWEEP_S
+        while True:
+            await trio.sleep(DELETE_S / 2)
+            now = trio.current_time()
+            due = [ref for ref, when in self._dropped.items() if when + DELETE_S <= now]
+            for ref in due:
+                del self._dropped[ref]
+                await self._delete(ref, DELETE_S)
+            if sweep_at <= now:
+                sweep_at = now + SWEEP_S
+                for ref in await self._blobs.unused(UPLOAD_KEPT_S):
+                    await self._delete(ref, UPLOAD_KEPT_S)
+
+    async def _delete(self, ref: BlobRef, unused_s: float) -> None:
+        if ref in self._held():
+            return
         try:
-            await self._blobs.delete(ref)
+            await self._blobs.delete(ref, unused_s=unused_s)
         except BlobError as error:
             log.warning("blob_not_deleted", blob=str(ref), error=str(error))

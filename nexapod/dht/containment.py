@@ -89,6 +89,11 @@ class NetworkHost:
     def _own(self, protocol: Any) -> str:
         return self._ids.get(str(protocol), str(protocol))
 
+    def is_client(self, peer: Any) -> bool:
+        """Whether the peer has told what it speaks, and Kademlia is not of it."""
+        spoken = self._peerstore.get_protocols(peer)
+        return bool(spoken) and not set(self._ids) & set(spoken)
+
     def is_dead(self, peer: Any) -> bool:
         """Whether the peer could not be dialled within the last minute and is still not connected."""
         return self._dead.get(peer, 0.0) > trio.current_time() and not self._host.get_network().get_connections(peer)

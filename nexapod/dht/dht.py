@@ -111,7 +111,8 @@ class Dht:
             found = await self._lookup(key)
         if not found:
             found = self._kad.routing_table.find_local_closest_peers(key, count * 2)
-        return self._usable(found, count)
+        # A lookup in a small network starts from whoever is connected, clients too.
+        return self._usable([identity for identity in found if not self._host.is_client(identity)], count)
 
     async def provide(self, digest: Digest) -> bool:
         """Tell the peers closest to a blob's digest that we have it. True when one at least was told."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 from nexapod.protocol.limits import LOG_TAIL_MAX, TEXT_MAX
 
 _GAP = "\n[... {} bytes left out ...]\n"
-_GAP_BYTES_MAX = 48
 HEAD_BYTES = LOG_TAIL_MAX // 4
 TAIL_BYTES = LOG_TAIL_MAX
+TAIL_SHOWN_BYTES = LOG_TAIL_MAX - HEAD_BYTES - len(_GAP.format(1 << 64))
 
 
 class Capture:
@@ -44,14 +44,13 @@ def render(head: bytes, tail: bytes, total: int) -> str:
 
     `total` is how many bytes were printed; what is in neither `head` nor `tail` counts as left out.
     """
-    kept = head + tail
-    whole = escape(kept) if total <= len(kept) else ""
-    if total <= len(kept) and len(whole.encode()) <= LOG_TAIL_MAX:
-        return whole
-    first = _clip_end(escape(head), HEAD_BYTES)
-    gap = _GAP.format(max(1, total - len(head) - len(tail)) if total > len(kept) else "some")
-    room = LOG_TAIL_MAX - len(first.encode()) - min(len(gap), _GAP_BYTES_MAX)
-    return first + gap[:_GAP_BYTES_MAX] + _clip_start(escape(tail or head[len(first) :]), room)
+    complete = total <= len(head) + len(tail)
+    first, last = (escape(head + tail),) * 2 if complete else (escape(head), escape(tail))
+    if complete and len(first.encode()) <= LOG_TAIL_MAX:
+        return first
+    first = _clip_end(first, HEAD_BYTES)
+    lost = len(last.encode()) - TAIL_SHOWN_BYTES if complete else total - len(head) - len(tail)
+    return first + _GAP.format(max(1, lost)) + _clip_start(last, TAIL_SHOWN_BYTES)
 
 
 def escape(data: bytes) -> str:

@@ -22,7 +22,7 @@ MEMORY_MIN: Final = 6 << 20
 """The least that the engine accepts."""
 SHM_BYTES: Final = 16 << 20
 TMP_BYTES_MAX: Final = 1 << 30
-LOG_BYTES: Final = 256 << 10
+LOG_BYTES: Final = 1 << 20
 """What the engine keeps of the output; of more, only the end is left."""
 CPU_SHARES: Final = 128
 """An eighth of the default weight: what else runs on the machine goes first."""
@@ -104,7 +104,7 @@ def container_settings(run: TaskRun, host: HostFacts, image: ImageFacts, *, home
         "OpenStdin": False,
         "Healthcheck": {"Test": ["NONE"]},
         "Labels": {LABEL_HOME: home, LABEL_RUN: run.label},
-        "HostConfig": _confinement(host) | _bounds(run, host) | _files(run, image, scratch),
+        "HostConfig": _confinement(host) | _bounds(run, host) | _files(run, host, image, scratch),
     }
     if run.command:
         settings["Cmd"] = list(run.command)
@@ -157,8 +157,10 @@ def _bounds(run: TaskRun, host: HostFacts) -> dict[str, Any]:
     }
 
 
-def _files(run: TaskRun, image: ImageFacts, scratch: Path) -> dict[str, Any]:
-    tmpfs = f"rw,nosuid,nodev,mode=1777,size={tmp_bytes(run)}"
+def _files(run: TaskRun, host: HostFacts, image: ImageFacts, scratch: Path) -> dict[str, Any]:
+    # Owned by the task: some runtimes give the mount the mode of the image's directory, whatever is asked for here.
+    uid, gid = host.user
+    tmpfs = f"rw,nosuid,nodev,mode=1777,uid={uid},gid={gid},size={tmp_bytes(run)}"
     return {
         "Mounts": [
             _bind(run.input, "/input", read_only=True),

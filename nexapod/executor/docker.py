@@ -62,6 +62,8 @@ WAIT_SLICE_S: Final = 20
 """How long one wait for a container's end lasts before the engine is asked anew: the most that a dead engine costs."""
 CLEANUP_S: Final = 30.0
 THREADS_MAX: Final = 64
+IMAGES_MAX: Final = 256
+"""How many images' facts are remembered; they never change under one content id."""
 STATS_FIRST_S: Final = 1.0
 STATS_EVERY_S: Final = 10.0
 _NOT_RUNNABLE: Final = (126, 127)
@@ -123,10 +125,10 @@ class DockerExecutor:
     async def probe(self) -> Availability:
         """Ask the engine what it is, whether it can confine a task, and which images it holds."""
         try:
-            self._close_engine()
             engine = await self._connected()
-            images = await self._call(_image_ids, engine.client)
+            images = await self._call(_fit_images, engine.client)
         except EngineError as error:
+            self._engine = None  # the next to ask connects anew; runs in progress keep the client that they have
             return Availability(False, reason=reason_text(str(error)))
         return Availability(True, engine.version, images=images)
 
@@ -138,7 +140,8 @@ class DockerExecutor:
             return Ended("try-elsewhere", EXIT_KILLED, reason="GPUs are not given to containers yet")
         name = container_name(self._home, run.label)
         scratch = Scratch(self._scratch, run.label)
-        self._live.add(name)
+        self._live.add(run.label)
+        engine: _Engine | None = None
         try:
             engine = await self._connected()
             return await self._run_on(engine, run, name, scratch, Progress(scratch, on_progress))
@@ -146,16 +149,20 @@ class DockerExecutor:
             log.warning("container_engine_error", label=run.label, reason=str(error))
             return Ended("try-elsewhere", EXIT_KILLED, reason=reason_text(str(error)))
         finally:
-            await self._clean_up(name, run.label, scratch)
-            self._live.discard(name)
+            await self._clean_up(engine, name, run.label, scratch)
+            self._live.discard(run.label)
 
     async def reap_orphans(self) -> int:
-        """Remove every container of this home that no run of this process owns, running or not."""
-        await trio.to_thread.run_sync(remove_leftovers, self._scratch)
+        """Remove every container of this home that no run of this process owns, running or not.
+
+        Safe at any time, and worth repeating once an engine that was away is back.
+        """
+        await self._call(remove_leftovers, self._scratch, frozenset(self._live))
         try:
             engine = await self._connected()
             names = await self._call(_names_of_home, engine.client, self._home)
-            orphans = [name for name in names if name not in self._live]
+            live = {container_name(self._home, label) for label in self._live}
+            orphans = [name for name in names if name not in live]
             for name in orphans:
                 await self._call(_remove, engine.client, name)
         except EngineError as error:
@@ -166,9 +173,6 @@ class DockerExecutor:
         return len(orphans)
 
     async def aclose(self) -> None:
-        self._close_engine()
-
-    def _close_engine(self) -> None:
         if self._engine:
             self._engine.client.close()
             self._engine = None
@@ -189,6 +193,8 @@ class DockerExecutor:
     ) -> Ended:
         assert run.image is not None
         if run.image not in self._images:
+            if len(self._images) >= IMAGES_MAX:
+                self._images.clear()
             self._images[run.image] = await self._call(_image_facts, engine.client, run.image)
         host = engine.host
         if engine.cgroups:
@@ -265,14 +271,14 @@ class DockerExecutor:
             except EngineError as error:
                 log.warning("container_not_killed", container=name, reason=str(error))
 
-    async def _clean_up(self, name: str, label: str, scratch: Scratch) -> None:
+    async def _clean_up(self, engine: _Engine | None, name: str, label: str, scratch: Scratch) -> None:
         with trio.move_on_after(CLEANUP_S) as deadline:
             deadline.shield = True
             try:
-                if self._engine:
-                    await self._call(_remove, self._engine.client, name)
-                    if self._engine.cgroups:
-                        await self._call(self._engine.cgroups.remove, label)
+                if engine:
+                    await self._call(_remove, engine.client, name)
+                    if engine.cgroups:
+                        await self._call(engine.cgroups.remove, label)
             except EngineError as error:
                 log.warning("container_not_removed", container=name, reason=str(error))
             await self._call(scratch.remove)
@@ -382,7 +388,9 @@ def _host_facts(info: dict[str, Any]) -> HostFacts:
     )
 
 
-def _image_ids(client: Any) -> tuple[str, ...]:
+def _fit_images(client: Any) -> tuple[str, ...]:
+    """The ids of the images of an engine that still answers, and still can confine a task."""
+    _refuse_unfit(_asked(client.info))
     return tuple(sorted(set(_asked(client.images, quiet=True))))
 
 

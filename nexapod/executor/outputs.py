@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from nexapod.executor.capture import escape
+from nexapod.executor.capture import escape, reason_text
 from nexapod.protocol import codec
 from nexapod.protocol.errors import PeerError
 from nexapod.protocol.limits import OUTPUT_FILES_MAX, PATH_MAX
@@ -39,9 +39,9 @@ class OutputRefused(Exception):
     """What a task left cannot be its result. `outcome` says whether it was too much, or not plain files."""
 
     def __init__(self, outcome: Literal["output-limit", "failed"], reason: str) -> None:
-        super().__init__(reason)
         self.outcome: Literal["output-limit", "failed"] = outcome
-        self.reason = reason
+        self.reason = reason_text(reason)
+        super().__init__(self.reason)
 
 
 def collect(directory: Path, *, bytes_max: int, files_max: int = OUTPUT_FILES_MAX) -> list[OutputFile]:

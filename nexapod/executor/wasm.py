@@ -215,6 +215,7 @@ class WasmExecutor:
         self._priority: Priority = priority
         self._idle_s = idle_s
         self._idle: list[_Runner] = []
+        self._live: set[str] = set()
         for directory in (scratch, cache):
             if directory is not None:
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -245,15 +246,17 @@ class WasmExecutor:
         if run.limits.gpus:
             return Ended("try-elsewhere", EXIT_KILLED, reason="a wasm task has no GPU")
         scratch = Scratch(self._scratch, run.label)
-        scratch.make()
+        self._live.add(run.label)
         try:
+            scratch.make()
             return await self._run_in(scratch, run, Progress(scratch, on_progress))
         finally:
             scratch.remove()
+            self._live.discard(run.label)
 
     async def reap_orphans(self) -> int:
         """Runners end with their daemon (they watch their stdin), so only scratch can be left behind."""
-        return await trio.to_thread.run_sync(remove_leftovers, self._scratch)
+        return await trio.to_thread.run_sync(remove_leftovers, self._scratch, frozenset(self._live))
 
     async def aclose(self) -> None:
         while self._idle:

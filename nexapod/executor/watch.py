@@ -64,11 +64,12 @@ class Scratch:
         shutil.rmtree(self.root, onerror=_log_undeleted)
 
 
-def remove_leftovers(parent: Path) -> int:
-    """Remove the scratch of runs that ended with the daemon; how many there were."""
+def remove_leftovers(parent: Path, live: frozenset[str]) -> int:
+    """Remove the scratch of runs that ended with an earlier daemon; how many there were. `live`: labels to keep."""
     if not parent.is_dir():
         return 0
-    left = [entry.path for entry in os.scandir(parent) if entry.is_dir(follow_symlinks=False)]
+    with os.scandir(parent) as entries:
+        left = [e.path for e in entries if e.name not in live and e.is_dir(follow_symlinks=False)]
     for path in left:
         shutil.rmtree(path, onerror=_log_undeleted)
     return len(left)

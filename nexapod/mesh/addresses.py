@@ -24,8 +24,8 @@ def parse_dialable(text: str) -> tuple[str, PeerId | None]:
 
     Raises ValueError for anything that is not /(ip4|ip6|dns...)/<host>/tcp/<port>[/p2p/<Ed25519 peer id>].
     """
-    if len(text) > _ADDR_CHARS_MAX:
-        raise ValueError("address too long")
+    if len(text) > _ADDR_CHARS_MAX or not text.isprintable():
+        raise ValueError(f"not an address: {text[:_ADDR_CHARS_MAX]!r}")
     try:
         parts = [(part.name, value) for part, value in Multiaddr(text).items()]
     except Exception as error:  # the library raises many kinds, and the text may come from anyone

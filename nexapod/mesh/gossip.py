@@ -143,6 +143,10 @@ class Gossiper:
         self.counts["published"] += 1
         await self._pubsub.publish(self._names[topic], data)
 
+    def renew(self, identity: Any) -> None:
+        """Open a new gossip stream to a peer that is still connected: the old one may have ended with a connection."""
+        self._pubsub._handle_dead_peer(identity)
+
     def mesh_size(self, topic: Topic) -> int:
         """How many peers this one exchanges the topic's messages with directly."""
         return len(self._router.mesh.get(self._names[topic], ()))

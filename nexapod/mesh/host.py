@@ -44,6 +44,7 @@ def build_host(seed: bytes, peers_max: int, announce: Callable[[list[Any]], list
         min_connections=0,
         low_watermark=0,  # 0 to 1: the library's own dialler, blind to our backoff, never has reason to act
         high_watermark=connections,
+        load_balancing_strategy="least_loaded",  # of two connections the busier may be of the peer's former life
         max_connections_per_peer=1,  # spares every dial a 250 ms wait
         dial_timeout=5.0,
         inbound_upgrade_timeout=5.0,

@@ -72,8 +72,10 @@ class Mesh:
         self._keeper = Keeper(
             self.host, self._book, self._dialler, lambda: self._presence, self._links.used_at, (peers_min, peers_max)
         )
-        self._presence = Presence(self.host, network, self._links, self._book, self._emit, self._keeper.look)
         self._gossip = Gossiper(self.host, network, peers_max * 2, self._emit, validate)
+        self._presence = Presence(
+            self.host, network, self._links, self._book, self._emit, self._keeper.look, self._gossip.renew
+        )
         self._nursery: trio.Nursery | None = None
         for text in known_addrs:
             peer, addr = parse_known(text)
@@ -86,7 +88,25 @@ class Mesh:
         Raises LocalError when a listen address cannot be used.
         """
         check_free(self._listen_on)
-        async with trio.open_nursery() as nursery, self.host.run(self._listen):
+        end = trio.Event()
+        async with trio.open_nursery() as nursery:
+            try:
+                await nursery.start(self._run_host, end)
+                await self._serve(task_status)
+            finally:
+                with trio.CancelScope(shield=True):
+                    await containment.close_all(self.host)
+                end.set()
+
+    async def _run_host(self, end: trio.Event, task_status: Any) -> None:
+        """Run libp2p until `end`: shielded, since a cancelled swarm leaves its sockets open for ever."""
+        with trio.CancelScope(shield=True):
+            async with self.host.run(self._listen):
+                task_status.started()
+                await end.wait()
+
+    async def _serve(self, task_status: Any) -> None:
+        async with trio.open_nursery() as nursery:
             self._nursery = nursery
             try:
                 self._links.start(nursery)
@@ -98,7 +118,6 @@ class Mesh:
                 await trio.sleep_forever()
             finally:
                 self._nursery = None
-                await containment.close_all(self.host)
 
     @property
     def addrs(self) -> list[str]:
@@ -147,9 +166,9 @@ class Mesh:
 
     def counts(self) -> dict[str, int]:
         """Counters for metrics: what was moved, refused, dropped, contained."""
-        contained = {f"contained_{guard}": count for guard, count in contained.items()}
+        caught = {f"contained_{guard}": count for guard, count in contained.items()}
         gossip = {f"gossip_{name}": count for name, count in self._gossip.counts.items()}
-        return {**self._links.counts, **gossip, **contained, "event_handler_errors": self._handler_errors}
+        return {**self._links.counts, **gossip, **caught, "event_handler_errors": self._handler_errors}
 
     # --- inside --------------------------------------------------------------------------------------------------
     def _heard(self, peer: PeerId, connection: Any) -> None:

@@ -49,17 +49,22 @@ class ContainedYamux(Yamux):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.heard_at: float = trio.current_time()
         self._ping_id: int = 0
+        self._doubted = trio.Event()
+
+    def doubt(self) -> None:
+        """Ping now: the same peer has connected once more, so this connection may be of its former life."""
+        self._doubted.set()
 
     async def _measure_rtt_loop(self) -> None:
         pause = 0.5  # the first round trip tunes the window of new streams
         while not self.event_shutting_down.is_set():
             with trio.move_on_after(pause):
-                await self.event_shutting_down.wait()
-            if self.event_shutting_down.is_set():
-                return
+                await self._doubted.wait()
             pause = random.uniform(PING_MIN_S, PING_MAX_S)  # noqa: S311  (jitter, not a secret)
-            if self.rtt() > 0 and trio.current_time() - self.heard_at < PING_MIN_S:
+            quiet = trio.current_time() - self.heard_at >= PING_MIN_S
+            if not quiet and self.rtt() > 0 and not self._doubted.is_set():
                 continue
+            self._doubted = trio.Event()
             if not await self._answers():
                 log.info("peer_silent", peer=str(self.peer_id), timeout_s=PING_TIMEOUT_S)
                 await self._sever()

@@ -185,9 +185,19 @@ class Dialler:
             failed.set()
 
     def _explain(self, peer: PeerId, addr: str, error: Exception) -> None:
-        reason = f"{error} {error.__cause__ or ''}"
-        if "Peer ID mismatch" in reason or "mismatch" in reason.lower():
+        reason = " < ".join(_reasons(error))
+        if "PeerIDMismatchesPubkey" in reason:
             log.warning("address_belongs_to_another_peer", peer=peer, addr=addr)
             self._book.forget_addr(peer, addr)
         else:
             log.debug("dial_failed", peer=peer, addr=addr, reason=reason[:200])
+
+
+def _reasons(error: BaseException) -> list[str]:
+    """An error and what caused it, outermost first."""
+    found: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None and len(found) < 8:
+        found.append(f"{type(cause).__name__}: {cause}")
+        cause = cause.__cause__ or cause.__context__
+    return found

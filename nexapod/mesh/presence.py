@@ -37,13 +37,16 @@ class Presence:
         book: AddressBook,
         emit: Callable[[MeshEvent], None],
         on_change: Callable[[], None],
+        on_fewer: Callable[[Any], None],
     ) -> None:
+        """`on_fewer` is told a libp2p id of which one connection has ended and another goes on."""
         self._host = host
         self._network = network
         self._links = links
         self._book = book
         self._emit = emit
         self._on_change = on_change
+        self._on_fewer = on_fewer
         self._up: dict[PeerId, str] = {}
         self._nursery: trio.Nursery | None = None
         host.get_network().register_notifee(self)
@@ -69,8 +72,11 @@ class Presence:
         self._on_change()
 
     # --- the library's notifee -----------------------------------------------------------------------------------
-    async def connected(self, _network: Any, connection: Any) -> None:
+    async def connected(self, network: Any, connection: Any) -> None:
         await trio.lowlevel.checkpoint()
+        for older in network.get_connections(connection.muxed_conn.peer_id):
+            if older is not connection:
+                older.muxed_conn.doubt()
         if self._nursery is not None:
             self._nursery.start_soon(self._greet, connection)
 
@@ -78,6 +84,7 @@ class Presence:
         await trio.lowlevel.checkpoint()
         identity = connection.muxed_conn.peer_id
         if any(not other.is_closed for other in network.get_connections(identity)):
+            self._on_fewer(identity)
             return
         peer = PeerId(identity.to_base58())
         self._links.forget(peer)

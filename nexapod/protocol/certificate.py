@@ -17,7 +17,7 @@ from nexapod.protocol import codec
 from nexapod.protocol.errors import PeerError
 from nexapod.protocol.limits import SHARD_TASKS
 from nexapod.protocol.quorum import Accepted, Result, judge
-from nexapod.protocol.shard import Contradiction, ShardState, shard_of
+from nexapod.protocol.shard import Contradiction, ShardState, TaskFile, shard_of
 from nexapod.protocol.statements import Settlement, Statement, Verdict, Verify, decode
 from nexapod.protocol.types import Digest, File, JobId, JobSpec, PeerId
 
@@ -175,11 +175,11 @@ def _fold(job: Statement, evidence: list[Statement], problems: list[str]) -> lis
 
 def _check_task(state: ShardState, task: int, problems: list[str]) -> TaskReport | None:
     file = state.file(task)
-    verdict = state.decided(task, 1)
+    verdict = state.decided(task, state.listed(task))
     if verdict is None:
         problems.append(f"task {task}: no majority of its stewards signed the same verdict, borne out by results")
         return None
-    groups = {vote.worker: vote.group for vote in verdict.votes}
+    groups = _groups(file, verdict)
     results = state.results(task, lambda worker: groups.get(worker, worker))
     judges = tuple(sorted(a for a, s in file.verdicts.items() if s.body.result == verdict.result))
     if verdict.outcome == "accepted" and not _agreed(results, verdict, state.spec):
@@ -208,8 +208,17 @@ def _check_task(state: ShardState, task: int, problems: list[str]) -> TaskReport
     )
 
 
+def _groups(file: TaskFile, verdict: Verdict) -> dict[PeerId, str]:
+    """The operator group of each worker, as the judges of this verdict saw it. Each may have counted other reveals."""
+    groups: dict[PeerId, str] = {}
+    for statement in sorted(file.verdicts.values(), key=lambda s: s.id):
+        if statement.body.result == verdict.result:
+            for vote in statement.body.votes:
+                groups.setdefault(vote.worker, vote.group)
+    return groups
+
+
 def _agreed(results: list[Result], verdict: Verdict, spec: JobSpec) -> bool:
     """Repeat the arithmetic on the agreeing results alone: those that came later cannot undo a settled task."""
-    counted = {vote.worker for vote in verdict.votes}
-    judgement = judge([r for r in results if r.worker in counted], spec.validate)
+    judgement = judge([r for r in results if r.root == verdict.root], spec.validate)
     return isinstance(judgement, Accepted) and judgement.root == verdict.root

@@ -242,6 +242,8 @@ _FIELDS: Final[list[tuple[type, dict[str, Check[Any]]]]] = [
 ]
 _CODES: Final = {code: (kind, codec.record(kind, **fields)) for code, (kind, fields) in enumerate(_FIELDS)}
 _CODE_OF: Final = {kind: (code, schema) for code, (kind, schema) in _CODES.items()}
+KINDS: Final = tuple(kind.__name__ for kind, _ in _FIELDS)
+"""By code: what a driver may count by without decoding."""
 
 
 def encode(message: Message) -> bytes:

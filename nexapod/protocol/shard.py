@@ -106,7 +106,9 @@ class ShardState:
         file = self.file(commit.task)
         old = file.commits.get(statement.author)
         if old is not None and old.id != statement.id:
-            self._keep(file.commits, statement.author, statement, smaller_id)
+            if self._keep(file.commits, statement.author, statement, smaller_id) == "new":
+                # What answered the other commit would be an orphan now, had it arrived in another order.
+                self._count -= file.reveals.pop(statement.author, None) is not None
             return Contradiction(*sorted((old, statement), key=lambda s: s.id))
         return self._keep(file.commits, statement.author, statement, smaller_id)
 
@@ -167,6 +169,11 @@ class ShardState:
             if s.body.root == verdict.root and s.body.outcome == "ok" and worker not in file.faults
         )
         return agreeing >= self.spec.validate.agree
+
+    def listed(self, task: int) -> int:
+        """The most stewards that any verdict on a task lists: one that lists itself alone decides nothing."""
+        file = self.files.get(task)
+        return max((len(s.body.stewards) for s in file.verdicts.values()), default=0) if file is not None else 0
 
     def decided(self, task: int, stewards: int) -> Verdict | None:
         """The judgement that a majority of the stewards has signed, if there is one.

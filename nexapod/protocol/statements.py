@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, Literal, Protocol, TypeAlias
 
 from nexapod.protocol import codec, limits, types
@@ -44,6 +45,9 @@ from nexapod.protocol.types import (
     peer_id_of_key,
 )
 
+REMEMBERED_MAX: Final = 4096
+REMEMBERED_BYTES_MAX: Final = 2048
+"""Decoded statements kept, and the largest of them: some tens of megabytes at most."""
 Kind: TypeAlias = Literal["profile", "job", "cancel", "bid", "commit", "reveal", "verdict", "settlement", "fault"]
 Verify: TypeAlias = Callable[[PeerId, bytes, bytes], bool]
 """(author, signed bytes, signature) -> whether it holds. Total."""
@@ -406,7 +410,22 @@ def check_body(body: Body) -> None:
 
 
 def decode(envelope: bytes, verify: Verify) -> Statement:
-    """Any bytes to a verified Statement, or PeerError."""
+    """Any bytes to a verified Statement, or PeerError.
+
+    The same statement comes from many peers, and by gossip twice: small ones are remembered, so that a signature is
+    checked once. Statements are immutable, and what is not valid is not remembered.
+    """
+    if len(envelope) <= REMEMBERED_BYTES_MAX:
+        return _remembered(envelope, verify)
+    return _decode(envelope, verify)
+
+
+@lru_cache(maxsize=REMEMBERED_MAX)
+def _remembered(envelope: bytes, verify: Verify) -> Statement:
+    return _decode(envelope, verify)
+
+
+def _decode(envelope: bytes, verify: Verify) -> Statement:
     raw = codec.unpack(envelope, limits.ENVELOPE_BYTES_MAX)
     if type(raw) is not list or len(raw) != 5:
         raise PeerError("bad-envelope", "not a list of five")

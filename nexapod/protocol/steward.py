@@ -53,6 +53,14 @@ class Lease:
 
 
 @dataclass(slots=True)
+class Lapse:
+    """A worker that held a task too long, or did not show its result: others go first, each time for twice as long."""
+
+    until: Millis
+    span: Millis
+
+
+@dataclass(slots=True)
 class Desk:
     """What a steward remembers of one task beyond its statements."""
 
@@ -61,6 +69,8 @@ class Desk:
     """Workers that said they cannot run it."""
     asked: dict[PeerId, Millis] = field(default_factory=dict)
     """Workers asked to reveal, and until when they may."""
+    lapses: dict[PeerId, Lapse] = field(default_factory=dict)
+    """Workers that held the task and let it down."""
     wanted: int = 0
     """Results wanted in all, by the judgement so far; 0 = decided."""
     judgement: Judgement | None = None
@@ -158,10 +168,13 @@ class Steward:
         for task, desk in self.desks.items():
             freed = False
             for worker, lease in list(desk.leases.items()):
-                if lease.expires <= now:
+                overrun = self._overrun(task, worker, lease)
+                if lease.expires <= now or overrun:
                     del desk.leases[worker]
                     desk.asked.pop(worker, None)
                     freed = True
+                    if overrun:
+                        self._lapse(desk, worker)
                     self.ctx.trace("lease_expired", job=self.job, task=task, worker=worker)
                 else:
                     self._wake(lease.expires)
@@ -171,6 +184,7 @@ class Steward:
                     desk.leases.pop(worker, None)
                     del desk.asked[worker]
                     freed = True
+                    self._lapse(desk, worker)
                     self.ctx.trace("reveal_missing", job=self.job, task=task, worker=worker)
                 else:
                     self._wake(until)
@@ -192,6 +206,22 @@ class Steward:
             if lease is not None and lease.expires > soon:
                 lease.expires = soon
                 self._wake(soon)
+
+    def _overrun(self, task: int, worker: PeerId, lease: Lease) -> bool:
+        """Whether it renews but cannot be running any more: no task may take longer than the job says."""
+        allowed = self.spec.limits.wall_ms + 2 * limits.LEASE_TTL_MS
+        return worker not in self.state.file(task).commits and lease.granted + allowed <= self.ctx.now
+
+    def _lapse(self, desk: Desk, worker: PeerId) -> None:
+        old = desk.lapses.get(worker)
+        if old is None and len(desk.lapses) >= limits.PENDING_MAX:
+            desk.lapses.clear()
+        span = 2 * old.span if old is not None else 2 * limits.LEASE_TTL_MS
+        desk.lapses[worker] = Lapse(self.ctx.now + span, span)
+
+    def _lapsed(self, desk: Desk, worker: PeerId) -> bool:
+        lapse = desk.lapses.get(worker)
+        return lapse is not None and lapse.until > self.ctx.now
 
     # --- inputs ----------------------------------------------------------------------------------------------------
     @property
@@ -252,7 +282,9 @@ class Steward:
 
     def _grants(self, task: int, worker: PeerId) -> bool:
         group = self.ctx.directory.group(worker)
-        return self._is_open(task) and worker not in self._desk(task).refused and group not in self._groups(task)
+        desk = self._desk(task)
+        barred = worker in desk.refused or self._lapsed(desk, worker)
+        return self._is_open(task) and not barred and group not in self._groups(task)
 
     def _lease(self, task: int, worker: PeerId) -> None:
         now = self.ctx.now
@@ -322,7 +354,7 @@ class Steward:
             and mine_to_keep
             and known
             and worker not in file.reveals
-            and (worker in file.commits or self._grants(task, worker))
+            and (self._grants(task, worker) or (worker in file.commits and not self._lapsed(desk, worker)))
         ):
             self._lease(task, worker)
             lease = desk.leases[worker]
@@ -415,16 +447,20 @@ class Steward:
             return
         if added == "orphan":
             if statement.author == sender and not isinstance(body, (Bid, Verdict, Fault)):
-                self.ctx.send(sender, Status(self.job, self.shard, (TaskStatus(body.task, "unknown", ()),)))
+                standing: Standing = "lost" if self._was_too_late(statement) else "unknown"
+                self.ctx.send(sender, Status(self.job, self.shard, (TaskStatus(body.task, standing, ()),)))
             return
         if isinstance(body, Bid):
             if added == "new" and statement.author == sender and self.active and not self.closed:
                 self.on_bid(statement)
             return
+        desk = self._desk(body.task)
+        asked, settled = set(desk.asked), desk.settled
         if added == "new":
             self._save_new(statement)
             self._advance(statement)
-        if statement.author == sender and not isinstance(body, (Verdict, Fault)):
+        told = sender in desk.asked.keys() - asked or (desk.settled is not None and desk.settled is not settled)
+        if statement.author == sender and not told and not isinstance(body, (Verdict, Fault)):
             self._tell(body.task, (sender,))
 
     def _too_late(self, statement: Statement, sender: PeerId) -> bool:
@@ -440,6 +476,12 @@ class Steward:
             return False
         self._tell(body.task, (sender,))
         return True
+
+    def _was_too_late(self, statement: Statement) -> bool:
+        """A reveal whose commit was refused as too late: asking for the commit again would lead nowhere."""
+        body = statement.body
+        file = self.state.file(body.task)
+        return statement.kind == "reveal" and statement.author not in file.commits and bool(file.reveals)
 
     def _save_new(self, statement: Statement) -> None:
         if statement.kind == "commit":
@@ -575,9 +617,11 @@ class Steward:
         self._settle(task)
 
     def _spread(self, task: int, verdict: Statement) -> None:
-        """To the other stewards and the workers; to the submitter too, with all the evidence from the nearest of us."""
-        workers = [w for w in self.state.file(task).commits if w not in self.stewards]
-        for peer in dict.fromkeys([*self.stewards, *workers]):
+        """To the other stewards; to the submitter too, with all the evidence from the nearest of us.
+
+        The workers are shown the verdicts when a majority of them is there.
+        """
+        for peer in self.stewards:
             if peer not in (self.ctx.me, self.statement.author):
                 self.ctx.offer(peer, [verdict])
         whole = self.stewards[:1] == (self.ctx.me,)
@@ -586,6 +630,10 @@ class Steward:
     def _settle(self, task: int) -> None:
         desk = self._desk(task)
         verdict = self.state.decided(task, self.size)
+        if verdict is None and desk.settled is not None:
+            # One of the agreeing workers has contradicted itself since: what is left does not bear the verdict out.
+            desk.settled = None
+            self.ctx.trace("unsettled", job=self.job, task=task)
         if verdict is None or (desk.settled is not None and verdict.result == desk.settled.result):
             return
         desk.settled = verdict
@@ -631,7 +679,9 @@ class Steward:
 
     def on_have(self, peer: PeerId, message: Have) -> None:
         theirs = set(message.ids)
-        missing = [s for s in self.state.statements() if s.id[:8] not in theirs]
+        # A result that is not judged yet is shown to those that judge only: anybody else could claim it as its own.
+        judges = self.ctx.may_judge(peer, self.job, self.shard)
+        missing = [s for s in self.state.statements() if s.id[:8] not in theirs] if judges else []
         if missing:
             self.ctx.offer(peer, in_order(missing))
         ours = {s.id[:8] for s in self.state.statements()}
@@ -639,6 +689,10 @@ class Steward:
             self.ctx.send(peer, self._have(answer=False))
 
     def on_collect(self, peer: PeerId, message: Collect) -> None:
+        if peer != self.statement.author:
+            # The evidence of a whole shard is much to send for a question: only who needs it gets it.
+            self._tell_view(peer)
+            return
         have = set(message.have)
         wanted = [t for t, d in self.desks.items() if d.settled is not None and t not in have]
         gathered: list[Statement] = []

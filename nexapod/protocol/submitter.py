@@ -60,6 +60,7 @@ class Submission:
             self._retry_at = None
             for task in sorted(self.decided):
                 self._fetch_outputs(task)
+            self._complete()
         if self._collect_at is not None and self._collect_at <= now:
             self._collect()
 
@@ -149,7 +150,8 @@ class Submission:
 
     def _decide(self, task: int) -> None:
         state = self.states[task // limits.SHARD_TASKS]
-        verdict = state.decided(task, len(self.ctx.stewards(self.job, state.shard)))
+        size = max(len(self.ctx.stewards(self.job, state.shard)), state.listed(task))
+        verdict = state.decided(task, size)
         if verdict is None:
             return
         old = self.decided.get(task)
@@ -176,6 +178,9 @@ class Submission:
         workers = [w for w, s in file.reveals.items() if s.body.root == self.decided[task].root]
         for output in self.outputs(task):
             self.ctx.hold(output.blob, self.owner)
+            if output.blob in self.ctx.stored:
+                # This peer may have got it another way: as the task's worker, or as one of its stewards.
+                self._missing.pop(output.blob, None)
         for ref in missing:
             self._missing.setdefault(ref, set()).add(task)
             self.ctx.fetch(ref, self.owner, [*sorted(judges), *sorted(workers)])

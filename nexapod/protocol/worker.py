@@ -51,6 +51,8 @@ from nexapod.protocol.types import (
 )
 
 ATTEMPT_RECORD = "attempt"
+DONE = b""
+"""What is left of an attempt that had committed, until its job is over."""
 State: TypeAlias = Literal["bidding", "granted", "running", "committed", "revealed"]
 BATCH_MS = 1_500
 """A bid asks for about as much work as a slot does in this time, so that short tasks do not wait for a round trip."""
@@ -75,6 +77,8 @@ class Attempt:
     acked_by: set[PeerId] = field(default_factory=set)
     """Stewards that have our newest statement."""
     settled_by: dict[PeerId, tuple[str, bytes]] = field(default_factory=dict)
+    told: dict[PeerId, Millis] = field(default_factory=dict)
+    """When each steward was last given all of our statements."""
     commit: Statement | None = None
     salt: bytes = b""
     result: RunResult | None = None
@@ -171,9 +175,11 @@ class Worker:
 
     def job_over(self, job: JobId) -> None:
         """Cancelled, settled or forgotten: stop everything of it."""
-        self.prospects.pop(job, None)
+        prospect = self.prospects.pop(job, None)
         for attempt in [a for a in self.attempts.values() if a.task.job == job]:
             self._drop(attempt)
+        for index in sorted(prospect.attempted) if prospect is not None else ():
+            self.ctx.save_record(Record(ATTEMPT_RECORD, _record_key(TaskId(job, index)), None))
         self.ctx.let_go_all(("worker", job))
 
     def decide(self, statement: Statement) -> Decision:
@@ -508,6 +514,11 @@ class Worker:
 
     def _offer(self, attempt: Attempt, steward: PeerId, *, everything: bool = False) -> None:
         assert attempt.commit is not None
+        if everything:
+            # A steward that cannot take a statement asks for it again at once: neither side may let that spin.
+            if attempt.told.get(steward, -limits.RETRY_MIN_MS) + limits.RETRY_MIN_MS > self.ctx.now:
+                return
+            attempt.told[steward] = self.ctx.now
         known = [] if steward in attempt.granted_by and not everything else [attempt.bid]
         if attempt.reveal is None:
             self.ctx.offer(steward, [*known, attempt.commit])
@@ -611,6 +622,8 @@ class Worker:
         attempt.state = "revealed"
         self._save(attempt)
         self.ctx.trace("revealed", job=task.job, task=task.index)
+        # A steward that asks while this is on its way need not be told twice.
+        attempt.told = dict.fromkeys(self.ctx.stewards(task.job, task.shard), self.ctx.now)
         self._speak(attempt)
 
     def on_verdict(self, statement: Statement) -> None:
@@ -633,7 +646,10 @@ class Worker:
         if attempt.state == "running" and stop:
             self.ctx.effects.append(Stop(attempt.task))
         if attempt.state in ("running", "committed", "revealed"):
-            self.ctx.save_record(Record(ATTEMPT_RECORD, _record_key(attempt.task), None))
+            # Once committed, never again: a restarted worker that committed anew would contradict itself.
+            over = attempt.task.job not in self.prospects
+            left = DONE if attempt.commit is not None and not over else None
+            self.ctx.save_record(Record(ATTEMPT_RECORD, _record_key(attempt.task), left))
         self.ctx.let_go_all(self._outputs(attempt.task))
         self._wake(self.ctx.now)
 
@@ -656,6 +672,9 @@ class Worker:
         if prospect is None:
             self.ctx.save_record(Record(ATTEMPT_RECORD, record.key, None))
             return
+        prospect.attempted.add(index)
+        if record.value == DONE:
+            return
         bid, commit, reveal, salt, result = codec.unpack(record.value, limits.FRAME_BYTES_MAX)
         attempt = Attempt(TaskId(job, index), "granted", decode(bid, self.verify), self.ctx.now)
         attempt.salt = salt
@@ -669,7 +688,6 @@ class Worker:
         if reveal is not None:
             attempt.state = "revealed"
             attempt.reveal = decode(reveal, self.verify)
-        prospect.attempted.add(index)
         self.attempts[attempt.task] = attempt
         self._renew_at = self.ctx.now + limits.RETRY_MIN_MS
         self._wake(self.ctx.now)

@@ -122,9 +122,7 @@ class Silent(Liar):
         self._kept_back = ("commit", "reveal") if rng.chance(500) else ("reveal",)
 
     def speaks(self, node: Node, effects: list[Effect]) -> list[Effect]:
-        return _rewritten(
-            effects, lambda s: None if s.author == self.me and s.kind in self._kept_back else s.envelope
-        )
+        return _rewritten(effects, lambda s: None if s.author == self.me and s.kind in self._kept_back else s.envelope)
 
 
 class Hoarder(Liar):

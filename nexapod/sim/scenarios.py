@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Literal
 
 from nexapod.protocol.types import Millis
 from nexapod.sim.checkers import Violation
@@ -22,6 +22,7 @@ HARMLESS: Final[tuple[LiarKind, ...]] = (
     "steward",
 )
 """Liars that claim no wrong result."""
+UPKEEP: Final = ("Sync", "Want", "Profile")
 FAULTS_FROM_MS = 500
 
 
@@ -50,7 +51,9 @@ class Result:
 
     @property
     def messages_per_task(self) -> float:
-        return self.messages / self.tasks if self.tasks else 0.0
+        """Direct messages about jobs; what peers tell each other of themselves is not counted."""
+        upkeep = sum(count for kind, count in self.by_kind if kind in UPKEEP)
+        return (self.messages - upkeep) / self.tasks if self.tasks else 0.0
 
     @property
     def replay(self) -> str:
@@ -156,7 +159,9 @@ def mixed(seed: int) -> Plan:
     if len(plan.peers) >= 7 and on("liars", 350):
         plan = _with_liars(rng, plan)
     if on("vanishing-submitter", 250):
-        how = "for-good" if rng.chance(400) and "departures" not in features else "for-a-while"
+        how: Literal["for-good", "for-a-while"] = (
+            "for-good" if rng.chance(400) and "departures" not in features else "for-a-while"
+        )
         plan = replace(plan, jobs=(replace(plan.jobs[0], vanishes=how), *plan.jobs[1:]))
         heal_at = max(heal_at, 60_000)
     if on("sparse", 300) and len(plan.peers) >= 8:
@@ -188,9 +193,7 @@ def _base(scenario: str, seed: int, least: int = 4) -> Plan:
         task_ms = rng.pick((50, 400, 1_500, 6_000))
         replicas = rng.between(3, 5)
         jobs.append(
-            JobPlan(
-                rng.below(count), rng.between(1_000, 8_000), tasks, task_ms, max_replicas=replicas, failing=failing
-            )
+            JobPlan(rng.below(count), rng.between(1_000, 8_000), tasks, task_ms, max_replicas=replicas, failing=failing)
         )
     return Plan(scenario, seed, tuple(peers), tuple(jobs))
 
@@ -234,9 +237,7 @@ def _clogs(rng: Rng, plan: Plan) -> tuple[Clog, ...]:
     found = []
     for _ in range(rng.between(1, 2 * len(plan.peers))):
         at = rng.between(1_000, 60_000)
-        found.append(
-            Clog(at, at + rng.between(1_000, 40_000), rng.below(len(plan.peers)), rng.below(len(plan.peers)))
-        )
+        found.append(Clog(at, at + rng.between(1_000, 40_000), rng.below(len(plan.peers)), rng.below(len(plan.peers))))
     return tuple(found)
 
 

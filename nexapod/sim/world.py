@@ -14,7 +14,7 @@ import heapq
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from nexapod.protocol import limits
 from nexapod.protocol.errors import LocalError
@@ -162,9 +162,7 @@ class Stats:
 class World:
     """One simulation. `factory` makes nodes (a test may break one); `tell` gets the lines of the trace."""
 
-    def __init__(
-        self, plan: Plan, *, factory: NodeFactory = Node, tell: Callable[[str], None] | None = None
-    ) -> None:
+    def __init__(self, plan: Plan, *, factory: NodeFactory = Node, tell: Callable[[str], None] | None = None) -> None:
         self.plan = plan
         self.now: Millis = 0
         self.rng = Rng(plan.seed).fork("world", plan.scenario)
@@ -263,8 +261,21 @@ class World:
                 end = min(time_is_up, self.now + AFTERMATH_MS)
         self.checkers.at_end()
 
+    def run_until(self, end: Millis) -> None:
+        """Go on for so long, whatever is complete."""
+        while self._heap and self._heap[0][0] <= end:
+            self.now, _, act = heapq.heappop(self._heap)
+            act()
+        self.now = max(self.now, end)
+
     def _all_complete(self) -> bool:
-        return all(job.complete_at is not None for job in self.jobs)
+        return all(job.complete_at is not None or self._left_behind(job) for job in self.jobs)
+
+    def _left_behind(self, job: Job) -> bool:
+        """Whether nobody is left to collect a job, and it is finished all the same, or never began."""
+        if not self.boxes[job.plan.submitter].gone:
+            return False
+        return job.placed_at is None or self.checkers.stewards_finished(job)
 
     def job_complete(self, job: JobId) -> None:
         """Called by whoever sees it first."""
@@ -328,7 +339,9 @@ class World:
             return
         box.doomed = crash
         boot = box.boot
-        self.at(self.now + DOOMED_FOR_MS, lambda: self._crash(box) if box.doomed is crash and box.boot == boot else None)
+        self.at(
+            self.now + DOOMED_FOR_MS, lambda: self._crash(box) if box.doomed is crash and box.boot == boot else None
+        )
 
     def _crash(self, box: Box) -> None:
         crash, box.doomed = box.doomed, None
@@ -430,7 +443,9 @@ class World:
             self._say(box, f"refuses: {error}")
             effects = []
         except Exception:
-            self.checkers.violated("handle-raises", f"peer {box.index} on {event!r:.200}: {traceback.format_exc(limit=-4)}")
+            self.checkers.violated(
+                "handle-raises", f"peer {box.index} on {event!r:.200}: {traceback.format_exc(limit=-4)}"
+            )
             effects, node.ctx.effects = node.ctx.effects, []
         if box.liar is not None:
             effects = [*own, *box.liar.speaks(node, effects)]
@@ -499,7 +514,7 @@ class World:
             case Penalise():
                 self._penalise(box, effect)
             case Trace(name, facts):
-                self._on_trace(box, name, effect)
+                self._on_trace(box, name, dict(facts))
                 if self._tell is not None:
                     self._say(box, f"{name} " + " ".join(f"{k}={_shown(v)}" for k, v in facts.items()))
 
@@ -589,6 +604,7 @@ class World:
         box.run_number += 1
         number = box.run_number
         box.running[effect.task] = number
+        self.checkers.started(box)
         job = self.specs.get(effect.task.job)
         assert job is not None, "a job that nobody submitted runs"
         jitter = box.rng.between(700, 1300)
@@ -640,16 +656,16 @@ class World:
             job.submitted = True
         self.at(self.now + SUBMIT_CHECK_MS, lambda: self._submit(job))
 
-    def _on_trace(self, box: Box, name: str, effect: Trace) -> None:
+    def _on_trace(self, box: Box, name: str, facts: dict[str, Any]) -> None:
         traces = self.stats.traces
         traces[name] = traces.get(name, 0) + 1
         if name == "placed":
-            job = self.specs.get(effect.facts["job"])  # type: ignore[arg-type]
+            job = self.specs.get(facts["job"])
             if job is not None and job.placed_at is None:
                 job.placed_at = self.now
                 self._vanish(box, job)
         elif name == "complete":
-            self.job_complete(effect.facts["job"])  # type: ignore[arg-type]
+            self.job_complete(facts["job"])
 
     def _vanish(self, box: Box, job: Job) -> None:
         if job.plan.vanishes == "no":

@@ -1,0 +1,301 @@
+"""The commands and their options; each hands over to the module that does it. Every command loads it: keep it light."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from nexapod.cli.client import Client
+from nexapod.cli.errors import FAILED, INTERRUPTED, CliError
+from nexapod.cli.safe import safe
+from nexapod.version import __version__
+
+app = typer.Typer(
+    name="nexapod",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="A peer-to-peer mesh for scientific computing, with no server.",
+    epilog="Exit status: 0 done, 1 failed, 2 wrong usage, 3 no daemon answers, 4 not found, 5 refused.",
+)
+
+_HOME_HELP: Final = "The daemon's home folder. (default: $NEXAPOD_HOME, else $XDG_DATA_HOME/nexapod)"
+Home = Annotated[Path | None, typer.Option("--home", help=_HOME_HELP, show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Job = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, or the first digits of it.", show_default=False)]
+_HANDED_ON: Final = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"nexapod {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _all(
+    home: Home = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    if home is not None:
+        # What a command starts (the daemon, the demo's own commands) looks there too.
+        os.environ["NEXAPOD_HOME"] = str(home.absolute())
+
+
+def _home(home: Path | None) -> Path:
+    from nexapod.config.settings import default_home
+
+    return home.absolute() if home is not None else default_home(os.environ)
+
+
+def _client(home: Path | None) -> Client:
+    from nexapod.store.home import Home as Layout
+
+    return Client(Layout(_home(home)).api_socket)
+
+
+@app.command()
+def init(home: Home = None, as_json: Json = False) -> None:
+    """Make a home folder, this peer's identity in it, and a configuration file to edit."""
+    from nexapod.cli import starting
+    from nexapod.config import Flags
+
+    starting.init(Flags(home=home), as_json=as_json)
+
+
+@app.command()
+def start(
+    home: Home = None,
+    listen: Annotated[
+        list[str] | None, typer.Option(help="A multiaddr to listen on, e.g. /ip4/0.0.0.0/tcp/4747. Repeatable.")
+    ] = None,
+    network: Annotated[str | None, typer.Option(help="The network to join. (default: main)")] = None,
+    bootstrap: Annotated[
+        list[str] | None, typer.Option(help="A peer to dial first: a multiaddr that ends in /p2p/ID. Repeatable.")
+    ] = None,
+    no_work: Annotated[bool, typer.Option("--no-work", help="Run no tasks, only help to keep the mesh.")] = False,
+    slots: Annotated[int | None, typer.Option(help="Tasks to run at once. (default: one a core)")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    log_format: Annotated[str | None, typer.Option(help="auto, console or json.")] = None,
+    api_tcp: Annotated[
+        str | None, typer.Option(help="Serve the API on this loopback address too, e.g. 127.0.0.1:8747.")
+    ] = None,
+) -> None:
+    """Run the daemon in the foreground. SIGTERM or `nexapod stop` ends it in order."""
+    from nexapod.cli import starting
+    from nexapod.config import Flags
+
+    flags = Flags(
+        home=home,
+        network=network,
+        listen=tuple(listen or ()),
+        bootstrap=tuple(bootstrap or ()),
+        work=False if no_work else None,
+        slots=slots,
+        log_level=log_level,
+        log_format=log_format,
+        api_tcp=api_tcp,
+    )
+    raise typer.Exit(starting.start(flags))
+
+
+@app.command()
+def stop(
+    now: Annotated[bool, typer.Option("--now", help="Do not wait for running tasks.")] = False,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Stop the daemon; its running tasks may end first."""
+    from nexapod.cli import queries
+
+    queries.stop(_client(home), now=now, as_json=as_json)
+
+
+@app.command()
+def status(home: Home = None, as_json: Json = False) -> None:
+    """Who and where this daemon is, and what it does."""
+    from nexapod.cli import queries
+
+    queries.show_status(_client(home), as_json=as_json)
+
+
+@app.command()
+def peers(home: Home = None, as_json: Json = False) -> None:
+    """The peers that this daemon knows."""
+    from nexapod.cli import queries
+
+    queries.show_peers(_client(home), as_json=as_json)
+
+
+@app.command()
+def profile(home: Home = None, as_json: Json = False) -> None:
+    """What this machine tells others that it is and offers."""
+    from nexapod.cli import queries
+
+    queries.show_profile(_client(home), as_json=as_json)
+
+
+@app.command()
+def submit(
+    job_file: Annotated[Path, typer.Argument(metavar="JOB.toml", help="The job file.", show_default=False)],
+    watch: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="Do not wait (up to 30 s) until other peers hold the job.")
+    ] = False,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Submit a job, and say when this machine may go offline."""
+    from nexapod.cli.submitting import submit as run
+
+    raise typer.Exit(run(_client(home), job_file, wait=not no_wait, and_watch=watch, as_json=as_json))
+
+
+@app.command()
+def jobs(home: Home = None, as_json: Json = False) -> None:
+    """The jobs that this daemon knows."""
+    from nexapod.cli import queries
+
+    queries.show_jobs(_client(home), as_json=as_json)
+
+
+@app.command()
+def job(job: Job, home: Home = None, as_json: Json = False) -> None:
+    """One job: where it is placed, and each of its tasks."""
+    from nexapod.cli import queries
+
+    queries.show_job(_client(home), _word(job), as_json=as_json)
+
+
+@app.command()
+def watch(job: Job, home: Home = None, as_json: Json = False) -> None:
+    """Follow a job to its end, live. Exit status 0 only when every task is settled."""
+    from nexapod.cli.watching import watch as run
+
+    raise typer.Exit(run(_client(home), _word(job), as_json=as_json))
+
+
+@app.command()
+def results(
+    job: Job,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Where to write them.", show_default=False)
+    ],
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Fetch the settled results and the certificate into a folder. Run it again to continue."""
+    from nexapod.cli.collecting import collect
+
+    raise typer.Exit(collect(_client(home), _word(job), output, as_json=as_json))
+
+
+@app.command()
+def cancel(job: Job, home: Home = None, as_json: Json = False) -> None:
+    """End a job that this daemon submitted."""
+    from nexapod.cli import queries
+
+    queries.cancel(_client(home), _word(job), as_json=as_json)
+
+
+@app.command()
+def logs(
+    job: Job,
+    task: Annotated[int, typer.Argument(metavar="TASK", min=0, help="The task's index.", show_default=False)],
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """The last lines that each replica of a task printed."""
+    from nexapod.cli import queries
+
+    queries.show_log(_client(home), _word(job), task, as_json=as_json)
+
+
+@app.command()
+def why(
+    job: Annotated[
+        str | None, typer.Argument(metavar="JOB", help="A job; without it, this daemon.", show_default=False)
+    ] = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """In words: why a job does not move, or why this daemon does not work."""
+    from nexapod.cli import queries
+
+    queries.show_why(_client(home), None if job is None else _word(job), as_json=as_json)
+
+
+@app.command()
+def verify(
+    certificate: Annotated[Path, typer.Argument(metavar="FILE", help="A job's .cert file.", show_default=False)],
+    results: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Check the result files in this folder too.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check a job's certificate and results, offline."""
+    from nexapod.cli.verifying import verify_file
+
+    raise typer.Exit(verify_file(certificate, results, as_json=as_json))
+
+
+@app.command(context_settings=_HANDED_ON, add_help_option=False)
+def demo(context: typer.Context) -> None:
+    """A mesh of daemons on this machine does a real job, loses a peer, and proves the result."""
+    from nexapod.cli.demo import demo as command
+
+    _hand_on(command, context)
+
+
+@app.command(context_settings=_HANDED_ON, add_help_option=False)
+def sim(context: typer.Context) -> None:
+    """Run the mesh in the deterministic simulator."""
+    from nexapod.cli.sim_command import sim as command
+
+    _hand_on(command, context)
+
+
+def _hand_on(command: Callable[..., Any], context: typer.Context) -> None:
+    """Run a command that lives in a module of its own, with its own options, loaded only now."""
+    inner = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    inner.command()(command)
+    inner(args=context.args, prog_name=f"nexapod {context.info_name}")
+
+
+def _word(job: str) -> str:
+    """A job's name as part of a URL: what is not hexadecimal is refused here, before it is sent."""
+    from nexapod.cli.errors import Refused
+
+    if not job or len(job) > 64 or not set(job.lower()) <= set("0123456789abcdef"):
+        remedy = "`nexapod jobs` lists the jobs and their ids."
+        raise Refused(f"{safe(job)!r} is not the id of a job: it has hexadecimal digits only, at most 64", remedy)
+    return job.lower()
+
+
+def main() -> None:
+    """Run the command line and exit with its status."""
+    try:
+        app()
+    except CliError as error:
+        _explain(error)
+        sys.exit(error.status)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read us has gone (`nexapod jobs | head`): what stays in the buffer has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(FAILED)
+
+
+def _explain(error: CliError) -> None:
+    facts = "\n".join(safe(line) for line in error.facts.split("\n"))
+    sys.stderr.write(f"nexapod: {facts}\n")
+    if error.remedy:
+        remedy = "\n".join(safe(line) for line in error.remedy.split("\n"))
+        sys.stderr.write(f"{remedy}\n")

@@ -1,0 +1,259 @@
+"""`nexapod results`: every settled output into a folder, checked byte by byte, and continued where it was.
+
+    DIR/<task>/<path>      an output file; <task> is the record's name where the job splits a FASTA file, else the index
+    DIR/<job>.cert         the certificate, once the job is complete: `nexapod verify` checks it and the files
+    DIR/nexapod.json       which folder is which task's
+
+A worker chose the names of the files: none leads out of its task's folder, through a link or otherwise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from nexapod.cli.client import Client
+from nexapod.cli.console import byte_progress, note, print_json, say
+from nexapod.cli.errors import FAILED, OK, BadResult, CliError, DiskTrouble, UnsafePath
+from nexapod.cli.safe import is_plain_name, is_plain_path, safe
+from nexapod.cli.splitting import pieces
+from nexapod.protocol.limits import CHUNK_BYTES
+from nexapod.protocol.types import BlobRef, blob_root
+
+MANIFEST: Final = "nexapod.json"
+PART: Final = ".nexapod-part"
+READ_BYTES: Final = 1 << 20
+NAMED_SPLIT_MAX: Final = 256 << 20
+"""A split file larger than this is not fetched for its records' names: tasks are folders by index."""
+
+
+class BlobHash:
+    """Names bytes as they pass (see types.BlobRef)."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._chunk = hashlib.sha256()
+        self._digests: list[bytes] = []
+
+    def add(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            room = CHUNK_BYTES - self.size % CHUNK_BYTES
+            self._chunk.update(view[:room])
+            self.size += len(view[:room])
+            if self.size % CHUNK_BYTES == 0:
+                self._digests.append(self._chunk.digest())
+                self._chunk = hashlib.sha256()
+            view = view[room:]
+
+    @property
+    def ref(self) -> BlobRef:
+        digests = list(self._digests)
+        if self.size % CHUNK_BYTES or not digests:
+            digests.append(self._chunk.digest())
+        return BlobRef(blob_root(digests), self.size)
+
+
+def hash_of(path: Path) -> BlobHash:
+    """The hash of a file on disk. Raises OSError."""
+    found = BlobHash()
+    with path.open("rb") as file:
+        while data := file.read(READ_BYTES):
+            found.add(data)
+    return found
+
+
+@dataclass
+class Tally:
+    """What came of it."""
+
+    settled: int = 0
+    failed: int = 0
+    written: int = 0
+    kept: int = 0
+    """Files that were here before, with the right bytes."""
+    problems: list[str] = field(default_factory=list)
+
+
+def collect(client: Client, job: str, folder: Path, *, as_json: bool) -> int:
+    """Returns the exit status: 1 when the job is not complete, has failed tasks, or a file could not be kept."""
+    view = client.get(f"/v1/jobs/{job}?count=0")
+    job_id = str(view["job_id"])
+    names = task_names(client, job_id, int(view["tasks"]))
+    tally = Tally()
+    folders: dict[str, str] = {}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = f"/v1/jobs/{job_id}/results"
+        for result in client.pages(path, lambda answer: list(answer["tasks"]), int(view["tasks"])):
+            index = int(result["index"])
+            folders[str(index)] = names.get(index, str(index))
+            _take(client, result, folder / folders[str(index)], tally, quiet=as_json)
+        _write_atomically(folder / MANIFEST, _manifest(job_id, folders))
+        certificate = _certificate(client, view, folder)
+    except OSError as error:
+        raise DiskTrouble(f"{safe(error.filename or folder)}: {error.strerror}") from None
+    _report(view, folder, tally, certificate, as_json=as_json)
+    good = view["state"] == "complete" and not tally.failed and not tally.problems
+    return OK if good else FAILED
+
+
+def _manifest(job_id: str, folders: dict[str, str]) -> bytes:
+    return (json.dumps({"job_id": job_id, "tasks": folders}, indent=1) + "\n").encode("ascii")
+
+
+def _certificate(client: Client, view: dict[str, Any], folder: Path) -> Path | None:
+    if view["state"] != "complete":
+        return None
+    path = folder / f"{view['job_id'][:12]}.cert"
+    _write_atomically(path, client.get_bytes(f"/v1/jobs/{view['job_id']}/certificate"))
+    return path
+
+
+def _take(client: Client, result: dict[str, Any], folder: Path, tally: Tally, *, quiet: bool) -> None:
+    if result["outcome"] != "accepted":
+        tally.failed += 1
+        return
+    tally.settled += 1
+    for file in result["files"]:
+        try:
+            if fetch(client, BlobRef.parse(str(file["ref"])), folder, str(file["path"]), quiet=quiet):
+                tally.written += 1
+            else:
+                tally.kept += 1
+        except (UnsafePath, BadResult) as error:
+            tally.problems.append(error.facts)
+        except ValueError:
+            tally.problems.append(f"task {result['index']}: the daemon's name for a file's bytes is not one")
+
+
+def fetch(client: Client, ref: BlobRef, folder: Path, path: str, *, quiet: bool) -> bool:
+    """One output file into its task's folder. False when it was there. Raises UnsafePath, BadResult, OSError."""
+    target = _target(folder, path)
+    if _is_here(target, ref):
+        return False
+    part = target.with_name(target.name + PART)
+    found = hash_of(part) if part.is_file() and not part.is_symlink() else BlobHash()
+    if found.size > ref.size:
+        found = BlobHash()
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | (0 if found.size else os.O_TRUNC)
+    with os.fdopen(os.open(part, flags, 0o644), "wb") as file:
+        file.seek(found.size)
+        with byte_progress(path, ref.size - found.size, quiet=quiet) as told:
+            for data in client.download(ref, found.size):
+                found.add(data)
+                file.write(data)
+                told(len(data))
+        file.flush()
+        os.fsync(file.fileno())
+    if found.ref != ref:
+        if found.size >= ref.size:
+            part.unlink()
+        raise BadResult(f"{safe(path)}: {found.size} of {ref.size} bytes came, and they are not the settled ones")
+    os.replace(part, target)
+    return True
+
+
+def _target(folder: Path, path: str) -> Path:
+    """Where an output file goes, its folders made. Raises UnsafePath, OSError."""
+    if not is_plain_path(path):
+        raise UnsafePath(f"an output file has an unsafe name: {safe(path)}")
+    folder.mkdir(exist_ok=True)
+    inside = folder
+    for part in Path(path).parts[:-1]:
+        inside /= part
+        if inside.is_symlink():
+            raise UnsafePath(f"{safe(inside)} is a link: nothing is written through it")
+        inside.mkdir(exist_ok=True)
+    target = folder / path
+    if folder.is_symlink() or target.is_symlink() or target.is_dir():
+        raise UnsafePath(f"{safe(target)} is a link or a folder: nothing is written there")
+    return target
+
+
+def _is_here(target: Path, ref: BlobRef) -> bool:
+    return target.is_file() and target.stat().st_size == ref.size and hash_of(target).ref == ref
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    part = path.with_name(path.name + PART)
+    with part.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def _report(view: dict[str, Any], folder: Path, tally: Tally, certificate: Path | None, *, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            {
+                "job_id": view["job_id"],
+                "state": view["state"],
+                "folder": str(folder),
+                "settled": tally.settled,
+                "failed": tally.failed,
+                "files_written": tally.written,
+                "files_kept": tally.kept,
+                "certificate": str(certificate) if certificate else None,
+                "problems": tally.problems,
+            }
+        )
+        return
+    kept = f", {tally.kept} were here already" if tally.kept else ""
+    say(f"{tally.settled} of {view['tasks']} tasks settled, {tally.failed} failed")
+    say(f"{tally.written} files written to {safe(folder)}{kept}")
+    for problem in tally.problems:
+        note(f"not kept: {safe(problem)}")
+    if certificate:
+        say(f"certificate: {safe(certificate)} (check it: nexapod verify {safe(certificate)} --results {safe(folder)})")
+    else:
+        note(f"the job is {safe(view['state'])}: run this again later, it continues")
+
+
+# --- names of tasks ------------------------------------------------------------------------------------------------
+def task_names(client: Client, job: str, tasks: int) -> dict[int, str]:
+    """A folder name for each task of a job that splits a FASTA file; empty for any other, or when it is not here."""
+    split = client.get(f"/v1/jobs/{job}/spec")["split"]
+    if split is None:
+        return {}
+    try:
+        data, index = BlobRef.parse(str(split["ref"])), BlobRef.parse(str(split["index"]))
+        if data.size > NAMED_SPLIT_MAX or not client.has_blob(data) or not client.has_blob(index):
+            return {}
+        cuts = pieces(b"".join(client.download(index, 0)))
+        content = b"".join(client.download(data, 0))
+    except (ValueError, CliError) as error:
+        note(f"tasks are named by their index: {safe(error)}")
+        return {}
+    return names_of(content, cuts[:tasks])
+
+
+def names_of(content: bytes, cuts: list[tuple[int, int]]) -> dict[int, str]:
+    """Names from the FASTA headers of pieces; the same for the same file. Empty unless each piece begins with one."""
+    heads = [content[offset : offset + min(length, 256)] for offset, length in cuts]
+    if not all(head.startswith(b">") for head in heads):
+        return {}
+    names = dict(enumerate(_unique(_first_word(head) for head in heads)))
+    return {index: name for index, name in names.items() if is_plain_name(name)}
+
+
+def _first_word(head: bytes) -> str:
+    words = head[1:].split(b"\n", 1)[0].split()
+    return words[0].decode("utf-8", "replace") if words else ""
+
+
+def _unique(words: Iterator[str]) -> Iterator[str]:
+    """Two records of one name, on any file system, and a name that is another task's index, get their index too."""
+    listed = list(words)
+    seen: dict[str, int] = {}
+    for word in listed:
+        seen[word.lower()] = seen.get(word.lower(), 0) + 1
+    for index, word in enumerate(listed):
+        plain = seen[word.lower()] == 1 and not word.isdigit() and is_plain_name(word)
+        yield word if plain else (f"{index}-{word}" if is_plain_name(f"{index}-{word}") else str(index))

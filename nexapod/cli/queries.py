@@ -1,0 +1,188 @@
+"""The commands that ask one question and show the answer."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+from nexapod.cli.client import Client
+from nexapod.cli.console import facts, note, print_json, say, short, table
+from nexapod.cli.quantities import show_duration, show_size
+from nexapod.cli.safe import safe, safe_lines
+
+TASKS_SHOWN_MAX: Final = 200
+PEERS_SHOWN: Final = 4
+
+
+def show_status(client: Client, *, as_json: bool) -> None:
+    status = client.get("/v1/status")
+    if as_json:
+        print_json(status)
+        return
+    facts(
+        [
+            ("peer", status["peer_id"]),
+            ("state", f"{status['state']}, for {show_duration(status['uptime_s'] * 1000)}"),
+            ("network", status["network"]),
+            ("connected", f"{status['connected_peers']} of {status['known_peers']} known peers"),
+            ("work", f"{status['running_tasks']} of {status['slots']} slots busy, {status['active_jobs']} active jobs"),
+            ("home", status["home"]),
+            ("version", f"{status['version']}, process {status['pid']}"),
+            *[("listening", address) for address in status["listen"]],
+        ]
+    )
+
+
+def show_peers(client: Client, *, as_json: bool) -> None:
+    peers = client.get("/v1/peers")
+    if as_json:
+        print_json(peers)
+        return
+    if not peers:
+        note("No other peer is known yet. Name one with `nexapod start --bootstrap`.")
+    rows = [
+        (
+            p["peer_id"],
+            "connected" if p["connected"] else ("known" if p["live"] else "silent"),
+            p.get("slots", "") if p["heard_s"] is not None else "?",
+            p.get("cpus", ""),
+            show_size(p["memory"]) if p.get("memory") else "",
+            p.get("arch", ""),
+            ", ".join(str(e["name"]) for e in p.get("executors", [])),
+            p["address"],
+        )
+        for p in peers
+    ]
+    table(("peer", "state", "slots", "cores", "memory", "arch", "runs", "address"), rows, right=(2, 3, 4))
+
+
+def show_profile(client: Client, *, as_json: bool) -> None:
+    profile = client.get("/v1/profile")
+    if as_json:
+        print_json(profile)
+        return
+    gpus = [f"{g['model']}, {show_size(g['memory'])}" for g in profile["gpus"]] or ["none"]
+    runs = [f"{e['name']} ({e['version']})" for e in profile["executors"]] or ["none: no task can run here"]
+    facts(
+        [
+            ("machine", f"{profile['os']} {profile['arch']}, {profile['cpus']} cores, {profile['cpu_model']}"),
+            ("memory", show_size(profile["memory"])),
+            ("free disk", show_size(profile["disk_free"])),
+            *[("GPU", gpu) for gpu in gpus],
+            *[("executor", run) for run in runs],
+            *[("image", image) for image in profile["images"]],
+            ("slots", profile["slots"]),
+            ("reachable", "yes: it may be a steward" if profile["serves"] else "no: it works for others only"),
+        ]
+    )
+
+
+def show_jobs(client: Client, *, as_json: bool) -> None:
+    jobs = client.get("/v1/jobs")
+    if as_json:
+        print_json(jobs)
+        return
+    if not jobs:
+        note("No job is known. Submit one: nexapod submit JOB.toml")
+    rows = [
+        (short(j["job_id"]), j["name"], j["state"], counts(j), "me" if j["mine"] else short(j["submitter"]), _age(j))
+        for j in jobs
+    ]
+    table(("job", "name", "state", "tasks", "submitter", "age"), rows)
+
+
+def counts(row: dict[str, Any]) -> str:
+    """How far a job is, in words."""
+    if row["settled"] is None:
+        return f"{row['tasks']} (details: at its submitter)"
+    failed = f", {row['failed']} failed" if row["failed"] else ""
+    running = f", {row['running']} under way" if row["running"] else ""
+    return f"{row['settled']} of {row['tasks']} settled{failed}{running}"
+
+
+def _age(row: dict[str, Any]) -> str:
+    return show_duration(max(0, int(time.time() * 1000) - row["created"]))
+
+
+def show_job(client: Client, job: str, *, as_json: bool) -> None:
+    view = client.get(f"/v1/jobs/{job}")
+    path = f"/v1/jobs/{view['job_id']}"
+    tasks = (
+        list(client.pages(path, lambda answer: list(answer["task_list"]), view["tasks"]))
+        if as_json
+        else view["task_list"]
+    )
+    if as_json:
+        print_json(view | {"task_list": tasks})
+        return
+    held = f"yes, by {len(view['placed_on'])} peers" if view["placed"] else "not yet: keep this machine running"
+    pairs = [
+        ("job", view["job_id"]),
+        ("name", view["name"]),
+        ("state", view["state"]),
+        ("tasks", counts(view)),
+        ("submitter", view["submitter"]),
+        ("age", _age(view)),
+    ]
+    if view["mine"]:
+        pairs.append(("held by others", held))
+    facts(pairs)
+    if tasks:
+        say()
+        table(
+            ("task", "state", "progress", "workers", "reason"),
+            [_task_row(t) for t in tasks[:TASKS_SHOWN_MAX]],
+            right=(0, 2),
+        )
+    if view["tasks"] > TASKS_SHOWN_MAX:
+        note(f"The first {TASKS_SHOWN_MAX} tasks are shown; --json gives all.")
+
+
+def _task_row(task: dict[str, Any]) -> tuple[object, ...]:
+    replicas = [f"{short(r['peer'])} {r['outcome']}{_mark(r['agreed'])}" for r in task["replicas"]]
+    workers = replicas or [short(w) for w in task["workers"]]
+    shown = ", ".join(workers[:PEERS_SHOWN]) + (" ..." if len(workers) > PEERS_SHOWN else "")
+    return task["index"], task["state"], f"{task['progress']:.0%}", shown, task["reason"]
+
+
+def _mark(agreed: bool | None) -> str:
+    return {True: " (agrees)", False: " (not counted)", None: ""}[agreed]
+
+
+def show_log(client: Client, job: str, task: int, *, as_json: bool) -> None:
+    logs = client.get(f"/v1/jobs/{job}/tasks/{task}/log")
+    if as_json:
+        print_json(logs)
+        return
+    if not logs:
+        note("No result of this task has been shown yet, so there is no log.")
+    for entry in logs:
+        say(f"--- {safe(entry['peer'])}: {safe(entry['outcome'])}, exit {safe(entry['exit'])}")
+        for line in safe_lines(str(entry["log"])):
+            say(f"  {line}")
+
+
+def show_why(client: Client, job: str | None, *, as_json: bool) -> None:
+    answer = client.get("/v1/why" if job is None else f"/v1/jobs/{job}/why")
+    if as_json:
+        print_json(answer)
+        return
+    for sentence in answer["sentences"]:
+        say(safe(sentence))
+
+
+def cancel(client: Client, job: str, *, as_json: bool) -> None:
+    view = client.get(f"/v1/jobs/{job}?count=0")
+    client.post(f"/v1/jobs/{view['job_id']}/cancel")
+    if as_json:
+        print_json({"job_id": view["job_id"], "cancelled": True})
+    else:
+        say(f"job {short(view['job_id'])} is cancelled: its tasks end on all peers as they hear of it")
+
+
+def stop(client: Client, *, now: bool, as_json: bool) -> None:
+    client.post("/v1/stop", {"drain": not now})
+    if as_json:
+        print_json({"stopping": True, "drain": not now})
+    else:
+        say("the daemon stops" if now else "the daemon stops when its running tasks have ended, within a bound")

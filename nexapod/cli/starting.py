@@ -1,0 +1,88 @@
+"""`nexapod init` and `nexapod start`: the only commands that touch the home folder themselves."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+from nexapod.cli.console import note, print_json, say
+from nexapod.cli.errors import BadFile, CliError, Refused
+from nexapod.cli.safe import safe
+from nexapod.config import Config, ConfigError, Flags, config_folder, load
+from nexapod.config.settings import CONFIG_FILE
+from nexapod.protocol.errors import LocalError
+
+CONFIG_TEMPLATE: Final = """\
+# NEXAPod's configuration. Every key is optional; the values shown are the defaults. Flags and the environment
+# (NEXAPOD_HOME, NEXAPOD_NETWORK, NEXAPOD_BOOTSTRAP, NEXAPOD_LOG_LEVEL, NEXAPOD_LOG_FORMAT) come before it.
+
+# network = "main"
+# listen = ["/ip4/0.0.0.0/tcp/4747"]
+# bootstrap = ["/ip4/192.0.2.7/tcp/4747/p2p/12D3KooW..."]   # instead of the network's own list
+# work = true                                              # false: never run tasks of others
+# slots = 4                                                # tasks at once; without it, one a core
+
+[log]
+# level = "info"       # debug, info, warning, error
+# format = "auto"      # auto: for people in a terminal, else JSON lines; console, json
+
+[api]
+# tcp = "127.0.0.1:8747"   # also listen there, for holders of the token in the home folder
+"""
+
+
+class HomeTrouble(CliError):
+    """Choose another home folder with --home or NEXAPOD_HOME, or correct what is named above."""
+
+
+def configured(flags: Flags) -> Config:
+    """The configuration, or its problems as a CliError."""
+    try:
+        return load(flags, os.environ)
+    except ConfigError as error:
+        raise BadFile("\n".join(safe(line) for line in str(error).split("\n")), "Correct it and try again.") from None
+
+
+def start(flags: Flags) -> int:
+    """Run the daemon in the foreground until it is told to stop. Returns its exit status."""
+    config = configured(flags)
+    if not config.bootstrap:
+        note(f"no bootstrap peer is known for the network {config.network!r}: this peer waits for others to dial it")
+    # Loads libp2p, trio and the web framework: no other command pays for them.
+    from nexapod.daemon.app import run
+
+    return run(config)
+
+
+def init(flags: Flags, *, as_json: bool) -> None:
+    """Make the home folder, the peer's identity in it, and a configuration file to edit. Changes nothing twice."""
+    config = configured(flags)
+    from nexapod.mesh import identity
+
+    try:
+        config.paths.create()
+        peer = identity.peer_id(identity.load_or_create(config.paths.identity))
+    except LocalError as error:
+        raise HomeTrouble(safe(error)) from None
+    file = config_folder(os.environ) / CONFIG_FILE
+    made = _write_template(file)
+    if as_json:
+        print_json({"home": str(config.home), "peer_id": peer, "config": str(file), "config_created": made})
+        return
+    say(f"home    {safe(config.home)}")
+    say(f"peer    {safe(peer)}")
+    say(f"config  {safe(file)}{'' if made else ' (was there, unchanged)'}")
+    say("Start the daemon: nexapod start")
+
+
+def _write_template(file: Path) -> bool:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("x", encoding="utf-8") as target:
+            target.write(CONFIG_TEMPLATE)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise Refused(f"{safe(file)}: {error.strerror}", "Choose a folder with XDG_CONFIG_HOME.") from None
+    return True
