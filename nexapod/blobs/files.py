@@ -14,8 +14,8 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-import threading
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -1,0 +1,325 @@
+"""A daemon that is not one: the backend of the API in memory, whose jobs a test (or the script below) moves on.
+
+Run as a program it serves a lively fake, to look at the CLI:  python tests/contract/api_fake.py HOME
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from nexapod.api.app import create_app
+from nexapod.api.backend import Forbidden, Json, Metric, NotFound, NotReady
+from nexapod.api.serve import serve
+from nexapod.protocol.types import BlobRef, JobId, JobSpec, PeerId, blob_of, peer_id_of_key
+
+ME, ANN, BOB = (peer_id_of_key(bytes([n]) * 32) for n in (1, 2, 3))
+NASTY = "\x1b[2J[red]not markup[/red]\x1b]0;owned\x07 \u202eevil\r\nforged: line"
+"""What a hostile peer would put into a name or a log."""
+
+
+@dataclass
+class FakeTask:
+    state: str = "open"
+    progress: float = 0.0
+    workers: list[PeerId] = field(default_factory=list)
+    files: dict[str, BlobRef] = field(default_factory=dict)
+    reason: str = ""
+    log: str = ""
+
+
+@dataclass
+class FakeJob:
+    spec: JobSpec
+    tasks: list[FakeTask]
+    placed_on: list[PeerId] = field(default_factory=list)
+    cancelled: bool = False
+    certificate: bytes = b"certificate"
+
+    @property
+    def state(self) -> str:
+        if self.cancelled:
+            return "cancelled"
+        if all(t.state in ("settled", "failed") for t in self.tasks):
+            return "complete"
+        return "running" if self.placed_on else "placing"
+
+
+class FakeBackend:
+    network = "test"
+
+    def __init__(self) -> None:
+        self.blobs: dict[BlobRef, bytes] = {}
+        self.known: dict[JobId, FakeJob] = {}
+        self.stopped: list[bool] = []
+        self.reads: list[tuple[int, int]] = []
+        self.watchers: list[tuple[JobId, trio.MemorySendChannel[tuple[str, Json]]]] = []
+        self.fail_with: Exception | None = None
+
+    # --- what a test does ----------------------------------------------------------------------------------------
+    def put(self, data: bytes) -> BlobRef:
+        ref = blob_of(data)
+        self.blobs[ref] = data
+        return ref
+
+    def tell(self, job: JobId, name: str, **facts: Any) -> None:
+        for watched, channel in self.watchers:
+            if watched == job:
+                channel.send_nowait((name, facts))
+
+    def place(self, job: JobId) -> None:
+        self.known[job].placed_on = [ANN, BOB]
+        self.tell(job, "placed", placed_on=[ANN, BOB])
+
+    def work(self, job: JobId, index: int, progress: float) -> None:
+        task = self.known[job].tasks[index]
+        task.state, task.progress, task.workers = "leased", progress, [ANN, BOB]
+        self.tell(job, "task_changed", index=index, state="leased", progress=progress, workers=[ANN, BOB])
+
+    def settle(self, job: JobId, index: int, files: dict[str, bytes]) -> None:
+        task = self.known[job].tasks[index]
+        task.state, task.progress = "settled", 1.0
+        task.files = {path: self.put(data) for path, data in files.items()}
+        self.tell(job, "settled", index=index)
+        self._end(job)
+
+    def fail(self, job: JobId, index: int, reason: str) -> None:
+        task = self.known[job].tasks[index]
+        task.state, task.reason = "failed", reason
+        self.tell(job, "failed", index=index, reason=reason)
+        self._end(job)
+
+    def _end(self, job: JobId) -> None:
+        if self.known[job].state in ("complete", "cancelled"):
+            self.tell(job, "complete", state=self.known[job].state)
+
+    # --- the Protocol --------------------------------------------------------------------------------------------
+    async def status(self) -> Json:
+        if self.fail_with is not None:
+            raise self.fail_with
+        active = sum(1 for j in self.known.values() if j.state in ("placing", "running"))
+        return {
+            "peer_id": ME, "version": "0.1.0", "network": self.network,
+            "listen": [f"/ip4/127.0.0.1/tcp/4747/p2p/{ME}"],
+            "connected_peers": 2, "known_peers": 2, "active_jobs": active, "running_tasks": 0, "slots": 4,
+            "state": "running", "uptime_s": 3725, "home": "/home/me", "pid": 4711,
+        }  # fmt: skip
+
+    async def peers(self) -> list[Json]:
+        return [
+            {"peer_id": ANN, "connected": True, "live": True, "address": "/ip4/192.0.2.7/tcp/4747", "heard_s": 12}
+            | _profile("amd64", NASTY),
+            {"peer_id": BOB, "connected": False, "live": False, "address": "", "heard_s": None},
+        ]
+
+    async def profile(self) -> Json:
+        return _profile("amd64", "A processor")
+
+    async def put_blob(self, stream: AsyncIterator[bytes], size: int) -> BlobRef:
+        data = b"".join([piece async for piece in stream])
+        assert len(data) == size
+        return self.put(data)
+
+    async def has_blob(self, ref: BlobRef) -> bool:
+        return ref in self.blobs
+
+    async def read_blob(self, ref: BlobRef, offset: int, length: int) -> bytes:
+        if ref not in self.blobs:
+            raise NotFound("the blob is not here")
+        self.reads.append((offset, length))
+        return self.blobs[ref][offset : offset + length]
+
+    async def submit(self, spec: JobSpec) -> JobId:
+        job = JobId(hashlib.sha256(spec.nonce).digest())
+        self.known[job] = FakeJob(spec, [FakeTask() for _ in range(spec.tasks)])
+        return job
+
+    def job_ids(self) -> Collection[JobId]:
+        return self.known
+
+    async def jobs(self) -> list[Json]:
+        return [self._row(job) for job in reversed(self.known)]
+
+    async def job(self, job: JobId, tasks: range) -> Json:
+        found = self.known[job]
+        return self._row(job) | {
+            "placed": bool(found.placed_on),
+            "placed_on": found.placed_on,
+            "task_list": [_task(i, found.tasks[i]) for i in tasks if i < len(found.tasks)],
+        }
+
+    async def spec(self, job: JobId) -> JobSpec:
+        return self.known[job].spec
+
+    @asynccontextmanager
+    async def events(self, job: JobId) -> AsyncIterator[AsyncIterator[tuple[str, Json]]]:
+        send, receive = trio.open_memory_channel[tuple[str, Json]](1000)
+        entry = (job, send)
+        self.watchers.append(entry)
+        try:
+            yield receive
+        finally:
+            self.watchers.remove(entry)
+
+    async def results(self, job: JobId, tasks: range) -> list[Json]:
+        return [
+            {
+                "index": i,
+                "outcome": "accepted" if t.state == "settled" else "failed",
+                "reason": t.reason,
+                "files": [{"path": p, "ref": str(r), "size": r.size} for p, r in t.files.items()],
+            }
+            for i, t in enumerate(self.known[job].tasks)
+            if i in tasks and t.state in ("settled", "failed")
+        ]
+
+    async def certificate(self, job: JobId) -> bytes:
+        if self.known[job].state != "complete":
+            raise NotReady("the job is not complete", "watch it: nexapod watch")
+        return self.known[job].certificate
+
+    async def cancel(self, job: JobId) -> None:
+        if self.known[job].spec.name == "not mine":
+            raise Forbidden("another peer submitted this job")
+        self.known[job].cancelled = True
+        self._end(job)
+
+    async def task_log(self, job: JobId, task: int) -> list[Json]:
+        if task >= len(self.known[job].tasks):
+            raise NotFound(f"the job has no task {task}")
+        return [{"peer": ANN, "outcome": "failed", "exit": 1, "log": self.known[job].tasks[task].log}]
+
+    async def why_job(self, job: JobId) -> Json:
+        return {"job_id": job.hex(), "sentences": ["Only 1 known peer can run it.", NASTY]}
+
+    async def why(self) -> Json:
+        return {"working": False, "sentences": ["No active job is known: there is nothing to do."]}
+
+    async def stop(self, *, drain: bool) -> None:
+        self.stopped.append(drain)
+
+    async def metrics(self) -> Sequence[Metric]:
+        return [
+            Metric("peers", "gauge", "Connected peers.", [({}, 2)]),
+            Metric("events_total", "counter", "Events by name.", [({"name": 'a"b\\\n'}, 3)]),
+        ]
+
+    def _row(self, job: JobId) -> Json:
+        found = self.known[job]
+        states = [t.state for t in found.tasks]
+        return {
+            "job_id": job.hex(), "name": found.spec.name, "submitter": ME, "mine": True, "state": found.state,
+            "tasks": len(states), "settled": states.count("settled"), "failed": states.count("failed"),
+            "running": states.count("leased") + states.count("committed"), "created": found.spec.stamp,
+        }  # fmt: skip
+
+
+def _profile(arch: str, cpu: str) -> Json:
+    return {
+        "agent": "nexapod/0.1.0", "os": "linux", "arch": arch, "cpu_model": cpu, "cpus": 4, "memory": 8 << 30,
+        "disk_free": 100 << 30, "gpus": [{"model": "A GPU", "memory": 24 << 30, "capability": "9.0", "driver": "570"}],
+        "executors": [{"name": "wasm", "version": "wasmtime 36"}], "images": [], "addrs": [], "serves": True,
+        "slots": 4,
+    }  # fmt: skip
+
+
+def _task(index: int, task: FakeTask) -> Json:
+    decided = task.state in ("settled", "failed")
+    replica = {
+        "peer": ANN, "outcome": "ok", "root": "ab" * 32, "exit": 0, "wall_ms": 1200, "cpu_ms": 1100,
+        "peak_memory": 34 << 20, "agreed": task.state == "settled",
+    }  # fmt: skip
+    return {
+        "index": index, "state": task.state, "progress": task.progress, "workers": task.workers,
+        "reason": task.reason, "replicas": [replica] if decided else [],
+        "verdicts": [{"peer": BOB, "outcome": "accepted"}] if task.state == "settled" else [],
+    }  # fmt: skip
+
+
+async def _live(backend: FakeBackend) -> None:
+    """Every submitted job is placed after a second, and its tasks run one after the other."""
+    begun: set[JobId] = set()
+    async with trio.open_nursery() as nursery:
+        while True:
+            await trio.sleep(0.2)
+            for job in set(backend.known) - begun:
+                begun.add(job)
+                nursery.start_soon(_run_job, backend, job)
+
+
+async def _run_job(backend: FakeBackend, job: JobId) -> None:
+    await trio.sleep(1)
+    backend.place(job)
+    for index in range(len(backend.known[job].tasks)):
+        for step in range(1, 6):
+            if backend.known[job].cancelled:
+                return
+            await trio.sleep(0.1)
+            backend.work(job, index, step / 5)
+        if index % 7 == 6:
+            backend.known[job].tasks[index].log = NASTY
+            backend.fail(job, index, f"no two results agree {NASTY}")
+        else:
+            backend.settle(job, index, {"result.txt": b"result %d\n" % index})
+
+
+async def _main(home: Path) -> None:
+    backend = FakeBackend()
+    async with trio.open_nursery() as nursery:
+        places = await nursery.start(serve, create_app(backend), home / "api.sock")
+        print("listening on", *places)
+        await _live(backend)
+
+
+@contextmanager
+def served_in_thread(backend: FakeBackend, socket_path: Path) -> Iterator[trio.lowlevel.TrioToken]:
+    """The real API over `backend` in a thread of its own, for tests of blocking clients. Yields its trio token."""
+    import queue
+    import threading
+
+    started: queue.Queue[Any] = queue.Queue()
+
+    async def main() -> None:
+        shutdown = trio.Event()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(_serve_until, create_app(backend), socket_path, shutdown)
+            started.put((trio.lowlevel.current_trio_token(), shutdown))
+
+    def run() -> None:
+        try:
+            trio.run(main)
+        except BaseException as error:
+            started.put(error)
+            raise
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    first = started.get(timeout=10)
+    if isinstance(first, BaseException):
+        thread.join(10)
+        raise first
+    token, shutdown = first
+    try:
+        yield token
+    finally:
+        trio.from_thread.run_sync(shutdown.set, trio_token=token)
+        thread.join(10)
+        assert not thread.is_alive(), "the API did not stop"
+
+
+async def _serve_until(
+    app: Any, path: Path, shutdown: trio.Event, *, task_status: Any = trio.TASK_STATUS_IGNORED
+) -> None:
+    await serve(app, path, shutdown=shutdown, task_status=task_status)
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).mkdir(parents=True, exist_ok=True)
+    trio.run(_main, Path(sys.argv[1]))

@@ -1,0 +1,454 @@
+"""The commands against the real API over a unix socket, with a fake daemon behind it."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+import trio
+from api_fake import ANN, BOB, NASTY, FakeBackend, FakeJob, FakeTask, served_in_thread
+
+from nexapod.cli import app as app_module
+from nexapod.cli import submitting, watching
+from nexapod.cli.app import main
+from nexapod.log import setup_logging
+from nexapod.protocol.limits import CHUNK_BYTES
+from nexapod.protocol.types import JobId
+
+JOB_FILE = """
+[job]
+name = "a sweep"
+[run]
+executor = "wasm"
+module = "m.wasm"
+[tasks]
+count = 3
+"""
+FASTA_FILE = JOB_FILE.replace("count = 3", 'split = "in.fasta"\nby = "fasta"')
+
+
+@pytest.fixture(autouse=True)
+def logs() -> Iterator[io.StringIO]:
+    """The server's log, which is not the commands' output."""
+    stream = io.StringIO()
+    setup_logging("warning", "json", stream=stream)
+    yield stream
+    structlog.reset_defaults()
+    logging.getLogger().handlers = []
+
+
+class Daemon:
+    """The fake daemon, as a test in another thread speaks to it."""
+
+    def __init__(self, home: Path, backend: FakeBackend, token: trio.lowlevel.TrioToken) -> None:
+        self.home = home
+        self.backend = backend
+        self._token = token
+
+    def do(self, act: Callable[..., Any], *args: Any) -> Any:
+        return trio.from_thread.run_sync(act, *args, trio_token=self._token)
+
+    def add(self, name: str = "a job", tasks: int = 3) -> JobId:
+        """A job that came from elsewhere than the CLI."""
+        return self.do(self._add, name, tasks)  # type: ignore[no-any-return]
+
+    def _add(self, name: str, tasks: int) -> JobId:
+        from nexapod.protocol.types import JobSpec, Run
+
+        module = self.backend.put(b"\0asm")
+        job = JobId(bytes([len(self.backend.known) + 1]) * 32)
+        spec = JobSpec("test", name, bytes(16), 1, Run("wasm", module), tasks)
+        self.backend.known[job] = FakeJob(spec, [FakeTask() for _ in range(tasks)])
+        return job
+
+    def when(self, condition: Callable[[], bool], act: Callable[[], Any]) -> threading.Thread:
+        """Do something in the daemon as soon as a condition holds, while the test's thread runs a command."""
+
+        def run() -> None:
+            end = time.monotonic() + 10
+            while not self.do(condition):
+                if time.monotonic() > end:
+                    return
+                time.sleep(0.005)
+            self.do(act)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        return thread
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    backend = FakeBackend()
+    home = tmp_path / "home"
+    home.mkdir()
+    with served_in_thread(backend, home / "api.sock") as token:
+        yield Daemon(home, backend, token)
+
+
+class Cli:
+    def __init__(self, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        self._capsys = capsys
+        self._monkeypatch = monkeypatch
+        monkeypatch.setenv("NEXAPOD_HOME", str(home))
+        self.out = self.err = ""
+
+    def __call__(self, *args: object) -> int:
+        self._monkeypatch.setattr(sys, "argv", ["nexapod", *map(str, args)])
+        self._capsys.readouterr()
+        status: Any = 0
+        try:
+            main()
+        except SystemExit as end:
+            status = end.code
+        self.out, self.err = self._capsys.readouterr()
+        assert "Traceback" not in self.err
+        for stream in (self.out, self.err):
+            assert "\x1b" not in stream, "a terminal escape came through"
+            assert "\u202e" not in stream
+        return int(status or 0)
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def cli(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    return Cli(tmp_path / "home", capsys, monkeypatch)
+
+
+def write_job(folder: Path, text: str = JOB_FILE) -> Path:
+    (folder / "m.wasm").write_bytes(b"\0asm" + bytes(CHUNK_BYTES + 5))
+    (folder / "in.fasta").write_text(">one first\nACD\n>two\nEF\n>two\nGH\n")
+    path = folder / "job.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("command", ["status", "peers", "profile", "jobs", "why"])
+def test_each_query_answers_people_and_programs(daemon: Daemon, cli: Cli, command: str) -> None:
+    daemon.add(NASTY)
+    assert cli(command) == 0
+    assert cli.out.strip()
+    assert cli(command, "--json") == 0
+    assert cli.json
+
+
+def test_a_job_is_named_by_a_prefix(daemon: Daemon, cli: Cli) -> None:
+    job = daemon.add(NASTY)
+    daemon.do(daemon.backend.fail, job, 1, NASTY)
+    assert cli("job", job.hex()[:6].upper()) == 0
+    assert "failed" in cli.out
+    assert cli("job", job.hex()[:6], "--json") == 0
+    assert [task["index"] for task in cli.json["task_list"]] == [0, 1, 2]
+    assert cli("why", job.hex()[:6]) == 0
+    assert "Only 1 known peer can run it." in cli.out
+
+
+def test_every_task_of_a_large_job_is_listed(daemon: Daemon, cli: Cli) -> None:
+    job = daemon.add(tasks=2100)
+    assert cli("job", job.hex(), "--json") == 0
+    assert [task["index"] for task in cli.json["task_list"]] == list(range(2100))
+
+
+def test_what_a_replica_printed_is_shown_harmlessly(daemon: Daemon, cli: Cli) -> None:
+    job = daemon.add()
+    daemon.backend.known[job].tasks[0].log = f"line 1\n{NASTY}"
+    assert cli("logs", job.hex(), 0) == 0
+    assert "line 1" in cli.out
+    assert "\\x1b[2J[red]not markup[/red]" in cli.out
+    assert cli("logs", job.hex(), 3) == 4
+
+
+def test_the_exit_status_says_what_was_wrong(daemon: Daemon, cli: Cli, tmp_path: Path) -> None:
+    job = daemon.add()
+    foreign = daemon.add("not mine")
+    assert cli("job", "ffff") == 4
+    assert cli("job", "../status") == 5
+    assert cli("job") == 2
+    assert cli("nonsense") == 2
+    assert cli("cancel", foreign.hex()) == 5
+    assert "another peer submitted" in cli.err
+    assert cli("cancel", job.hex()) == 0
+    assert cli("--home", tmp_path / "nowhere", "status") == 3
+    assert "nexapod start" in cli.err
+
+
+def test_a_failing_daemon_is_its_own_status(daemon: Daemon, cli: Cli) -> None:
+    daemon.backend.fail_with = RuntimeError("boom")
+    assert cli("status") == 1
+    assert "RuntimeError" in cli.err
+
+
+def test_stop_drains_unless_told_otherwise(daemon: Daemon, cli: Cli) -> None:
+    assert cli("stop") == 0
+    assert cli("stop", "--now", "--json") == 0
+    assert daemon.backend.stopped == [True, False]
+
+
+def test_submit_uploads_waits_until_placed_and_says_so(daemon: Daemon, cli: Cli, tmp_path: Path) -> None:
+    backend = daemon.backend
+    thread = daemon.when(lambda: bool(backend.watchers), lambda: backend.place(next(iter(backend.known))))
+    assert cli("submit", write_job(tmp_path)) == 0
+    thread.join()
+    assert "held by 2 other peers: this machine may go offline" in cli.out
+    (job,) = backend.known.values()
+    assert job.spec.name == "a sweep"
+    assert backend.blobs[job.spec.run.module].startswith(b"\0asm")  # type: ignore[index]
+    held = set(backend.blobs)
+    assert cli("submit", "--no-wait", "--json", write_job(tmp_path)) == 0
+    assert cli.json["placed"] is False
+    assert set(backend.blobs) == held
+
+
+def test_submit_is_honest_when_nobody_holds_the_job(
+    daemon: Daemon, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submitting, "PLACED_WAIT_S", 0.1)
+    assert cli("submit", write_job(tmp_path)) == 0
+    assert "keep this machine running" in cli.out
+    assert cli("submit", "--json", write_job(tmp_path)) == 0
+    assert cli.json["placed_on"] == []
+
+
+def test_a_bad_job_file_submits_nothing(daemon: Daemon, cli: Cli, tmp_path: Path) -> None:
+    path = write_job(tmp_path, JOB_FILE.replace("count = 3", "cuont = 3"))
+    assert cli("submit", path) == 5
+    assert "did you mean 'count'?" in cli.err
+    assert cli("submit", tmp_path / "none.toml") == 5
+    assert not daemon.backend.known
+    assert not daemon.backend.blobs
+
+
+def test_what_the_daemon_refuses_is_told(daemon: Daemon, cli: Cli, tmp_path: Path) -> None:
+    # Each argument is short enough; together they do not fit a signed statement.
+    command = json.dumps(["x" * 4000] * 32)
+    path = write_job(tmp_path, JOB_FILE.replace('module = "m.wasm"', f'module = "m.wasm"\ncommand = {command}'))
+    assert cli("submit", "--no-wait", path) == 5
+    assert "bytes" in cli.err
+
+
+@pytest.mark.parametrize(("failing", "expected"), [(False, 0), (True, 1)])
+def test_watch_ends_with_the_job_and_its_status_is_the_jobs(
+    daemon: Daemon, cli: Cli, failing: bool, expected: int
+) -> None:
+    job = daemon.add()
+    backend = daemon.backend
+
+    def live() -> None:
+        backend.place(job)
+        backend.work(job, 0, 0.5)
+        backend.settle(job, 0, {})
+        backend.settle(job, 1, {})
+        backend.fail(job, 2, NASTY) if failing else backend.settle(job, 2, {})
+
+    thread = daemon.when(lambda: bool(backend.watchers), live)
+    assert cli("watch", job.hex()) == expected
+    thread.join()
+    assert "task 0 settled (1 of 3)" in cli.out
+    assert "complete: " in cli.out
+    assert cli("watch", job.hex(), "--json") == expected
+    assert [json.loads(line)["event"] for line in cli.out.splitlines()] == ["snapshot", "complete"]
+
+
+def test_submit_and_watch_in_one(daemon: Daemon, cli: Cli, tmp_path: Path) -> None:
+    backend = daemon.backend
+
+    def live() -> None:
+        job = next(iter(backend.known))
+        backend.place(job)
+        for index in range(3):
+            backend.settle(job, index, {})
+
+    thread = daemon.when(lambda: bool(backend.watchers), live)
+    assert cli("submit", "--watch", write_job(tmp_path)) == 0
+    thread.join()
+    assert "complete: 3 settled, 0 failed" in cli.out
+
+
+def test_a_cancelled_job_is_not_a_success(daemon: Daemon, cli: Cli) -> None:
+    job = daemon.add()
+    assert cli("cancel", job.hex(), "--json") == 0
+    assert cli("watch", job.hex()) == 1
+
+
+def test_a_watcher_that_fell_behind_begins_anew(daemon: Daemon, cli: Cli) -> None:
+    job = daemon.add(tasks=1)
+    backend = daemon.backend
+    thread = daemon.when(lambda: bool(backend.watchers), lambda: backend.tell(job, "lagged", lost=7))
+    second = daemon.when(
+        lambda: len(backend.watchers) == 1 and not thread.is_alive(), lambda: backend.settle(job, 0, {})
+    )
+    assert cli("watch", job.hex()) == 0
+    thread.join()
+    second.join()
+
+
+# --- results -------------------------------------------------------------------------------------------------------
+def test_results_are_fetched_checked_and_continued(daemon: Daemon, cli: Cli, tmp_path: Path) -> None:
+    job = daemon.add(tasks=2)
+    large = bytes(range(251)) * (CHUNK_BYTES * 2 // 251)
+    daemon.do(daemon.backend.settle, job, 0, {"a/large.bin": large, "empty": b""})
+    out = tmp_path / "out"
+    assert cli("results", job.hex(), "-o", out) == 1, "not complete yet"
+    assert not list(out.glob("*.cert"))
+    daemon.do(daemon.backend.settle, job, 1, {"x": b"1"})
+
+    # As if interrupted: one file is half there, another has wrong bytes.
+    target = out / "0/a/large.bin"
+    target.with_name("large.bin.nexapod-part").write_bytes(large[: CHUNK_BYTES + 7])
+    target.unlink()
+    (out / "0/empty").write_bytes(b"wrong")
+    daemon.backend.reads.clear()
+    assert cli("results", job.hex(), "-o", out, "--json") == 0
+    assert cli.json["files_written"] == 3
+    assert target.read_bytes() == large
+    assert (out / "0/empty").read_bytes() == b""
+    assert (out / "1/x").read_bytes() == b"1"
+    assert CHUNK_BYTES + 7 in {offset for offset, _ in daemon.backend.reads}
+    assert next(out.glob("*.cert")).read_bytes() == b"certificate"
+    assert not list(out.rglob("*.nexapod-part"))
+    assert cli("results", job.hex(), "-o", out, "--json") == 0
+    assert (cli.json["files_written"], cli.json["files_kept"]) == (0, 3)
+
+
+def test_a_workers_file_names_lead_nowhere_else(daemon: Daemon, cli: Cli, tmp_path: Path) -> None:
+    job = daemon.add(tasks=1)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "target").write_text("precious")
+    out = tmp_path / "out"
+    (out / "0").mkdir(parents=True)
+    (out / "0/link").symlink_to(outside)
+    (out / "0/file").symlink_to(outside / "target")
+    names = ["../escape", "/abs", "a/../../b", "link/x", "file", "nul\0", "tab\t", "ok"]
+    daemon.do(daemon.backend.settle, job, 0, dict.fromkeys(names, b"evil"))
+    assert cli("results", job.hex(), "-o", out, "--json") == 1
+    assert len(cli.json["problems"]) == len(names) - 1
+    assert (out / "0/ok").read_bytes() == b"evil"
+    assert (outside / "target").read_text() == "precious"
+    assert sorted(p.name for p in outside.iterdir()) == ["target"]
+    assert not (tmp_path / "escape").exists()
+
+
+def test_wrong_bytes_are_not_kept(daemon: Daemon, cli: Cli, tmp_path: Path) -> None:
+    job = daemon.add(tasks=1)
+    daemon.do(daemon.backend.settle, job, 0, {"x": b"right"})
+    (ref,) = daemon.backend.known[job].tasks[0].files.values()
+    daemon.backend.blobs[ref] = b"wrong"
+    assert cli("results", job.hex(), "-o", tmp_path / "out") == 1
+    assert not list((tmp_path / "out").rglob("x*"))
+    daemon.backend.blobs[ref] = b"rig"
+    assert cli("results", job.hex(), "-o", tmp_path / "out") == 1
+    assert not (tmp_path / "out/0/x").exists()
+    daemon.backend.blobs[ref] = b"right"
+    assert cli("results", job.hex(), "-o", tmp_path / "out") == 0
+
+
+def test_tasks_of_a_fasta_job_are_named_by_their_records(daemon: Daemon, cli: Cli, tmp_path: Path) -> None:
+    assert cli("submit", "--no-wait", "--json", write_job(tmp_path, FASTA_FILE)) == 0
+    job = JobId(bytes.fromhex(cli.json["job_id"]))
+    for index in range(3):
+        daemon.do(daemon.backend.settle, job, index, {"out": b"%d" % index})
+    assert cli("results", job.hex(), "-o", tmp_path / "out") == 0
+    found = {p.parent.name: p.read_text() for p in (tmp_path / "out").glob("*/out")}
+    assert found == {"one": "0", "1-two": "1", "2-two": "2"}
+    manifest = json.loads((tmp_path / "out/nexapod.json").read_text())
+    assert manifest == {"job_id": job.hex(), "tasks": {"0": "one", "1": "1-two", "2": "2-two"}}
+
+
+def test_a_folder_that_cannot_be_written_is_said(daemon: Daemon, cli: Cli, tmp_path: Path) -> None:
+    job = daemon.add()
+    (tmp_path / "file").write_text("")
+    assert cli("results", job.hex(), "-o", tmp_path / "file") == 1
+    assert "file" in cli.err
+
+
+# --- what it costs -------------------------------------------------------------------------------------------------
+def test_a_command_loads_no_heavy_library() -> None:
+    """libp2p, trio, a web framework, a logging library and rich would each cost more than the answer itself."""
+    code = (
+        "import sys; sys.argv = ['nexapod', '--home', '/nonexistent', 'jobs']\n"
+        "from nexapod.cli.app import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert end.code == 3, end.code\n"
+        "print(' '.join(sorted({name.split('.')[0] for name in sys.modules})))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    heavy = {"libp2p", "trio", "anyio", "fastapi", "starlette", "pydantic", "hypercorn", "structlog", "rich", "nacl"}
+    assert not heavy & set(done.stdout.split())
+
+
+def test_the_demo_and_the_simulator_are_loaded_only_when_asked(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import types
+
+    seen: list[tuple[int, str]] = []
+
+    def stand_in(number: int = 1, word: str = "") -> None:
+        seen.append((number, word))
+
+    for module, name in (("nexapod.cli.demo", "demo"), ("nexapod.cli.sim_command", "sim")):
+        fake = types.ModuleType(module)
+        setattr(fake, name, stand_in)
+        monkeypatch.setitem(sys.modules, module, fake)
+    assert cli("demo", "--number", 5) == 0
+    assert cli("sim", "--word", "x") == 0
+    assert seen == [(5, ""), (1, "x")]
+    assert cli("sim", "--nonsense") == 2
+    assert cli("demo", "--help") == 0
+    assert "--number" in cli.out
+
+
+def test_a_closed_pipe_is_no_error_message(daemon: Daemon) -> None:
+    daemon.add()
+    command = [sys.executable, "-m", "nexapod", "--home", str(daemon.home), "jobs"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert b"Traceback" not in process.stderr.read()
+        assert process.wait(20) == 1
+
+
+def test_a_daemon_that_dies_is_waited_for_a_while(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "RETRY_S", 0.01)
+    monkeypatch.setattr(watching, "RETRIES_MAX", 3)
+    backend = FakeBackend()
+    home = tmp_path / "home"
+    home.mkdir()
+    status: list[int] = []
+    with served_in_thread(backend, home / "api.sock") as token:
+        daemon = Daemon(home, backend, token)
+        job = daemon.add()
+        thread = threading.Thread(target=lambda: status.append(cli("watch", job.hex())))
+        thread.start()
+        daemon.when(lambda: bool(backend.watchers), lambda: None).join()
+    thread.join(20)
+    assert status == [3]
+    assert "trying again" in cli.err
+
+
+def test_the_version_is_told(cli: Cli) -> None:
+    assert cli("--version") == 0
+    assert cli.out.startswith("nexapod ")
+    assert app_module.__version__ in cli.out
+
+
+def test_peers_and_placement_are_whole_in_json(daemon: Daemon, cli: Cli) -> None:
+    job = daemon.add()
+    daemon.do(daemon.backend.place, job)
+    assert cli("job", job.hex(), "--json") == 0
+    assert cli.json["placed_on"] == [ANN, BOB]

@@ -1,0 +1,131 @@
+"""Collecting what a task left: plain files within limits, and nothing else, whatever the task tries."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nexapod.executor.outputs import DEPTH_MAX, DIRECTORIES_MAX, OutputRefused, collect, refuse_overrun
+from nexapod.protocol.limits import OUTPUT_FILES_MAX, PATH_MAX
+
+
+def refusal(directory: Path, bytes_max: int = 1000) -> tuple[str, str]:
+    with pytest.raises(OutputRefused) as refused:
+        collect(directory, bytes_max=bytes_max)
+    return refused.value.outcome, refused.value.reason
+
+
+def test_files_are_named_relative_and_sorted(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "deep.csv").write_bytes(b"12345")
+    (tmp_path / "a.txt").write_bytes(b"")
+    (tmp_path / "empty").mkdir()
+    found = collect(tmp_path, bytes_max=5)
+    assert [(file.path, file.size) for file in found] == [("a.txt", 0), ("b/deep.csv", 5)]
+    assert found[1].source.read_bytes() == b"12345"
+
+
+def test_an_empty_directory_is_no_output(tmp_path: Path) -> None:
+    assert collect(tmp_path, bytes_max=0) == []
+
+
+def test_one_byte_too_much_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x" * 500)
+    (tmp_path / "b").write_bytes(b"x" * 501)
+    assert len(collect(tmp_path, bytes_max=1001)) == 2
+    assert refusal(tmp_path) == ("output-limit", "more than 1000 bytes of output")
+    with pytest.raises(OutputRefused, match="more than 1000 bytes"):
+        refuse_overrun(tmp_path, bytes_max=1000)
+
+
+def test_a_sparse_file_counts_as_long_as_it_says(tmp_path: Path) -> None:
+    with open(tmp_path / "sparse", "wb") as file:
+        file.truncate(1 << 40)
+    assert refusal(tmp_path)[0] == "output-limit"
+
+
+def test_one_file_too_many_is_refused(tmp_path: Path) -> None:
+    for index in range(OUTPUT_FILES_MAX):
+        (tmp_path / str(index)).touch()
+    assert len(collect(tmp_path, bytes_max=0)) == OUTPUT_FILES_MAX
+    (tmp_path / "more").touch()
+    assert refusal(tmp_path) == ("output-limit", f"more than {OUTPUT_FILES_MAX} output files")
+
+
+def test_links_are_refused_and_not_followed(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "key").write_bytes(b"x" * 5000)
+    for target in (secret / "key", secret, Path("/nowhere"), Path("link")):
+        output = tmp_path / f"output-{target.name}"
+        output.mkdir()
+        (output / "link").symlink_to(target)
+        assert refusal(output) == ("failed", "output link is a symbolic link")
+        refuse_overrun(output, bytes_max=1000)  # while running, a link costs nothing
+
+
+def test_pipes_and_sockets_are_refused_without_being_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert refusal(tmp_path) == ("failed", "output pipe is no regular file")
+    os.unlink(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as listener:
+        here = os.getcwd()
+        os.chdir(tmp_path)
+        try:
+            listener.bind("s")
+        finally:
+            os.chdir(here)
+    assert refusal(tmp_path) == ("failed", "output s is no regular file")
+
+
+@pytest.mark.parametrize("name", [b"new\nline", b"tab\t", b"back\\slash", b"\xff\xfe", b"\x1b[2J", "‮txt".encode()])
+def test_names_that_the_protocol_cannot_spell_are_refused(tmp_path: Path, name: bytes) -> None:
+    (tmp_path / os.fsdecode(name)).touch()
+    outcome, reason = refusal(tmp_path)
+    assert outcome == "failed"
+    assert "\x1b" not in reason
+    assert "\n" not in reason
+
+
+def test_a_path_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    deep = tmp_path / ("a" * 200) / ("b" * (PATH_MAX - 200))
+    deep.parent.mkdir()
+    deep.touch()
+    assert refusal(tmp_path)[0] == "failed"
+
+
+def test_depth_and_directories_are_bounded(tmp_path: Path) -> None:
+    deep = tmp_path / "deep"
+    (deep / "/".join(["d"] * DEPTH_MAX)).mkdir(parents=True)
+    assert collect(deep, bytes_max=0) == []
+    (deep / "/".join(["d"] * (DEPTH_MAX + 1))).mkdir()
+    assert refusal(deep)[0] == "output-limit"
+    wide = tmp_path / "wide"
+    for index in range(DIRECTORIES_MAX):
+        (wide / str(index)).mkdir(parents=True)
+    assert refusal(wide)[0] == "output-limit"
+
+
+def test_a_missing_output_directory_is_our_own_mistake(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        collect(tmp_path / "none", bytes_max=0)
+
+
+@given(st.binary(min_size=1, max_size=60).filter(lambda name: b"/" not in name and b"\0" not in name))
+def test_any_name_is_collected_or_refused(name: bytes) -> None:
+    if name in (b".", b".."):
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / os.fsdecode(name)
+        path.touch()
+        try:
+            found = [file.source for file in collect(Path(folder), bytes_max=0)]
+        except OutputRefused as refused:
+            found = [Path(refused.outcome)]
+        assert found in ([path], [Path("failed")])
