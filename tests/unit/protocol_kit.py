@@ -260,9 +260,7 @@ class Mesh:
         """The same peer, from its records alone."""
         peer = pid(number)
         saved = [Record(kind, key, value) for (kind, key), value in sorted(self.records[peer].items())]
-        self.nodes[peer] = Node(
-            signer(number), verify, NETWORK, lambda n: b"\x06" * n, records=saved, now=self.now
-        )
+        self.nodes[peer] = Node(signer(number), verify, NETWORK, lambda n: b"\x06" * n, records=saved, now=self.now)
         self.running[peer] = {}
         self.down.discard(peer)
         self.do(number, ProfileChanged(profile(stamp=self.now + 10)))
@@ -288,7 +286,9 @@ class Mesh:
         """Let at most `span` milliseconds pass; whether `until` came true."""
         end = self.now + span
         while not until():
-            due = [(node.deadline, p) for p, node in self.nodes.items() if p not in self.down and node.deadline is not None]
+            due = [
+                (node.deadline, p) for p, node in self.nodes.items() if p not in self.down and node.deadline is not None
+            ]
             if not due or min(due)[0] > end:
                 self.now = end
                 return until()
@@ -326,7 +326,7 @@ class Mesh:
         match effect:
             case Save(Record(kind, key, None)):
                 self.records[peer].pop((kind, key), None)
-            case Save(Record(kind, key, value)):
+            case Save(Record(kind, key, value)) if value is not None:
                 self.records[peer][kind, key] = value
             case Send(to, frame, _) if to in self.nodes and to not in self.down:
                 self._queue.append((to, Received(peer, frame)))
@@ -342,7 +342,9 @@ class Mesh:
             case Stop(task):
                 self.running[peer].pop(task, None)
             case Fetch(ref, sources):
-                found = ref in self.blobs[peer] or any(ref in self.blobs.get(s, ()) and s not in self.down for s in sources)
+                found = ref in self.blobs[peer] or any(
+                    ref in self.blobs.get(s, ()) and s not in self.down for s in sources
+                )
                 if found:
                     self.blobs[peer].add(ref)
                 self._queue.append((peer, BlobReady(ref) if found else BlobFailed(ref)))
