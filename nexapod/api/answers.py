@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
-from typing import Any, Final
+from contextlib import AsyncExitStack, aclosing
+from typing import Any, Final, cast
 
 import structlog
 import trio
@@ -119,10 +119,12 @@ class EventAnswer(Response):
         if view["state"] in FINAL_STATES:
             await self._say(send, event_text("complete", {"state": view["state"]}))
             return
-        async for name, facts in events:
-            await self._say(send, event_text(name, facts))
-            if name == "complete":
-                return
+        # A generator is closed here, not when it is collected as garbage.
+        async with aclosing(cast(Any, events)):
+            async for name, facts in events:
+                await self._say(send, event_text(name, facts))
+                if name == "complete":
+                    return
 
     async def _ping(self, send: Send) -> None:
         while True:

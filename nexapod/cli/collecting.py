@@ -12,6 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +29,7 @@ from nexapod.protocol.types import BlobRef, blob_root
 
 MANIFEST: Final = "nexapod.json"
 PART: Final = ".nexapod-part"
+_INDEXED = re.compile(r"[0-9]+(-|\Z)")
 READ_BYTES: Final = 1 << 20
 NAMED_SPLIT_MAX: Final = 256 << 20
 """A split file larger than this is not fetched for its records' names: tasks are folders by index."""
@@ -239,8 +242,7 @@ def names_of(content: bytes, cuts: list[tuple[int, int]]) -> dict[int, str]:
     heads = [content[offset : offset + min(length, 256)] for offset, length in cuts]
     if not all(head.startswith(b">") for head in heads):
         return {}
-    names = dict(enumerate(_unique(_first_word(head) for head in heads)))
-    return {index: name for index, name in names.items() if is_plain_name(name)}
+    return dict(enumerate(_unique(_first_word(head) for head in heads)))
 
 
 def _first_word(head: bytes) -> str:
@@ -249,11 +251,17 @@ def _first_word(head: bytes) -> str:
 
 
 def _unique(words: Iterator[str]) -> Iterator[str]:
-    """Two records of one name, on any file system, and a name that is another task's index, get their index too."""
+    """Folder names, no two alike on any file system.
+
+    Records that share a name get their index before it. So does a name that begins as such a one, or is a number, as
+    that could be another task's; and what cannot be a folder's name is left out for the index alone.
+    """
     listed = list(words)
-    seen: dict[str, int] = {}
-    for word in listed:
-        seen[word.lower()] = seen.get(word.lower(), 0) + 1
+    count = Counter(word.lower() for word in listed)
     for index, word in enumerate(listed):
-        plain = seen[word.lower()] == 1 and not word.isdigit() and is_plain_name(word)
-        yield word if plain else (f"{index}-{word}" if is_plain_name(f"{index}-{word}") else str(index))
+        if is_plain_name(word) and count[word.lower()] == 1 and not _INDEXED.match(word):
+            yield word
+        elif word and is_plain_name(f"{index}-{word}"):
+            yield f"{index}-{word}"
+        else:
+            yield str(index)

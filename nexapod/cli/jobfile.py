@@ -264,7 +264,7 @@ def _product(table: Table, axes: dict[str, Any]) -> list[dict[str, str]]:
             table.problem(f"params.{name}", f"expected a list of values, not {_empty_or_kind(values)}")
             continue
         columns[name] = [_value(table, f"params.{name}", value) for value in values]
-    if not columns or not _names_fit(table, columns):
+    if not _names_fit(table, axes) or len(columns) != len(axes):
         return []
     count = math.prod(len(values) for values in columns.values())
     if count > limits.TASKS_MAX:

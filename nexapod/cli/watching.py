@@ -113,9 +113,13 @@ class _Lines:
             case "settled":
                 say(f"task {facts['index']} settled ({done})")
             case "failed":
-                say(f"task {facts['index']} failed ({done}): {safe(facts.get('reason', ''))}")
+                say(f"task {facts['index']} failed ({done}){_reason(facts)}")
             case "complete":
                 say(f"{safe(standing.state)}: {standing.settled} settled, {standing.failed} failed")
+
+
+def _reason(facts: dict[str, Any]) -> str:
+    return f": {safe(facts['reason'])}" if facts.get("reason") else ""
 
 
 class _Bars:
@@ -141,8 +145,7 @@ class _Bars:
         text = f"{safe(standing.name)[:40]} {standing.state}: {done} of {standing.tasks}{failed}"
         self.progress.update(self._whole, description=text, total=standing.tasks or None, completed=done)
         if name == "failed":
-            line = f"task {facts['index']} failed: {safe(facts.get('reason', ''))}"
-            self.progress.console.print(line, markup=False, highlight=False)
+            self.progress.console.print(f"task {facts['index']} failed{_reason(facts)}", markup=False, highlight=False)
         self._show_tasks(standing)
 
     def _show_tasks(self, standing: Standing) -> None:
@@ -175,7 +178,7 @@ def watch(client: Client, job: str, *, as_json: bool) -> int:
                 view.show(standing, name, facts)
     if not as_json and not isinstance(view, _Lines):
         say(f"{safe(standing.state)}: {standing.settled} settled, {standing.failed} failed")
-    if not as_json and standing.ended:
+    if not as_json and standing.ended and standing.settled:
         note(f"get the results: nexapod results {short(standing.job_id)} -o DIR")
     return standing.status
 
@@ -185,14 +188,15 @@ def _events(client: Client, job: str, standing: Standing) -> Iterator[tuple[str,
     failures = 0
     while True:
         try:
+            lagged = False
             for event in client.events(job):
                 failures = 0
                 yield event
                 if event[0] == "complete":
                     return
-                if event[0] == "lagged":  # some were lost: a new connection begins with the whole truth
+                if lagged := event[0] == "lagged":  # some were lost: a new connection begins with the whole truth
                     break
-            failures += 1
+            failures += not lagged
         except (ConnectionLost, Unreachable) as error:
             # Before the first answer it is an error like any other; later the daemon may be restarting.
             if not standing.job_id or failures >= RETRIES_MAX:

@@ -40,7 +40,13 @@ def parse(text: str, *, listen: bool = False) -> Multiaddr:
     opposite in all three.
     """
     parts = text.split("/")
-    if len(text) > MULTIADDR_MAX or not text.isascii() or parts[0] or len(parts) not in (5, 7):
+    if (
+        len(text) > MULTIADDR_MAX
+        or not (text.isascii() and text.isprintable())
+        or "%" in text
+        or parts[0]
+        or len(parts) not in (5, 7)
+    ):
         raise ValueError(f"expected an address like {EXAMPLE}")
     family, host, transport, port = parts[1:5]
     _check_host(family, host, listen=listen)

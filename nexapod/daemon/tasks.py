@@ -85,7 +85,7 @@ class TaskRunner:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for entry in sorted(self._folder.iterdir()):
             if entry.name not in names:
-                shutil.rmtree(entry)
+                _remove(entry)
 
     async def _supervise(self, effect: Run, scope: trio.CancelScope) -> None:
         folder = self._folder / label_of(effect.task)
@@ -219,9 +219,14 @@ def _lay_out(run: TaskRun) -> None:
 
 
 def _remove(folder: Path) -> None:
+    """What a task leaves may resist; that costs some disk until the next start, never the daemon."""
+
     def make_writable_and_retry(function: Callable[..., Any], path: str, _: object) -> None:
-        os.chmod(Path(path).parent, 0o700)
-        function(path)
+        try:
+            os.chmod(Path(path).parent, 0o700)
+            function(path)
+        except OSError as error:
+            log.warning("task_folder_not_removed", path=path, error=str(error))
 
     if folder.exists():
         shutil.rmtree(folder, onerror=make_writable_and_retry)

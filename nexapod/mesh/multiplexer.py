@@ -24,8 +24,8 @@ PING_TIMEOUT_S: Final = 4.0
 WRITE_STALL_S: Final = 60.0
 """How long a reader may leave a stream's window shut before the writer gives up; the library gives up after 5 s."""
 FRAME_WRITE_S: Final = 30.0
-CONNECTION_BUFFER_MAX: Final = 12 << 20
-"""Unread bytes of all streams of one connection: past it the connection is closed."""
+CONNECTION_BUFFER_MAX: Final = 24 << 20
+"""Unread bytes of all streams of one connection: past it the connection is closed. Links can hold 4 windows' worth."""
 WINDOW_MAX: Final = 4 << 20
 
 contained: Counter[str] = Counter()

@@ -50,7 +50,7 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Gossiped:
-    """A gossip message, from whoever forwarded it."""
+    """A gossip message, from whoever published it: each peer on its way has admitted it (Node.admit)."""
 
     peer: PeerId
     topic: Topic

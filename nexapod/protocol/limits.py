@@ -43,6 +43,9 @@ BID_TASKS_MAX: Final = 32
 LEASES_PER_PEER_MAX: Final = 64
 """Outstanding leases of one worker on one shard, as one steward counts them: what a hoarder can hold."""
 
+BIDS_PER_PEER_MAX: Final = 2 * SHARD_TASKS
+"""Bids of one worker on one shard that are kept; a new one pushes out its oldest that came to nothing."""
+
 # --- tables of one node --------------------------------------------------------------------------------------------
 PROFILES_MAX: Final = 20_000
 JOBS_MAX: Final = 10_000
@@ -50,7 +53,6 @@ SHARDS_MAX: Final = 10_000
 STATEMENTS_PER_SHARD_MAX: Final = SHARD_TASKS * REPLICAS_MAX * 4
 PENDING_MAX: Final = 512
 """Statements kept that arrived before what they answer."""
-FAULTS_MAX: Final = 10_000
 JOBS_PER_AUTHOR_PER_MINUTE: Final = 60
 
 # --- times ---------------------------------------------------------------------------------------------------------
@@ -58,6 +60,10 @@ LEASE_TTL_MS: Final = 60_000
 RENEW_MS: Final = 20_000
 LOST_LINK_MS: Final = 10_000
 """What is left of the leases of a worker whose link broke, unless it comes back and renews them."""
+LATE_MIN_MS: Final = 10_000
+LATE_FACTOR: Final = 3
+"""A task is late when it has been leased for so long, and for so many times as long as the shard's others took: when
+nothing else is left to do, one more worker may have it."""
 RETRY_MIN_MS: Final = 1_000
 """First repetition of something no steward has answered; doubles up to RENEW_MS."""
 BID_ANSWER_MS: Final = 3_000
@@ -72,7 +78,6 @@ PROFILE_MS: Final = 60_000
 PROFILE_PER_PEER_MS: Final = 500
 """The profile period is max(PROFILE_MS, PROFILE_PER_PEER_MS * peers): under 2 profile messages a second overall."""
 PROFILE_MISSED_ROUNDS: Final = 3
-PROFILE_SOON_MS: Final = 2_000
 ANNOUNCE_MS: Final = 60_000
 PEER_SYNC_MS: Final = 180_000
 SUSPECT_MS: Final = 20_000

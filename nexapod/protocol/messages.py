@@ -267,6 +267,23 @@ def decode(frame: bytes) -> Message:
     return message
 
 
+def statuses(job: JobId, shard: int, tasks: list[TaskStatus]) -> list[Status]:
+    """Statuses packed into as few messages as the frame limit allows, in their order."""
+    batches: list[Status] = []
+    batch: list[TaskStatus] = []
+    size = 0
+    for task in tasks:
+        weight = 16 + sum(len(envelope) + 5 for envelope in task.envelopes)
+        if batch and (size + weight > limits.OFFER_BYTES_MAX or len(batch) == limits.SHARD_TASKS):
+            batches.append(Status(job, shard, tuple(batch)))
+            batch, size = [], 0
+        batch.append(task)
+        size += weight
+    if batch:
+        batches.append(Status(job, shard, tuple(batch)))
+    return batches
+
+
 def offers(envelopes: list[bytes]) -> list[Offer]:
     """Statements packed into as few offers as the frame limit allows, in their order."""
     batches: list[Offer] = []

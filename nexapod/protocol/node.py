@@ -60,7 +60,7 @@ from nexapod.protocol.records import Record
 from nexapod.protocol.shard import shard_of
 from nexapod.protocol.statements import Cancel, Fault, Settlement, Signer, Statement, Verify
 from nexapod.protocol.steward import SHARD_RECORD, Steward, in_order
-from nexapod.protocol.submitter import Submission
+from nexapod.protocol.submitter import EVIDENCE_RECORD, Submission
 from nexapod.protocol.tickets import shard_key
 from nexapod.protocol.timers import Timers
 from nexapod.protocol.types import BlobRef, JobId, JobSpec, Millis, PeerId, Profile, StatementId
@@ -125,6 +125,8 @@ class Node:
         self.seq = 0
         self.penalties: dict[PeerId, Points] = {}
         self._profile: Profile | None = None
+        self._forgotten: set[JobId] = set()
+        """Jobs whose retention has ended here: another peer that heard of them later must not bring them back."""
         self._rates: dict[PeerId, tuple[Millis, int]] = {}
         self._timers = Timers()
         self._seen_version = 0
@@ -163,9 +165,18 @@ class Node:
             return False
         if topic == "profile":
             return statement.kind == "profile" and statement.body.network == self.network
-        return statement.kind in ("cancel", "settlement", "fault") or (
+        if statement.kind == "fault":
+            return self._proves(statement.body)
+        return statement.kind in ("cancel", "settlement") or (
             statement.kind == "job" and statement.body.network == self.network
         )
+
+    def _proves(self, fault: Fault) -> bool:
+        try:
+            self._check_fault(fault)
+        except PeerError:
+            return False
+        return True
 
     def held_blobs(self) -> frozenset[BlobRef]:
         """Every blob that must not be dropped."""
@@ -197,7 +208,7 @@ class Node:
             case CancelJob(job, reason):
                 self._cancel(job, reason)
             case Drain():
-                self.worker.draining = True
+                self.worker.drain()
             case Progressed(task, progress):
                 self.worker.progressed(task, progress)
             case Finished(task, result):
@@ -316,6 +327,8 @@ class Node:
             statements.check_body(spec)
         except PeerError as error:
             raise LocalError(f"The job cannot be submitted: {error.detail}.") from None
+        if len(self.jobs) >= limits.JOBS_MAX:
+            raise LocalError(f"This daemon knows {limits.JOBS_MAX} jobs already: wait until some of them are over.")
         statement = self.ctx.sign(spec)
         self.ctx.stored.update(spec.blobs)
         self._learn_job(statement)
@@ -336,8 +349,12 @@ class Node:
         spec: JobSpec = statement.body
         if spec.network != self.network:
             raise PeerError("wrong-network", "a job of another network")
+        if job in self._forgotten:
+            return
         if statement.author != self.me and not self._within_rate(statement.author):
-            raise PeerError("job-rate", "more jobs a minute than a submitter may announce", penalty=5)
+            # Not held against whoever passed it on: it may be one of many that are new to this node only.
+            self.ctx.trace("job_refused", job=job, reason="its submitter announces too many jobs a minute")
+            return
         if len(self.jobs) >= limits.JOBS_MAX:
             self.ctx.trace("job_refused", job=job, reason="too many jobs are known")
             return
@@ -420,6 +437,11 @@ class Node:
             for state in submission.states:
                 for statement in (*state.bids.values(), *state.statements()):
                     self.ctx.forget(statement.id)
+            self._timers.set(("submission", job), None)
+            self.ctx.save_record(Record(EVIDENCE_RECORD, bytes(job), None))
+        if len(self._forgotten) >= limits.JOBS_MAX:
+            self._forgotten.clear()
+        self._forgotten.add(job)
         self.ctx.forget(entry.statement.id)
         if entry.end is not None:
             self.ctx.forget(entry.end.id)
@@ -501,6 +523,8 @@ class Node:
             case Status():
                 self.worker.on_status(peer, message)
             case View():
+                if not self.ctx.may_judge(peer, message.job, message.shard):
+                    return
                 self.worker.on_view(message)
                 if message.job in self.submissions:
                     self.submissions[message.job].on_view(message)
@@ -569,7 +593,10 @@ class Node:
 
     def _on_fault(self, statement: Statement, sender: PeerId) -> None:
         """A proof: its two commits are checked here, whoever signed it."""
-        fault: Fault = statement.body
+        self._check_fault(statement.body)
+        self._on_shard_statement(statement, sender)
+
+    def _check_fault(self, fault: Fault) -> None:
         first = statements.decode(fault.first, self.verify)
         second = statements.decode(fault.second, self.verify)
         for commit in (first, second):
@@ -582,7 +609,6 @@ class Node:
                 raise PeerError("bad-fault", "it does not prove what it says", penalty=50)
         if first.id == second.id:
             raise PeerError("bad-fault", "its two commits are one", penalty=50)
-        self._on_shard_statement(statement, sender)
 
     def _on_shard_statement(self, statement: Statement, sender: PeerId) -> None:
         job = JobId(statement.body.job)
@@ -680,9 +706,14 @@ class Node:
                     ends.append(statement)
                 else:
                     by_job.setdefault(JobId(statement.body.job), []).append(statement)
+        evidence = {
+            JobId(r.key): frozenset(StatementId(r.value[at : at + 32]) for at in range(0, len(r.value), 32))
+            for r in records
+            if r.kind == EVIDENCE_RECORD and r.value is not None
+        }
         self._restore_shards(records, by_job)
         for job, submission in self.submissions.items():
-            submission.restore(in_order(by_job.get(job, [])))
+            submission.restore(in_order(by_job.get(job, [])), evidence.get(job))
         for end in ends:
             self._restore_end(end)
         for record in records:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from nexapod.protocol.errors import PeerError
-from nexapod.protocol.limits import REPLICAS_MAX, SHARD_TASKS, STATEMENTS_PER_SHARD_MAX
+from nexapod.protocol.limits import BIDS_PER_PEER_MAX, REPLICAS_MAX, SHARD_TASKS, STATEMENTS_PER_SHARD_MAX
 from nexapod.protocol.quorum import Result, majority
 from nexapod.protocol.statements import Bid, Commit, Fault, Reveal, Statement, Verdict, commitment
 from nexapod.protocol.types import Digest, JobId, JobSpec, PeerId, StatementId
@@ -53,6 +53,9 @@ class ShardState:
         self.shard = shard
         self.tasks = spec.shard_tasks(shard)
         self.bids: dict[StatementId, Statement] = {}
+        self._bids_of_author: dict[PeerId, list[StatementId]] = {}
+        self._answered: set[StatementId] = set()
+        """Bids that a commit names."""
         self.files: dict[int, TaskFile] = {}
         self._count = 0
         self._summary: tuple[int, Digest] | None = None
@@ -92,10 +95,19 @@ class ShardState:
             raise PeerError("no-such-task", "the bid names tasks that the job does not have")
         if statement.id in self.bids:
             return "known"
-        if len(self.bids) >= STATEMENTS_PER_SHARD_MAX:
-            return "orphan"
+        own = self._bids_of_author.setdefault(statement.author, [])
+        if len(own) >= BIDS_PER_PEER_MAX or len(self.bids) >= STATEMENTS_PER_SHARD_MAX:
+            # One peer's bids push out its own, and in a full table the oldest: those that no commit has answered.
+            spare = next((i for i in (own if len(own) >= BIDS_PER_PEER_MAX else self.bids) if self._is_spare(i)), None)
+            if spare is None:
+                return "orphan"
+            self._bids_of_author[self.bids.pop(spare).author].remove(spare)
+        own.append(statement.id)
         self.bids[statement.id] = statement
         return "new"
+
+    def _is_spare(self, bid: StatementId) -> bool:
+        return bid not in self._answered
 
     def _add_commit(self, statement: Statement, commit: Commit) -> Added:
         bid = self.bids.get(commit.bid)
@@ -103,6 +115,7 @@ class ShardState:
             return "orphan"
         if bid.author != statement.author or commit.task not in bid.body.tasks:
             raise PeerError("bad-commit", "the bid is not this worker's, or not for this task", penalty=30)
+        self._answered.add(commit.bid)
         file = self.file(commit.task)
         old = file.commits.get(statement.author)
         if old is not None and old.id != statement.id:
@@ -120,6 +133,8 @@ class ShardState:
         sealed = commitment(self.job, reveal.task, statement.author, reveal.salt, reveal.root)
         if commit.body.sealed != sealed:
             raise PeerError("bad-reveal", "it is not what the worker committed to", penalty=50)
+        if sum(file.blob.size for file in reveal.outputs) > self.spec.limits.output:
+            raise PeerError("bad-reveal", "its outputs are larger than the job allows", penalty=50)
         return self._keep(file.reveals, statement.author, statement, smaller_id)
 
     def _add_verdict(self, statement: Statement, verdict: Verdict) -> Added:

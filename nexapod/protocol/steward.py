@@ -29,6 +29,7 @@ from nexapod.protocol.messages import (
     Summary,
     TaskStatus,
     View,
+    statuses,
 )
 from nexapod.protocol.quorum import Accepted, Failed, Judgement, Result, Undecided, judge
 from nexapod.protocol.records import Record
@@ -40,6 +41,8 @@ NO_ROOT = Digest(bytes(32))
 WITHHELD_AFTER = 3
 """So many failed fetches of an accepted output, and its results are counted as withheld."""
 INTEREST_MAX = 64
+VIEW_WORKERS_MAX = 8
+"""Workers of one task that a view names: it is for people, and must fit a frame whatever happens."""
 SHARD_RECORD = "shard"
 
 
@@ -73,6 +76,8 @@ class Desk:
     """Workers that held the task and let it down."""
     wanted: int = 0
     """Results wanted in all, by the judgement so far; 0 = decided."""
+    extra: int = 0
+    """Leases beyond those, because a worker is late."""
     judgement: Judgement | None = None
     withheld: set[PeerId] = field(default_factory=set)
     fetch_failures: int = 0
@@ -105,6 +110,8 @@ class Steward:
         """Other stewards, and the summary that we last had in common."""
         self._sync_at: Millis = ctx.now + limits.STEWARD_SYNC_MS
         self._check_at: Millis | None = None
+        self._typical_ms: Millis | None = None
+        """How long tasks of this shard have taken of late, from lease to commit."""
 
     # --- time and membership ---------------------------------------------------------------------------------------
     @property
@@ -197,6 +204,35 @@ class Steward:
             if freed:
                 self._judge(task)
                 self._announce_open(task)
+        self._help_late()
+
+    def _help_late(self) -> None:
+        """When nothing else is left to do, a task whose worker is late gets one more: the end must not wait for it."""
+        if self._typical_ms is None or not self.active or self.closed:
+            return
+        patience = self._patience(self._typical_ms)
+        late = []
+        for task, desk in self.desks.items():
+            commits = self.state.file(task).commits
+            since = min((lease.granted for worker, lease in desk.leases.items() if worker not in commits), default=None)
+            if since is None or desk.extra or desk.settled is not None:
+                continue
+            if since + patience > self.ctx.now:
+                self._wake(since + patience)
+            else:
+                late.append(task)
+        if not late:
+            return
+        if any(task not in self.desks or self._is_open(task) for task in self.state.tasks):
+            self._wake(self.ctx.now + limits.RETRY_MIN_MS)
+            return
+        for task in late:
+            self.desks[task].extra = 1
+            self.ctx.trace("late", job=self.job, task=task)
+            self._announce_open(task)
+
+    def _patience(self, typical_ms: Millis) -> Millis:
+        return max(limits.LATE_MIN_MS, limits.LATE_FACTOR * typical_ms)
 
     def worker_lost(self, worker: PeerId) -> None:
         """Its link broke: its leases end soon, unless it comes back and renews them."""
@@ -277,7 +313,8 @@ class Steward:
             self.ctx.save(statement)
             self.ctx.trace("granted", job=self.job, tasks=granted, worker=worker)
         self.ctx.send(worker, Grant(self.job, self.shard, statement.id, tuple(granted)))
-        if len(granted) < len(bid.tasks):
+        # One view is enough to choose by; should the nearest steward be silent, the worker will ask another.
+        if len(granted) < len(bid.tasks) and self.stewards[:1] == (self.ctx.me,):
             self._tell_view(worker)
 
     def _grants(self, task: int, worker: PeerId) -> bool:
@@ -292,6 +329,8 @@ class Steward:
         old = desk.leases.get(worker)
         desk.leases[worker] = Lease(now + limits.LEASE_TTL_MS, old.granted if old else now, old.progress if old else 0)
         self._wake(now + limits.LEASE_TTL_MS)
+        if old is None and self._typical_ms is not None:
+            self._wake(now + self._patience(self._typical_ms))
 
     def _desk(self, task: int) -> Desk:
         desk = self.desks.get(task)
@@ -320,7 +359,11 @@ class Steward:
 
     def _is_open(self, task: int) -> bool:
         desk = self._desk(task)
-        return self.active and not self.closed and desk.settled is None and self._counted(task) < desk.wanted
+        return self.active and not self.closed and desk.settled is None and self._counted(task) < self._places(desk)
+
+    def _places(self, desk: Desk) -> int:
+        """How many groups may have the task; none once it is decided."""
+        return desk.wanted + desk.extra if desk.wanted else 0
 
     def on_release(self, worker: PeerId, message: Release) -> None:
         for task in message.tasks:
@@ -335,11 +378,12 @@ class Steward:
                 self._announce_open(task)
 
     def on_renew(self, worker: PeerId, message: Renew) -> None:
-        answers = []
+        answers: dict[int, TaskStatus] = {}
         for held in message.held:
-            if held.task in self.state.tasks:
-                answers.append(self._renewed(worker, held.task, held.bid, held.progress, held.stage))
-        self.ctx.send(worker, Status(self.job, self.shard, tuple(answers)))
+            if held.task in self.state.tasks and held.task not in answers:
+                answers[held.task] = self._renewed(worker, held.task, held.bid, held.progress, held.stage)
+        for status in statuses(self.job, self.shard, list(answers.values())):
+            self.ctx.send(worker, status)
 
     def _renewed(self, worker: PeerId, task: int, bid: StatementId, progress: int, stage: str) -> TaskStatus:
         desk = self._desk(task)
@@ -374,7 +418,9 @@ class Steward:
         envelopes: list[bytes] = []
         if desk.settled is not None:
             standing = "settled"
-            envelopes = [s.envelope for s in file.verdicts.values() if s.body.result == desk.settled.result]
+            verdicts = [s.envelope for s in file.verdicts.values() if s.body.result == desk.settled.result]
+            # A majority of the K settles; twice as many cover two views of who they are.
+            envelopes = verdicts[: 2 * limits.STEWARDS]
         elif self.closed or worker in file.faults:
             standing = "closed"
         elif worker in file.reveals:
@@ -421,7 +467,7 @@ class Steward:
             workers = tuple(sorted({*desk.leases, *commits}))
             if workers:
                 progress = max((lease.progress for lease in desk.leases.values()), default=0)
-                active.append(ActiveTask(task, bool(commits), progress, workers[: 2 * limits.REPLICAS_MAX]))
+                active.append(ActiveTask(task, bool(commits), progress, workers[:VIEW_WORKERS_MAX]))
         return View(self.job, self.shard, tuple(opened), tuple(active), tuple(settled), tuple(failed))
 
     def _announce_open(self, task: int) -> None:
@@ -494,6 +540,7 @@ class Steward:
         desk = self._desk(task)
         match statement.kind:
             case "commit":
+                self._note_duration(desk.leases.get(statement.author))
                 if desk.settled is None and statement.author not in desk.leases:
                     self._lease(task, statement.author)
             case "reveal":
@@ -505,6 +552,14 @@ class Steward:
         self._judge(task)
         if statement.kind == "commit":
             self._open_reveals(task)
+
+    def _note_duration(self, lease: Lease | None) -> None:
+        if lease is None:
+            return
+        took, old = self.ctx.now - lease.granted, self._typical_ms
+        self._typical_ms = took if old is None else (3 * old + took) // 4
+        if old is None:
+            self._wake(self.ctx.now + limits.LATE_MIN_MS)
 
     def _prove_fault(self, found: Contradiction) -> None:
         body = found.first.body
@@ -675,7 +730,8 @@ class Steward:
         self.ctx.send(peer, self._have(answer=True))
 
     def _have(self, *, answer: bool) -> Have:
-        return Have(self.job, self.shard, tuple(sorted(s.id[:8] for s in self.state.statements())), answer)
+        ids = sorted(s.id[:8] for s in self.state.statements())
+        return Have(self.job, self.shard, tuple(ids[: limits.STATEMENTS_PER_SHARD_MAX]), answer)
 
     def on_have(self, peer: PeerId, message: Have) -> None:
         theirs = set(message.ids)

@@ -11,9 +11,13 @@ from nexapod.protocol.certificate import build, evidence_digest
 from nexapod.protocol.context import Context
 from nexapod.protocol.messages import Collect, View
 from nexapod.protocol.quorum import majority
+from nexapod.protocol.records import Record
 from nexapod.protocol.shard import ShardState, shard_of
 from nexapod.protocol.statements import Bid, Settlement, Statement, Verdict
-from nexapod.protocol.types import BlobRef, File, JobId, JobSpec, Millis, PeerId
+from nexapod.protocol.types import BlobRef, File, JobId, JobSpec, Millis, PeerId, StatementId
+
+EVIDENCE_RECORD = "evidence"
+"""The ids of what a settlement signed."""
 
 
 class Submission:
@@ -130,6 +134,8 @@ class Submission:
         body = statement.body
         if isinstance(body, Verdict) and not self.ctx.may_judge(statement.author, self.job, shard):
             return
+        if not isinstance(body, Bid) and self._spoils(statement):
+            return
         state = self.states[shard]
         if state.add(statement) != "new":
             return
@@ -140,9 +146,24 @@ class Submission:
             self._decide(body.task)
             self._complete()
 
-    def restore(self, statements: list[Statement]) -> None:
-        """Take up what a former process of this node had saved, in order."""
+    def _spoils(self, statement: Statement) -> bool:
+        """What a worker does to a task after it was decided changes nothing: its evidence stays as it was judged."""
+        body = statement.body
+        if body.task not in self.decided:
+            return False
+        if statement.kind == "fault":
+            return True
+        known = self.states[body.task // limits.SHARD_TASKS].file(body.task).commits.get(statement.author)
+        return statement.kind == "commit" and known is not None and known.id != statement.id
+
+    def restore(self, statements: list[Statement], evidence: frozenset[StatementId] | None = None) -> None:
+        """Take up what a former process of this node had saved, in order.
+
+        `evidence`: what the settlement signed, when there is one. This node's other roles may have saved more.
+        """
         for statement in statements:
+            if evidence is not None and statement.id not in evidence:
+                continue
             self.states[shard_of(statement)].add(statement)
         for state in self.states:
             for task in list(state.files):
@@ -203,7 +224,10 @@ class Submission:
         if not self.complete or not self.open:
             return
         failed = sum(1 for v in self.decided.values() if v.outcome == "failed")
-        digest = evidence_digest([self.statement, *self._evidence()])
+        evidence = [self.statement, *self._evidence()]
+        digest = evidence_digest(evidence)
+        ids = b"".join(sorted({s.id for s in evidence}))
+        self.ctx.save_record(Record(EVIDENCE_RECORD, bytes(self.job), ids))
         self.settlement = self.ctx.sign(Settlement(self.job, self.spec.tasks - failed, failed, digest))
         self.ctx.save(self.settlement)
         self.ctx.publish("job", self.settlement)

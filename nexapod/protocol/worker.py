@@ -51,8 +51,6 @@ from nexapod.protocol.types import (
 )
 
 ATTEMPT_RECORD = "attempt"
-DONE = b""
-"""What is left of an attempt that had committed, until its job is over."""
 State: TypeAlias = Literal["bidding", "granted", "running", "committed", "revealed"]
 BATCH_MS = 1_500
 """A bid asks for about as much work as a slot does in this time, so that short tasks do not wait for a round trip."""
@@ -173,6 +171,12 @@ class Worker:
             self.prospects[job] = Prospect(statement, self.ctx.now)
         self._wake(self.ctx.now)
 
+    def drain(self) -> None:
+        """Take nothing new: what has not begun is given back, what runs goes on."""
+        self.draining = True
+        for attempt in [a for a in self.attempts.values() if a.state in ("bidding", "granted")]:
+            self._give_up(attempt)
+
     def job_over(self, job: JobId) -> None:
         """Cancelled, settled or forgotten: stop everything of it."""
         prospect = self.prospects.pop(job, None)
@@ -181,6 +185,7 @@ class Worker:
         for index in sorted(prospect.attempted) if prospect is not None else ():
             self.ctx.save_record(Record(ATTEMPT_RECORD, _record_key(TaskId(job, index)), None))
         self.ctx.let_go_all(("worker", job))
+        self.ctx.let_go_all(_outputs(job))
 
     def decide(self, statement: Statement) -> Decision:
         """Would this peer work on this job now, and why (not)?"""
@@ -201,6 +206,8 @@ class Worker:
         if self.profile is None or self.draining:
             return
         self._start_granted()
+        if self.paused_until > self.ctx.now:
+            self._wake(self.paused_until)
         room = self._room()
         for prospect in self._by_fairness():
             if room <= 0:
@@ -487,7 +494,7 @@ class Worker:
         wall = max(1, result.usage.wall_ms)
         prospect.expected_ms = wall if not prospect.expected_ms else (3 * prospect.expected_ms + wall) // 4
         for file in result.files:
-            self.ctx.hold(file.blob, self._outputs(attempt.task))
+            self.ctx.hold(file.blob, _outputs(attempt.task.job))
             self.ctx.stored.add(file.blob)
         task = attempt.task
         attempt.result = result
@@ -500,9 +507,6 @@ class Worker:
         self._save(attempt)
         self.ctx.trace("committed", job=task.job, task=task.index, outcome=result.outcome)
         self._speak(attempt)
-
-    def _outputs(self, task: TaskId) -> tuple[str, JobId]:
-        return (f"output/{task.index}", task.job)
 
     def _speak(self, attempt: Attempt) -> None:
         """Offer the newest statement; to stewards that may lack the earlier ones, all of them."""
@@ -648,9 +652,8 @@ class Worker:
         if attempt.state in ("running", "committed", "revealed"):
             # Once committed, never again: a restarted worker that committed anew would contradict itself.
             over = attempt.task.job not in self.prospects
-            left = DONE if attempt.commit is not None and not over else None
+            left = _pack_done(attempt.result) if attempt.commit is not None and not over else None
             self.ctx.save_record(Record(ATTEMPT_RECORD, _record_key(attempt.task), left))
-        self.ctx.let_go_all(self._outputs(attempt.task))
         self._wake(self.ctx.now)
 
     def _save(self, attempt: Attempt) -> None:
@@ -673,9 +676,12 @@ class Worker:
             self.ctx.save_record(Record(ATTEMPT_RECORD, record.key, None))
             return
         prospect.attempted.add(index)
-        if record.value == DONE:
+        saved = codec.unpack(record.value, limits.FRAME_BYTES_MAX)
+        if len(saved) == 1:
+            for _, digest, size in saved[0]:
+                self.ctx.hold(BlobRef(digest, size), _outputs(job))
             return
-        bid, commit, reveal, salt, result = codec.unpack(record.value, limits.FRAME_BYTES_MAX)
+        bid, commit, reveal, salt, result = saved
         attempt = Attempt(TaskId(job, index), "granted", decode(bid, self.verify), self.ctx.now)
         attempt.salt = salt
         attempt.retry_at = self.ctx.now
@@ -684,7 +690,7 @@ class Worker:
             attempt.commit = decode(commit, self.verify)
             attempt.result = _unpack_result(result)
             for file in attempt.result.files:
-                self.ctx.hold(file.blob, self._outputs(attempt.task))
+                self.ctx.hold(file.blob, _outputs(job))
         if reveal is not None:
             attempt.state = "revealed"
             attempt.reveal = decode(reveal, self.verify)
@@ -695,6 +701,17 @@ class Worker:
 
 def _record_key(task: TaskId) -> bytes:
     return bytes(task.job) + task.index.to_bytes(4, "big")
+
+
+def _outputs(job: JobId) -> tuple[str, JobId]:
+    """Who holds a worker's results: until the job is over, for the stewards that judged them may all vanish."""
+    return ("outputs", job)
+
+
+def _pack_done(result: RunResult | None) -> bytes:
+    """What is left of an attempt that had committed, until its job is over: that it was made, and its outputs."""
+    files = result.files if result is not None else ()
+    return codec.pack([[[f.path, f.blob.digest, f.blob.size] for f in files]])
 
 
 def _pack_result(result: RunResult) -> list[object]:

@@ -45,7 +45,7 @@ class Checkers:
         self.violations: list[Violation] = []
         self._calls = 0
         self._ticks: dict[int, tuple[Millis, int]] = {}
-        self._roots: dict[TaskId, Digest] = {}
+        self._believed: dict[TaskId, dict[int, tuple[str, Digest]]] = {}
 
     @property
     def hopeless(self) -> bool:
@@ -119,6 +119,7 @@ class Checkers:
 
     def _truthful(self, box: Box, job: JobId, task: int, outcome: str, root: Digest, role: str) -> None:
         known = self.world.specs[job]
+        self._believed.setdefault(TaskId(job, task), {})[box.index] = (outcome, root)
         right = "failed" if fails(known.spec, task) else "accepted"
         where = f"peer {box.index} ({role}), task {task} of {known.spec.name}"
         if outcome == "accepted" and (right == "failed" or root != true_root(TaskId(known.id, task))):
@@ -229,12 +230,15 @@ class Checkers:
     def _one_verdict(self, job: Job) -> None:
         """All honest observers that take a task for settled take it for settled alike."""
         for task in range(job.spec.tasks):
+            believed = self._believed.get(TaskId(job.id, task), {})
             seen: dict[tuple[str, Digest], int] = {}
             for box in self.world.boxes:
                 if not box.honest or box.node is None:
                     continue
-                for verdict in _settled(box.node, job.id, task):
-                    seen.setdefault(verdict.result, box.index)
+                # Stewards forget a job that is over; what they held last is remembered here.
+                now = [verdict.result for verdict in _settled(box.node, job.id, task)]
+                for result in now or [believed[i] for i in (box.index,) if i in believed]:
+                    seen.setdefault(result, box.index)
             if len(seen) > 1:
                 self.violated("two-verdicts", f"task {task} of {job.spec.name}: {sorted(seen.values())} differ")
 

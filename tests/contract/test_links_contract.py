@@ -179,7 +179,7 @@ async def test_frames_of_a_channel_arrive_once_whole_and_in_order(kind: type[Any
 async def test_each_side_learns_once_that_the_other_is_up_and_once_that_it_is_gone(kind: type[Any]) -> None:
     async with pair(kind) as (a, b):
         a.mesh.send_nowait(b.mesh.peer_id, "control", b"x", b.mesh.addrs)
-        await until(lambda: a.of(PeerUp) and b.of(PeerUp))
+        await until(lambda: a.of(PeerUp) and b.of(PeerUp) and b.of(Frame))
         assert set(a.mesh.connected()) == {b.mesh.peer_id}
         assert set(b.mesh.connected()) == {a.mesh.peer_id}
         b.scope.cancel()

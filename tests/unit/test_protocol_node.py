@@ -358,7 +358,7 @@ def test_more_jobs_a_minute_than_allowed_are_refused() -> None:
     rules = []
     for number in range(limits.JOBS_PER_AUTHOR_PER_MINUTE + 2):
         rules += _rules(_hear(one, 1, _offer(job(8, name=f"job {number}")), 1000))
-    assert rules == ["job-rate"] * 2
+    assert rules == [], "whoever passes them on is not to blame"
     assert len(one.jobs) == limits.JOBS_PER_AUTHOR_PER_MINUTE
     assert _rules(_hear(one, 1, _offer(job(8, name="another minute")), 61_000)) == []
 
@@ -532,7 +532,6 @@ def test_hearing_a_job_again_puts_off_announcing_it() -> None:
 
 
 # --- what goes wrong today (see docs/protocol.md, Known weaknesses) --------------------------------------------------
-@pytest.mark.xfail(strict=True, raises=KeyError, reason="core bug: the timer of a forgotten submission stays set")
 def test_a_submitter_forgets_its_job_when_its_retention_ends() -> None:
     mesh = Mesh(range(3))
     mesh.result = lambda peer, run: None
@@ -541,14 +540,12 @@ def test_a_submitter_forgets_its_job_when_its_retention_ends() -> None:
     assert name not in mesh.nodes[pid(0)].submissions
 
 
-@pytest.mark.xfail(strict=True, raises=KeyError, reason="core bug: a submission to a full table is no LocalError")
 def test_a_submission_that_does_not_fit_the_table_is_refused_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "JOBS_MAX", 0)
     with pytest.raises(LocalError):
         _alone().handle(Submit(job_spec()), 0)
 
 
-@pytest.mark.xfail(strict=True, reason="core bug: admit lets pass what handle then punishes the publisher for")
 def test_what_may_be_forwarded_is_never_held_against_whoever_published_it_again() -> None:
     one = _alone()
     of = job(8)
@@ -558,7 +555,6 @@ def test_what_may_be_forwarded_is_never_held_against_whoever_published_it_again(
     assert not one.admit("job", lie.envelope) or not _rules(one.handle(Gossiped(pid(1), "job", lie.envelope), 0))
 
 
-@pytest.mark.xfail(strict=True, reason="core weakness: the rate of one author is held against whoever passes it on")
 def test_giving_a_newcomer_all_jobs_of_a_busy_submitter_is_no_offence() -> None:
     many = [job(8, name=f"job {n}") for n in range(limits.JOBS_PER_AUTHOR_PER_MINUTE + 1)]
     assert _rules(_hear(_alone(), 1, _offer(*many))) == []
@@ -573,7 +569,6 @@ def test_runs_are_said_with_what_they_need() -> None:
     assert len({run.seed for run in runs}) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="core bug: what its steward's role saved is restored as a submitter's evidence")
 def test_a_certificate_still_checks_after_a_restart() -> None:
     mesh = Mesh(range(6))
     name = _submit(mesh, tasks=3)
@@ -601,7 +596,6 @@ def _bids_after_a_view_of(liar: int | None) -> bool:
     return TaskId(JobId(of.id), 0) in one.worker.attempts
 
 
-@pytest.mark.xfail(strict=True, reason="core bug: a View is believed whoever sends it; the worker is not told who did")
 def test_a_stranger_cannot_make_a_worker_leave_a_shard() -> None:
     assert _bids_after_a_view_of(None)
     assert not _bids_after_a_view_of(1)

@@ -172,8 +172,17 @@ def test_a_flood_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [state.add(r.commit) for r in many] == ["new"] * 4 + ["known"] * 2
     monkeypatch.setattr(shard, "STATEMENTS_PER_SHARD_MAX", 5)
     state = _state()
-    assert [state.add(r.bid) for r in many] == ["new"] * 5 + ["orphan"]
+    assert [state.add(r.bid) for r in many[:5]] == ["new"] * 5
     assert [state.add(many[0].commit), state.add(many[0].reveal)] == ["new", "new"]
+    assert state.add(many[5].bid) == "new", "the oldest bid that no commit names makes room"
+    assert set(state.bids) == {r.bid.id for r in many} - {many[1].bid.id}
+
+
+def test_a_table_full_of_answered_bids_takes_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard, "STATEMENTS_PER_SHARD_MAX", 2)
+    one, two, three = (replica(JOB, n) for n in (20, 21, 22))
+    state = _state(one.bid, one.commit, two.bid, two.commit)
+    assert state.add(three.bid) == "orphan"
 
 
 def test_the_total_is_bounded_over_all_tasks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from protocol_kit import MODULE, context, decode, drain, job, make, pid, replica, said, traced, verdict, verify
 
 from nexapod.protocol import certificate, limits
@@ -202,7 +201,6 @@ def test_views_are_kept_for_people() -> None:
     assert submission.views == {0: view}
 
 
-@pytest.mark.xfail(strict=True, reason="core bug: a fault after the verdict leaves a certificate that does not check")
 def test_a_worker_that_commits_twice_after_the_verdict_does_not_spoil_the_certificate() -> None:
     submission = _submission(job())
     _settle(submission)

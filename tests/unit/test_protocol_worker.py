@@ -427,9 +427,12 @@ def test_equal_verdicts_of_a_majority_end_an_attempt_and_free_its_outputs() -> N
     bench.status(1, "settled", [verdict(bench.job, 1, [mine, other]).envelope])
     assert bench.worker.attempts == {}
     effects = drain(bench.ctx)
-    assert [e.ref for e in effects if isinstance(e, Drop)] == [blob_of(b"result")]
+    assert not [e for e in effects if isinstance(e, Drop)], "its stewards may all vanish before the job is over"
+    bench.worker.job_over(bench.task.job)
+    dropped = [e.ref for e in drain(bench.ctx) if isinstance(e, Drop)]
+    assert blob_of(b"result") in dropped
     key = bytes(bench.id) + bytes(4)
-    assert [e.record for e in effects if isinstance(e, Save)] == [Record("attempt", key, worker.DONE)]
+    assert [e.record for e in effects if isinstance(e, Save)] == [Record("attempt", key, worker._pack_done(None))]
     bench.worker.job_over(bench.id)
     assert [e.record for e in drain(bench.ctx) if isinstance(e, Save)] == [Record("attempt", key, None)]
     assert traced(effects, "result_judged")[0].facts["agreed"] is True
@@ -558,7 +561,6 @@ def test_an_attempt_of_a_forgotten_job_is_deleted() -> None:
     assert other.worker.attempts == {}
 
 
-@pytest.mark.xfail(strict=True, reason="core bug: the alarm for the end of a pause is lost to an earlier one")
 def test_a_pause_ends_by_itself() -> None:
     bench = Bench(job(tasks=worker.ELSEWHERE_MAX + 1))
     for now in range(10_000, 10_000 + worker.ELSEWHERE_MAX):
@@ -566,5 +568,6 @@ def test_a_pause_ends_by_itself() -> None:
         bench.grant(bid, *STEWARDS, tasks=bid.body.tasks)
         [task] = bench.worker.attempts
         bench.worker.finished(task, RunResult("try-elsewhere", 75))
-    bench.at(20_000)
+    for now in (20_000, 40_000, 60_000):
+        bench.at(now)
     assert bench.worker.deadline == bench.worker.paused_until

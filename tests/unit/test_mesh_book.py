@@ -1,0 +1,123 @@
+"""Addresses as text, the address book and its backoff, gossip's token buckets: all without a network."""
+
+import pytest
+
+from nexapod.mesh import addresses, identity
+from nexapod.mesh.gossip import Buckets
+from nexapod.mesh.peers import ADDRS_PER_PEER_MAX, BACKOFF_MAX_S, PEERS_MAX, AddressBook
+from nexapod.protocol.errors import LocalError
+from nexapod.protocol.types import peer_id_of_key
+
+OWN, PEER, OTHER = (identity.peer_id(bytes([n]) * 32) for n in (1, 2, 3))
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "x", "/", "/ip4/1.2.3.4", "/ip4/0.0.0.0/tcp/5", "/ip4/1.2.3.4/tcp/0", "/ip4/1.2.3.4/udp/4",
+     "/ip4/1.2.3.4/tcp/99999", "/ip4/1.2.3/tcp/4", "/ip6/::/tcp/5", "/dns4/x.org/tcp/5/p2p/zz",
+     "/ip4/1.2.3.4/tcp/4/p2p/QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N", "/ip4/1.2.3.4/tcp/4/ws",
+     f"/ip4/1.2.3.4/tcp/4/p2p/{PEER}/p2p-circuit/p2p/{OTHER}", "/ip4/1.2.3.4/tcp/4\n", "/dns4/" + "a" * 300 + "/tcp/4"],
+)  # fmt: skip
+def test_what_cannot_be_dialled_is_a_value_error(text: str) -> None:
+    with pytest.raises(ValueError):
+        addresses.parse_dialable(text)
+    assert addresses.dialable(PEER, [text]) == []
+    with pytest.raises(LocalError):
+        addresses.parse_known(text)
+
+
+def test_an_address_has_a_tcp_part_and_perhaps_a_peer() -> None:
+    assert addresses.parse_dialable("/dns4/x.org/tcp/4") == ("/dns4/x.org/tcp/4", None)
+    assert addresses.parse_known(f"/ip6/::1/tcp/4/p2p/{PEER}") == (PEER, "/ip6/::1/tcp/4")
+    with pytest.raises(LocalError, match="names no peer"):
+        addresses.parse_known("/ip4/1.2.3.4/tcp/4")
+
+
+def test_a_wildcard_is_expanded_to_addresses_that_can_be_dialled() -> None:
+    for text in addresses.expand(["/ip4/0.0.0.0/tcp/77"]):
+        assert addresses.parse_dialable(text)[0] == text
+    assert addresses.expand(["/ip4/127.0.0.1/tcp/77"]) == ["/ip4/127.0.0.1/tcp/77"]
+
+
+@pytest.mark.parametrize("text", ["", "nonsense", "/ip4/1.2.3.4", "/dns4/x.org/tcp/4", "/ip4/127.0.0.1/udp/4/quic-v1"])
+def test_a_bad_listen_address_is_a_local_error(text: str) -> None:
+    with pytest.raises(LocalError):
+        addresses.parse_listen([text])
+
+
+def test_the_book_keeps_only_what_is_the_peers_own_and_dialable() -> None:
+    book = AddressBook(OWN, Clock())
+    assert book.learn(PEER, ["/ip4/1.2.3.4/tcp/4", "junk", f"/ip4/9.9.9.9/tcp/4/p2p/{OTHER}"])
+    assert book.addrs(PEER) == ["/ip4/1.2.3.4/tcp/4"]
+    assert not book.learn(PEER, [f"/ip4/1.2.3.4/tcp/4/p2p/{PEER}"]), "nothing new"
+    assert not book.learn(OWN, ["/ip4/1.2.3.4/tcp/4"])
+    assert book.addrs(OTHER) == []
+
+
+def test_the_book_is_bounded_and_never_forgets_what_was_configured() -> None:
+    book = AddressBook(OWN, Clock())
+    book.learn(PEER, ["/ip4/1.2.3.4/tcp/4"], pinned=True)
+    for port in range(1, 40):
+        book.learn(OTHER, [f"/ip4/1.2.3.4/tcp/{port}"])
+    assert len(book.addrs(OTHER)) == ADDRS_PER_PEER_MAX
+    assert book.addrs(OTHER)[0] == "/ip4/1.2.3.4/tcp/39", "the newest comes first"
+    for n in range(PEERS_MAX + 10):
+        book.learn(peer_id_of_key(n.to_bytes(32, "big")), ["/ip4/1.2.3.4/tcp/4"])
+    assert len(book) == PEERS_MAX
+    assert book.addrs(PEER)
+    assert not book.addrs(OTHER)
+
+
+def test_backoff_doubles_to_its_bound_and_ends_with_success() -> None:
+    clock = Clock()
+    book = AddressBook(OWN, clock)
+    book.learn(PEER, ["/ip4/1.2.3.4/tcp/4"])
+    assert book.candidates([]) == [PEER]
+    assert book.candidates([PEER]) == []
+    pauses = []
+    for _ in range(12):
+        book.failed(PEER)
+        assert not book.ready(PEER)
+        start = clock.now
+        while not book.ready(PEER):
+            clock.now += 0.1
+        pauses.append(clock.now - start)
+    assert pauses[0] < 1.5
+    assert pauses[3] > 4
+    assert max(pauses) <= BACKOFF_MAX_S * 1.3 + 0.2
+    book.failed(PEER)
+    book.succeeded(PEER)
+    assert book.ready(PEER)
+
+
+def test_a_new_address_shortens_the_backoff_and_a_foreign_peer_is_left_alone() -> None:
+    clock = Clock()
+    book = AddressBook(OWN, clock)
+    for _ in range(8):
+        book.failed(PEER)
+    book.learn(PEER, ["/ip4/1.2.3.4/tcp/4"])
+    clock.now += 1.1
+    assert book.ready(PEER)
+    book.foreign(OTHER)
+    clock.now += 500
+    assert not book.ready(OTHER)
+
+
+def test_buckets_admit_a_burst_then_the_rate_and_forget_old_peers() -> None:
+    clock = Clock()
+    buckets = Buckets(rate=10, burst=5, clock=clock)
+    assert [buckets.admit("a") for _ in range(6)] == [True] * 5 + [False]
+    assert buckets.admit("b")
+    clock.now += 0.11
+    assert buckets.admit("a")
+    assert not buckets.admit("a")
+    for n in range(3000):
+        buckets.admit(str(n))
+    assert len(buckets._levels) <= 1024

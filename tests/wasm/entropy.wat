@@ -1,0 +1,23 @@
+;; Writes to stdout, as hexadecimal: 16 random bytes, then two readings of the wall clock and one of another.
+(module
+  (import "wasi_snapshot_preview1" "random_get" (func $random (param i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "clock_time_get" (func $clock (param i32 i64 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 64) "0123456789abcdef")
+  (func (export "_start") (local $i i32) (local $byte i32)
+    (drop (call $random (i32.const 0) (i32.const 16)))
+    (drop (call $clock (i32.const 0) (i64.const 1) (i32.const 16)))
+    (drop (call $clock (i32.const 0) (i64.const 1) (i32.const 24)))
+    (drop (call $clock (i32.const 1) (i64.const 1) (i32.const 32)))
+    (loop $next
+      (local.set $byte (i32.load8_u (local.get $i)))
+      (i32.store8 (i32.add (i32.const 256) (i32.mul (local.get $i) (i32.const 2)))
+        (i32.load8_u (i32.add (i32.const 64) (i32.shr_u (local.get $byte) (i32.const 4)))))
+      (i32.store8 (i32.add (i32.const 257) (i32.mul (local.get $i) (i32.const 2)))
+        (i32.load8_u (i32.add (i32.const 64) (i32.and (local.get $byte) (i32.const 15)))))
+      (local.set $i (i32.add (local.get $i) (i32.const 1)))
+      (br_if $next (i32.lt_u (local.get $i) (i32.const 40))))
+    (i32.store (i32.const 512) (i32.const 256))
+    (i32.store (i32.const 516) (i32.const 80))
+    (drop (call $write (i32.const 1) (i32.const 512) (i32.const 1) (i32.const 520)))))
