@@ -64,17 +64,17 @@ def _report(console: Any, figures: dict[str, Any]) -> None:
 
     names = figures["names"]
     if figures["scores"]:
-        table = Table("chain", "residues", "Q3", "computed by", "judged by", title="Results")
+        table = Table("chain", "residues", "Q3", "computed by", "judged by", title="Results (w1 is worker-1)")
         for row in figures["scores"]:
             chain = row["chain"]
-            computed = ", ".join(_mark(names, replica) for replica in figures["replicas"][chain])
-            judged = ", ".join(names.get(v["peer"], v["peer"]) for v in figures["verdicts"][chain])
+            computed = " ".join(_mark(names, replica) for replica in figures["replicas"][chain])
+            judged = " ".join(_short(names, v["peer"]) for v in figures["verdicts"][chain])
             table.add_row(chain, str(row["length"]), f"{row['q3']:.3f}", computed, judged)
     else:
-        table = Table("record", "residues", "computed by", "judged by", title="Results")
+        table = Table("record", "residues", "computed by", "judged by", title="Results (w1 is worker-1)")
         for chain, labels in figures["predictions"].items():
-            computed = ", ".join(_mark(names, replica) for replica in figures["replicas"][chain])
-            judged = ", ".join(names.get(v["peer"], v["peer"]) for v in figures["verdicts"][chain])
+            computed = " ".join(_mark(names, replica) for replica in figures["replicas"][chain])
+            judged = " ".join(_short(names, v["peer"]) for v in figures["verdicts"][chain])
             table.add_row(chain, str(len(labels)), computed, judged)
     console.print(table)
     _sample(console, figures)
@@ -94,8 +94,12 @@ def _report(console: Any, figures: dict[str, Any]) -> None:
 
 
 def _mark(names: dict[str, str], replica: dict[str, Any]) -> str:
-    name = names.get(replica["peer"], replica["peer"])
+    name = _short(names, replica["peer"])
     return name if replica["agreed"] else f"({name}: {replica['outcome']}, not counted)"
+
+
+def _short(names: dict[str, str], peer: str) -> str:
+    return names.get(peer, peer[-6:]).replace("worker-", "w")
 
 
 def _sample(console: Any, figures: dict[str, Any]) -> None:

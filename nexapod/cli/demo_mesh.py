@@ -206,6 +206,11 @@ class Demo:
         self._script("fetching the network's weights", self.example / "weights.py", str(target))
 
     def _docker_job(self) -> str:
+        self._script(
+            "fetching the C compiler (Zig, 90 MB, once) and building the program",
+            self.example / "build.py",
+            *("--install", "--native", str(self.folder / "predict")),
+        )
         output = self._script("building the container image", self.example / "image" / "build_image.py")
         image = output.split()[-1]
         template = (self.example / "job-docker.toml.in").read_text("utf-8")

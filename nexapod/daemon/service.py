@@ -235,7 +235,7 @@ class Service:
                 return [("placed", {"peers": facts["peers"]})]
             case "task_settled":
                 word = "settled" if facts["outcome"] == "accepted" else "failed"
-                return [(word, {"index": facts["task"]})]
+                return [(word, {"index": facts["task"], "reason": self._reason(job, facts["task"])})]
             case "complete":
                 return [("complete", {"settled": facts["settled"], "failed": facts["failed"], "state": "complete"})]
             case "job_over" if facts["state"] == "cancelled":
@@ -243,6 +243,11 @@ class Service:
             case "view":
                 return self._changes(job, shown)
         return []
+
+    def _reason(self, job: JobId, task: int) -> str:
+        submission = self._node.submissions.get(job)
+        verdict = submission.decided.get(task) if submission else None
+        return verdict.reason if verdict else ""
 
     def _changes(self, job: JobId, shown: dict[int, Json]) -> list[JobEvent]:
         submission = self._node.submissions.get(job)

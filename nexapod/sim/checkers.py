@@ -139,7 +139,7 @@ class Checkers:
             self.violated("honest-penalty", f"peer {box.index} penalises honest peer {other.index}: {effect.rule}")
 
     def _within_wanted(self, box: Box, node: Node, facts: dict[str, Any]) -> None:
-        """A task is never leased to more workers that have yet to commit than results are wanted.
+        """A task is never leased to more workers that have yet to commit than results are wanted, and one for a late one.
 
         A steward that has just restarted takes every saved bid for a lease, until they run out: not then.
         """
@@ -154,7 +154,7 @@ class Checkers:
                 desk = steward.desks[task]
                 commits = steward.state.file(task).commits
                 running = [worker for worker in desk.leases if worker not in commits]
-                if desk.settled is None and desk.wanted and len(running) > desk.wanted:
+                if desk.settled is None and desk.wanted and len(running) > desk.wanted + desk.extra:
                     self.violated(
                         "leases",
                         f"peer {box.index} has leased task {task} to {sorted(desk.leases)}, and wants {desk.wanted}",

@@ -296,10 +296,22 @@ TEXTS = st.text(st.characters(codec="ascii", exclude_characters="\x7f"), max_siz
         max_leaves=12,
     ),
     key=st.sampled_from(
-        (
-            "job.tags job.retention run.env run.command inputs inputs.x tasks.params tasks.count tasks.split"
-            " limits limits.cpus limits.memory requires.arch validate.agree"
-        ).split()
+        [
+            "job.tags",
+            "job.retention",
+            "run.env",
+            "run.command",
+            "inputs",
+            "inputs.x",
+            "tasks.params",
+            "tasks.count",
+            "tasks.split",
+            "limits",
+            "limits.cpus",
+            "limits.memory",
+            "requires.arch",
+            "validate.agree",
+        ]
     ),
 )
 def test_any_value_at_any_key_gives_a_plan_or_its_problems(
