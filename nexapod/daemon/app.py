@@ -289,14 +289,16 @@ async def _beat() -> None:
 
 async def _drain(engine: Engine, stop: Stop) -> None:
     """Until every task of this worker has been handed over, or the bound, or the wish to end at once."""
-    await engine.act(events.Drain())
     with trio.move_on_after(DRAIN_S):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_when, stop.at_once, nursery.cancel_scope)
+            await engine.act(events.Drain())
             log.info("draining", attempts=len(engine.node.worker.attempts), seconds=DRAIN_S)
             # The core has no event to wait for: that nothing is left is a state.
             while engine.node.worker.attempts:  # noqa: ASYNC110
                 await trio.sleep(0.1)
+            # What an attempt's end led to may still have to be saved and said.
+            await engine.act(events.Tick())
             nursery.cancel_scope.cancel()
 
 

@@ -375,6 +375,8 @@ class Steward:
             committed = worker in self.state.file(task).commits
             if desk.leases.get(worker) is not None and not committed:
                 del desk.leases[worker]
+                # A failure is not signed while a replica is out: this may have been the last.
+                self._judge(task)
                 self._announce_open(task)
 
     def on_renew(self, worker: PeerId, message: Renew) -> None:
@@ -405,6 +407,9 @@ class Steward:
         if lease is not None:
             lease.expires = self.ctx.now + limits.LEASE_TTL_MS
             lease.progress = max(lease.progress, progress)
+        if worker in file.commits and worker not in desk.asked:
+            # It was asked by a steward that has forgotten, or before its lease ran out while it was away.
+            self._open_reveals(task)
         order = ("running", "committed", "revealed")
         behind = not known or order.index(stage) > order.index(known_stage)
         if behind and desk.settled is None and not self.closed:

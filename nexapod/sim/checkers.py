@@ -139,7 +139,7 @@ class Checkers:
             self.violated("honest-penalty", f"peer {box.index} penalises honest peer {other.index}: {effect.rule}")
 
     def _within_wanted(self, box: Box, node: Node, facts: dict[str, Any]) -> None:
-        """A task is never leased to more workers that have yet to commit than results are wanted, and one for a late one.
+        """Of the workers that have a task, no more have yet to commit than results are wanted, late ones aside.
 
         A steward that has just restarted takes every saved bid for a lease, until they run out: not then.
         """

@@ -313,7 +313,7 @@ class Cluster:
 
         def met() -> bool:
             return all(
-                ids - {daemon.peer_id} <= {p["peer_id"] for p in daemon.get("/v1/peers") if p["live"] and p["cpus"]}
+                ids - {daemon.peer_id} <= {p["peer_id"] for p in daemon.get("/v1/peers") if p["live"] and p.get("cpus")}
                 for daemon in alive
             )
 

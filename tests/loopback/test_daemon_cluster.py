@@ -74,7 +74,7 @@ def test_a_job_settles_without_its_submitter_and_the_results_wait_for_its_return
 
 
 def test_a_job_settles_though_every_daemon_is_killed_in_its_turn(mesh: Cluster) -> None:
-    job = copying_job(24, 1.0)
+    job = copying_job(16, 0.6)
     submitter = mesh.daemons[1]
     job_id = submitter.submit(job)
     wait_until(lambda: bool(submitter.job(job_id)["placed"]), 10, "the job is placed")

@@ -421,6 +421,7 @@ def test_equal_verdicts_of_a_majority_end_an_attempt_and_free_its_outputs() -> N
     bench.reveal()
     other = replica(bench.job, 4)
     mine = bench.mine()
+    result = bench.attempt.result
     drain(bench.ctx)
     bench.worker.on_verdict(verdict(bench.job, 0, [mine, other]))
     assert bench.task in bench.worker.attempts
@@ -432,7 +433,7 @@ def test_equal_verdicts_of_a_majority_end_an_attempt_and_free_its_outputs() -> N
     dropped = [e.ref for e in drain(bench.ctx) if isinstance(e, Drop)]
     assert blob_of(b"result") in dropped
     key = bytes(bench.id) + bytes(4)
-    assert [e.record for e in effects if isinstance(e, Save)] == [Record("attempt", key, worker._pack_done(None))]
+    assert [e.record for e in effects if isinstance(e, Save)] == [Record("attempt", key, worker._pack_done(result))]
     bench.worker.job_over(bench.id)
     assert [e.record for e in drain(bench.ctx) if isinstance(e, Save)] == [Record("attempt", key, None)]
     assert traced(effects, "result_judged")[0].facts["agreed"] is True
