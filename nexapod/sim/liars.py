@@ -24,6 +24,7 @@ from nexapod.sim.rng import Rng
 from nexapod.sim.truth import wrong_result
 
 REMEMBERED_MAX = 256
+PRY_EVERY_MS = 200
 
 
 class Liar:
@@ -71,6 +72,7 @@ class Copycat(Liar):
     def __init__(self, signer: Signer, rng: Rng, others: tuple[PeerId, ...]) -> None:
         super().__init__(signer, rng, others)
         self._seen: dict[TaskId, Statement] = {}
+        self._pried: Millis = 0
 
     def hears(self, node: Node, event: Received) -> list[Effect]:
         found: list[Effect] = []
@@ -82,7 +84,9 @@ class Copycat(Liar):
             if task not in self._seen and len(self._seen) < REMEMBERED_MAX:
                 self._seen[task] = statement
                 found += self._copied(node, task, body)
-        if self.rng.chance(50):
+        # Answers make it ask again: without a pause one copycat would be a flood, which is not its way.
+        if self._pried + PRY_EVERY_MS <= node.ctx.now:
+            self._pried = node.ctx.now
             found += self._pry(node)
         return found
 

@@ -29,6 +29,7 @@ REGRESSIONS = {
     ("liars", 38): "a copycat had whole shards sent to it for a question",
     ("mixed", 5): "a reveal outlived its commit, which an equivocator's smaller one had replaced",
     ("mixed", 7): "a certificate counted only the votes of one verdict",
+    ("liars", 77): "a copycat asked so often that the simulator stood still",
     ("mixed", 9): "a lease that came with a commit",
 }
 

@@ -71,11 +71,11 @@ def test_an_exception_stays_marked_as_one() -> None:
 def test_libraries_speak_through_it_from_warnings_on() -> None:
     stream = io.StringIO()
     setup_logging("info", "json", stream=stream)
-    logging.getLogger("libp2p.x").info("chatter")
-    logging.getLogger("libp2p.x").warning("odd: %s", NASTY)
-    logging.getLogger("libp2p.x").warning("%d", "not a number")
+    logging.getLogger("a_library.x").info("chatter")
+    logging.getLogger("a_library.x").warning("odd: %s", NASTY)
+    logging.getLogger("a_library.x").warning("%d", "not a number")
     first, second = lines(stream)
-    assert (first["event"], first["library"], first["level"]) == ("library_log", "libp2p.x", "warning")
+    assert (first["event"], first["library"], first["level"]) == ("library_log", "a_library.x", "warning")
     assert first["message"] == escape(f"odd: {NASTY}")
     assert second["message"] == "%d"
 

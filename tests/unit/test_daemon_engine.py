@@ -120,7 +120,7 @@ async def test_a_full_disk_silences_the_node_until_there_is_room_and_nothing_is_
             while not submitted:  # noqa: ASYNC110 - as above
                 await trio.sleep(0.01)
         nursery.start_soon(trio.sleep, 1)
-        await trio.sleep(0.5)
+        await trio.sleep(0.5)  # a pause: virtual time
         nursery.cancel_scope.cancel()
     assert trio.current_time() - began >= sum(COMMIT_RETRY_S[:3])
     assert engine.stalled == ""
@@ -188,7 +188,7 @@ async def test_the_deadline_of_the_core_is_met_without_any_event(clock: trio.tes
     assert first is not None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(engine.run, lambda effect: None)
-        await trio.sleep(first / 1000 + 1)
+        await trio.sleep(first / 1000 + 1)  # a pause: virtual time
         nursery.cancel_scope.cancel()
     assert engine.node.deadline is not None
     assert engine.node.deadline > first
