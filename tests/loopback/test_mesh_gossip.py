@@ -4,6 +4,7 @@ import pytest
 import trio
 from mesh_nodes import Node, running, until
 
+from nexapod.mesh import gossip
 from nexapod.mesh.events import Gossip
 from nexapod.protocol.errors import LocalError
 
@@ -82,7 +83,10 @@ async def test_a_restarted_publisher_is_heard_at_once() -> None:
             await b.stop()
 
 
-async def test_a_flood_by_one_peer_is_cut_before_it_costs_anything() -> None:
+async def test_a_flood_by_one_peer_is_cut_before_it_costs_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Whether a busy machine can publish faster than the real bound is not what is asked here.
+    monkeypatch.setattr(gossip, "FORWARDER_RATE", 1.0)
+    monkeypatch.setattr(gossip, "FORWARDER_BURST", 20.0)
     a = Node("a")
     async with running(a):
         b = Node("b", a.mesh.addrs)
