@@ -13,9 +13,10 @@ import os
 import secrets
 import signal
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import structlog
@@ -56,6 +57,7 @@ DRAIN_S = 30.0
 """How long running tasks may go on after SIGTERM. What is lost then costs its stewards a lease, no more."""
 BEAT_S = 10.0
 FRAMING_PENALTY = 20
+FOREIGN_MAX = 8
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,8 @@ class Joints:
 
     engine: Engine
     exchange: Exchange
+    foreign: OrderedDict[PeerId, str] = field(default_factory=OrderedDict)
+    """Peers of other networks that were met last, and the names of those networks: for `why`."""
 
     def on_event(self, event: mesh_events.MeshEvent) -> None:
         """The mesh's news, as events of the core."""
@@ -115,6 +119,9 @@ class Joints:
                 post(events.Misbehaved(peer, rule, FRAMING_PENALTY))
             case mesh_events.Foreign(peer, network):
                 log.warning("foreign_network", peer=peer, network=network, remedy="check --network and --bootstrap")
+                self.foreign[peer] = network
+                if len(self.foreign) > FOREIGN_MAX:
+                    self.foreign.popitem(last=False)
 
     async def on_bulk(self, peer: PeerId, frame: bytes) -> None:
         await self.exchange.on_frame(peer, frame)
@@ -238,6 +245,8 @@ async def _serve(
             machine=machine,
             home=home.root,
             listen=lambda: mesh.addrs,
+            bootstrap=config.bootstrap,
+            foreign=joints.foreign,
             counters=lambda: {
                 **mesh.counts(),
                 **_prefixed("engine_dropped", engine),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nexapod.protocol.matching import satisfies
 from nexapod.protocol.node import JobEntry, Node
-from nexapod.protocol.types import JobId
+from nexapod.protocol.types import JobId, PeerId
 
 
 def why_node(node: Node, stalled: str) -> dict[str, Any]:
@@ -33,6 +34,21 @@ def why_node(node: Node, stalled: str) -> dict[str, Any]:
     for job in jobs:
         sentences.append(f"Job {job['job_id'][:12]} ({job['name']}): {job['reason']}.")
     return {"working": bool(running), "sentences": sentences, "jobs": jobs}
+
+
+def why_alone(node: Node, bootstrap: Sequence[str], foreign: Mapping[PeerId, str]) -> list[str]:
+    """Why no peer is linked; nothing when one is. `foreign`: peers of other networks that answered, and their names."""
+    if node.ctx.directory.links:
+        return []
+    sentences = ["No peer is connected."]
+    for peer, network in foreign.items():
+        name = f"the network {network}" if network else "no network of NEXAPod's"
+        sentences.append(f"Peer {peer} belongs to {name}, this one to {node.network}: check --network and --bootstrap.")
+    if bootstrap and not foreign:
+        sentences.append(f"None of the {len(bootstrap)} bootstrap addresses answers: check that a daemon runs there.")
+    if not bootstrap:
+        sentences.append("No bootstrap peer is named: give a running daemon's address with --bootstrap.")
+    return sentences
 
 
 def _job_reason(node: Node, entry: JobEntry) -> dict[str, Any]:

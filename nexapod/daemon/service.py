@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ from nexapod.protocol.errors import LocalError
 from nexapod.protocol.events import CancelJob, Submit, Trace
 from nexapod.protocol.node import JobEntry
 from nexapod.protocol.submitter import Submission
-from nexapod.protocol.types import BlobRef, JobId, JobSpec
+from nexapod.protocol.types import BlobRef, JobId, JobSpec, PeerId
 from nexapod.version import __version__
 
 
@@ -54,6 +54,8 @@ class Service:
         machine: Machine,
         home: Path,
         listen: Callable[[], Sequence[str]],
+        bootstrap: Sequence[str],
+        foreign: Mapping[PeerId, str],
         counters: Callable[[], dict[str, int]],
         stop: Stop,
     ) -> None:
@@ -65,6 +67,8 @@ class Service:
         self._machine = machine
         self._home = home
         self._listen = listen
+        self._bootstrap = bootstrap
+        self._foreign = foreign
         self._counters = counters
         self._stop = stop
         self._began = time.monotonic()
@@ -107,6 +111,7 @@ class Service:
 
     async def why(self) -> Json:
         view = explain.why_node(self._node, self._engine.stalled)
+        view["sentences"] += explain.why_alone(self._node, self._bootstrap, self._foreign)
         for name, found in self._machine.found.items():
             if not found.ok:
                 view["sentences"].append(f"The {name} executor is not available: {found.reason}")
