@@ -49,6 +49,8 @@ class Directory:
         """Rises whenever `closest` may answer otherwise."""
         self.known: dict[PeerId, Known] = {}
         self.links: dict[PeerId, str] = {}
+        self._last_addr: dict[PeerId, str] = {}
+        """Where each peer was last connected from: its operator group outlives its link."""
         self._suspects: dict[PeerId, Suspicion] = {}
         self._serving: list[tuple[int, PeerId]] | None = None
         self._closest: dict[tuple[int, int], tuple[PeerId, ...]] = {}
@@ -71,6 +73,9 @@ class Directory:
 
     def peer_up(self, peer: PeerId, addr: str) -> None:
         self.links[peer] = addr
+        if len(self._last_addr) >= limits.PROFILES_MAX:
+            self._last_addr = dict(self.links)
+        self._last_addr[peer] = addr
         self._suspects.pop(peer, None)
         self._changed()
 
@@ -155,8 +160,8 @@ class Directory:
         return count
 
     def group(self, peer: PeerId) -> str:
-        """The operator group of a peer, by the address that it is connected from."""
-        return group_of(peer, self.links.get(peer, ""))
+        """The operator group of a peer, by the address that it is, or was last, connected from."""
+        return group_of(peer, self._last_addr.get(peer, ""))
 
     def addrs(self, peer: PeerId) -> tuple[str, ...]:
         """Where a peer says it can be dialled."""

@@ -56,8 +56,8 @@ class Release:
     job: JobId
     shard: int
     tasks: tuple[int, ...]
-    never: bool
-    """It will not try these tasks again (it cannot run them)."""
+    unable: bool
+    """It could not run them: it is not given them again for a while, each time for twice as long."""
 
 
 Stage: TypeAlias = Literal["running", "committed", "revealed"]
@@ -211,7 +211,7 @@ _FIELDS: Final[list[tuple[type, dict[str, Check[Any]]]]] = [
     (Want, {"statements": array(DIGEST, 0, _MANY), "profiles": array(PEER, 0, _MANY)}),
     (Offer, {"envelopes": array(_ENVELOPE, 0, _MANY)}),
     (Grant, {"job": DIGEST, "shard": _SHARD, "bid": DIGEST, "granted": _TASKS}),
-    (Release, {"job": DIGEST, "shard": _SHARD, "tasks": _TASKS, "never": codec.BOOL}),
+    (Release, {"job": DIGEST, "shard": _SHARD, "tasks": _TASKS, "unable": codec.BOOL}),
     (Renew, {"job": DIGEST, "shard": _SHARD, "held": array(_HELD, 0, limits.SHARD_TASKS)}),
     (Status, {"job": DIGEST, "shard": _SHARD, "tasks": array(_STATUS, 0, limits.SHARD_TASKS)}),
     (Query, {"job": DIGEST, "shard": _SHARD}),

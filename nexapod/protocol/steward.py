@@ -68,12 +68,10 @@ class Desk:
     """What a steward remembers of one task beyond its statements."""
 
     leases: dict[PeerId, Lease] = field(default_factory=dict)
-    refused: set[PeerId] = field(default_factory=set)
-    """Workers that said they cannot run it."""
     asked: dict[PeerId, Millis] = field(default_factory=dict)
     """Workers asked to reveal, and until when they may."""
     lapses: dict[PeerId, Lapse] = field(default_factory=dict)
-    """Workers that held the task and let it down."""
+    """Workers that held the task and let it down, or could not run it."""
     wanted: int = 0
     """Results wanted in all, by the judgement so far; 0 = decided."""
     extra: int = 0
@@ -320,8 +318,7 @@ class Steward:
     def _grants(self, task: int, worker: PeerId) -> bool:
         group = self.ctx.directory.group(worker)
         desk = self._desk(task)
-        barred = worker in desk.refused or self._lapsed(desk, worker)
-        return self._is_open(task) and not barred and group not in self._groups(task)
+        return self._is_open(task) and not self._lapsed(desk, worker) and group not in self._groups(task)
 
     def _lease(self, task: int, worker: PeerId) -> None:
         now = self.ctx.now
@@ -370,8 +367,8 @@ class Steward:
             if task not in self.state.tasks:
                 continue
             desk = self._desk(task)
-            if message.never and len(desk.refused) < limits.PENDING_MAX:
-                desk.refused.add(worker)
+            if message.unable and worker in desk.leases:
+                self._lapse(desk, worker)
             committed = worker in self.state.file(task).commits
             if desk.leases.get(worker) is not None and not committed:
                 del desk.leases[worker]

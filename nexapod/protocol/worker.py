@@ -388,10 +388,10 @@ class Worker:
             self._cool(prospect, attempt.task)
         self._wake(self.ctx.now)
 
-    def _cool(self, prospect: Prospect, task: TaskId) -> None:
+    def _cool(self, prospect: Prospect, task: TaskId, least_ms: Millis = limits.RETRY_MIN_MS) -> None:
         """Workers that took the task from one another must not all come back at the same moment."""
         _, times = prospect.cooling.get(task.index, (0, 0))
-        span = limits.RETRY_MIN_MS << min(times, 4)
+        span = least_ms << min(times, 4)
         span += span * tickets.ticket(task, self.ctx.me) // tickets.ONE
         prospect.cooling[task.index] = (self.ctx.now + span, times + 1)
         outlook = prospect.shards.get(task.shard)
@@ -485,6 +485,11 @@ class Worker:
         for steward in self.ctx.stewards(attempt.task.job, attempt.task.shard):
             self.ctx.send(steward, Release(attempt.task.job, attempt.task.shard, (attempt.task.index,), True))
         self._drop(attempt, stop=False)
+        prospect = self.prospects.get(attempt.task.job)
+        if prospect is not None:
+            # The engine, the disk or a source may be well again by then; and in a small mesh nobody else may be left.
+            prospect.attempted.discard(attempt.task.index)
+            self._cool(prospect, attempt.task, 2 * limits.LEASE_TTL_MS)
 
     def _commit(self, attempt: Attempt, result: RunResult) -> None:
         prospect = self.prospects.get(attempt.task.job)

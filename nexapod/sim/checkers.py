@@ -202,7 +202,7 @@ class Checkers:
             (f"statements of shard {shard}", state.summary()[0], 2 * limits.STATEMENTS_PER_SHARD_MAX),
             (f"desks of shard {shard}", len(steward.desks), limits.SHARD_TASKS),
             (f"waiting workers of shard {shard}", len(steward._interest), INTEREST_MAX),
-            (f"refusals of shard {shard}", max((len(d.refused) for d in steward.desks.values()), default=0), 512),
+            (f"lapses of shard {shard}", max((len(d.lapses) for d in steward.desks.values()), default=0), 512),
             (f"leases of one worker on shard {shard}", max(held.values(), default=0), limits.SHARD_TASKS),
         ]
 

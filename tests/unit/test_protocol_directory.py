@@ -74,7 +74,8 @@ def test_a_link_makes_a_peer_live_whatever_was_thought_of_it() -> None:
     assert directory.group(pid(1)) == "8.8.8.0/24"
     directory.peer_down(pid(1), 3)
     assert not directory.live(pid(1), 3)
-    assert directory.group(pid(1)) == pid(1)
+    assert directory.group(pid(1)) == "8.8.8.0/24", "an operator is no other when a link breaks"
+    assert directory.group(pid(2)) == pid(2)
     directory.peer_down(pid(2), 3)
     assert not directory.live(pid(2), 3)
 

@@ -294,7 +294,7 @@ def test_the_commit_is_saved_before_it_is_spoken_of() -> None:
     assert (record.kind, record.key) == ("attempt", bytes(bench.id) + bytes(4))
 
 
-def test_a_task_that_this_machine_cannot_run_is_given_back_for_good() -> None:
+def test_a_task_that_this_machine_cannot_run_is_given_back_for_a_while() -> None:
     bench = Bench()
     bench.start()
     bench.worker.finished(bench.task, RunResult("try-elsewhere", 75, reason="no disk"))
@@ -571,3 +571,16 @@ def test_a_pause_ends_by_itself() -> None:
     for now in (20_000, 40_000, 60_000):
         bench.at(now)
     assert bench.worker.deadline == bench.worker.paused_until
+
+
+def test_a_task_that_could_not_be_run_here_is_tried_again_when_its_stewards_would_grant_it() -> None:
+    bench = Bench()
+    bench.grant(bench.bid(), *STEWARDS)
+    bench.worker.finished(bench.task, RunResult("try-elsewhere", 75, reason="the engine is down"))
+    prospect = bench.worker.prospects[bench.id]
+    assert bench.worker.attempts == {}
+    until, _ = prospect.cooling[0]
+    assert until >= bench.ctx.now + 2 * limits.LEASE_TTL_MS
+    bench.at(until + 1)
+    bench.worker.on_view(View(bench.id, 0, (0,), (), (), ()))
+    assert bench.attempt.state == "bidding"
