@@ -185,6 +185,8 @@ class Status(_View):
     known_peers: int
     active_jobs: int
     running_tasks: int
+    leases: int
+    """Tasks that this worker holds a lease of: waiting for a slot, running, or committed and not yet shown."""
     slots: int
     state: Literal["starting", "running", "draining"]
     uptime_s: int

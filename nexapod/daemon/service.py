@@ -26,6 +26,9 @@ from nexapod.protocol.submitter import Submission
 from nexapod.protocol.types import BlobRef, JobId, JobSpec, PeerId
 from nexapod.version import __version__
 
+LEASED = ("granted", "running", "committed")
+"""The states of an attempt in which this worker holds a lease."""
+
 
 @dataclass(slots=True)
 class Stop:
@@ -90,6 +93,7 @@ class Service:
             "known_peers": len(set(directory.known) - {self._node.me}),
             "active_jobs": sum(1 for entry in self._node.jobs.values() if entry.state == "active"),
             "running_tasks": len(self._tasks.running),
+            "leases": sum(1 for a in self._node.worker.attempts.values() if a.state in LEASED),
             "slots": profile.slots if profile else 0,
             "state": "draining" if self._node.worker.draining else "running",
             "uptime_s": int(time.monotonic() - self._began),
