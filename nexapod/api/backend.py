@@ -47,6 +47,14 @@ class NotReady(ApiError):
     title = "Not ready yet"
 
 
+class Over(ApiError):
+    """It has ended already: there is nothing left to do to it."""
+
+    status = 409
+    name = "over"
+    title = "Already over"
+
+
 class Invalid(ApiError):
     """What was sent cannot be accepted."""
 
@@ -140,7 +148,7 @@ class Backend(Protocol):
         """Raises NotFound, and NotReady until the job is complete."""
 
     async def cancel(self, job: JobId) -> None:
-        """End a job of this daemon's own. Raises NotFound, Forbidden. A job that has ended stays as it is."""
+        """End a job of this daemon's own. Raises NotFound, Forbidden, and Over when it is complete."""
 
     async def task_log(self, job: JobId, task: int) -> list[Json]:
         """models.ReplicaLog of each replica shown so far. Raises NotFound."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import trio
 
-from nexapod.api.backend import Busy, Forbidden, Invalid, JobEvent, Json, Metric, NotFound, NotReady
+from nexapod.api.backend import Busy, Forbidden, Invalid, JobEvent, Json, Metric, NotFound, NotReady, Over
 from nexapod.blobs.errors import BlobError, BlobMissing, BlobTooLarge, DiskFull
 from nexapod.blobs.store import BlobStore
 from nexapod.daemon import explain, views
@@ -189,6 +189,10 @@ class Service:
         entry = self._entry(job)
         if job not in self._node.submissions:
             raise Forbidden("Only the peer that submitted a job can cancel it.", "Run this at that peer.")
+        if entry.state == "settled":
+            raise Over(
+                "The job is complete: there is nothing to cancel.", "Its results stay: nexapod results ID -o DIR."
+            )
         if entry.state == "active":
             await self._engine.act(CancelJob(job, "cancelled by its submitter"))
 

@@ -16,7 +16,7 @@ from typing import Any
 import trio
 
 from nexapod.api.app import create_app
-from nexapod.api.backend import Forbidden, Json, Metric, NotFound, NotReady
+from nexapod.api.backend import Forbidden, Json, Metric, NotFound, NotReady, Over
 from nexapod.api.serve import serve
 from nexapod.protocol.types import BlobRef, JobId, JobSpec, PeerId, blob_of, peer_id_of_key
 
@@ -188,6 +188,8 @@ class FakeBackend:
     async def cancel(self, job: JobId) -> None:
         if self.known[job].spec.name == "not mine":
             raise Forbidden("another peer submitted this job")
+        if self.known[job].state == "complete":
+            raise Over("the job is complete")
         self.known[job].cancelled = True
         self._end(job)
 

@@ -273,6 +273,10 @@ async def test_cancel_stop_and_metrics(tmp_path: Path) -> None:
         job = await submit(client, backend)
         assert (await client.post(f"/v1/jobs/{job.hex()}/cancel")).status_code == 200
         assert (await client.get(f"/v1/jobs/{job.hex()}")).json()["state"] == "cancelled"
+        done = await submit(client, backend, name="done")
+        for task in backend.known[done].tasks:
+            task.state = "settled"
+        assert_problem(await client.post(f"/v1/jobs/{done.hex()}/cancel"), 409, "over")
         foreign = await submit(client, backend, name="not mine")
         assert_problem(await client.post(f"/v1/jobs/{foreign.hex()}/cancel"), 403, "forbidden")
         assert (await client.post("/v1/stop", json={"drain": False})).status_code == 202
