@@ -103,11 +103,11 @@ class Joints:
         """The mesh's news, as events of the core."""
         post = self.engine.post
         match event:
-            case mesh_events.PeerUp(peer, addr):
-                post(events.PeerUp(peer, addr))
-            case mesh_events.PeerDown(peer):
+            case events.PeerUp():
+                post(event)
+            case events.PeerDown(peer):
                 self.exchange.peer_gone(peer)
-                post(events.PeerDown(peer))
+                post(event)
             case mesh_events.Unreachable(peer):
                 self.exchange.peer_gone(peer)
                 post(events.Unreachable(peer))

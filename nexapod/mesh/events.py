@@ -1,31 +1,21 @@
-"""What the mesh tells the daemon, and the names of its channels and topics. Values only."""
+"""What the mesh tells the daemon, and the names of its channels and topics. Values only.
+
+Where the core has the same event, it is the core's: PeerUp with the first usable connection, PeerDown with the last.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
+from nexapod.protocol.events import PeerDown as PeerDown
+from nexapod.protocol.events import PeerUp as PeerUp
+from nexapod.protocol.events import Topic as Topic
 from nexapod.protocol.types import PeerId
 
 Channel: TypeAlias = Literal["control", "bulk"]
-Topic: TypeAlias = Literal["profile", "job"]
 CHANNELS: Final[tuple[Channel, ...]] = ("control", "bulk")
 TOPICS: Final[tuple[Topic, ...]] = ("profile", "job")
-
-
-@dataclass(frozen=True, slots=True)
-class PeerUp:
-    """The first connection to a peer of this network is ready; `addr` is its remote multiaddr ("" if unknown)."""
-
-    peer: PeerId
-    addr: str
-
-
-@dataclass(frozen=True, slots=True)
-class PeerDown:
-    """The last connection to a peer that was up is gone."""
-
-    peer: PeerId
 
 
 @dataclass(frozen=True, slots=True)
