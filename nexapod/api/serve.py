@@ -10,8 +10,7 @@ import os
 import secrets
 import socket
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -27,6 +26,7 @@ from starlette.types import ASGIApp
 
 from nexapod.api.guard import LoopbackGuard
 from nexapod.protocol.errors import LocalError
+from nexapod.store.home import short_socket_path
 
 log = structlog.get_logger()
 
@@ -39,7 +39,6 @@ BACKLOG: Final = 64
 KEEP_ALIVE_S: Final = 30
 PROBE_S: Final = 1.0
 TOKEN_BYTES: Final = 32
-SOCKET_PATH_MAX: Final = 100
 """The kernel takes 107 bytes; longer paths go by way of a descriptor of their folder."""
 
 
@@ -234,7 +233,7 @@ def bind_unix(path: Path) -> socket.socket:
     # The mask is the process's, but nothing else runs between these two lines: this is one synchronous step.
     old = os.umask(0o177)
     try:
-        with _short_path(path) as short:
+        with short_socket_path(path) as short:
             bound.bind(short)
     except OSError as error:
         bound.close()
@@ -245,19 +244,6 @@ def bind_unix(path: Path) -> socket.socket:
     return bound
 
 
-@contextmanager
-def _short_path(path: Path) -> Iterator[str]:
-    """The path, or one that leads to the same place and fits the kernel's 107 bytes."""
-    if len(os.fsencode(path)) <= SOCKET_PATH_MAX:
-        yield str(path)
-        return
-    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{folder}/{path.name}"
-    finally:
-        os.close(folder)
-
-
 def _remove_stale(path: Path) -> None:
     try:
         kind = path.lstat().st_mode
@@ -265,7 +251,10 @@ def _remove_stale(path: Path) -> None:
         return
     if not stat.S_ISSOCK(kind):
         raise ApiSocketError(f"{path}: something that is not a socket lies there; move it away")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe, _short_path(path) as short:
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe,
+        short_socket_path(path) as short,
+    ):
         probe.settimeout(PROBE_S)
         try:
             probe.connect(short)

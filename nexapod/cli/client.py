@@ -6,7 +6,6 @@ Turns every failure into a CliError. Loads no framework, so that a command answe
 from __future__ import annotations
 
 import json
-import os
 import socket
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import IO, Any, Final
 from nexapod.cli.errors import CliError, ConnectionLost, DaemonFailed, NothingThere, Refused, Unreachable
 from nexapod.cli.safe import safe
 from nexapod.protocol.types import BlobRef
+from nexapod.store.home import short_socket_path
 
 CONNECT_TIMEOUT_S: Final = 5.0
 ANSWER_TIMEOUT_S: Final = 60.0
@@ -26,7 +26,6 @@ ANSWER_BYTES_MAX: Final = 512 << 20
 EVENT_BYTES_MAX: Final = 4 << 20
 PIECE_BYTES: Final = 256 << 10
 TASKS_PER_PAGE: Final = 1_000
-_SOCKET_PATH_MAX: Final = 100
 
 
 class _UnixConnection(HTTPConnection):
@@ -37,22 +36,9 @@ class _UnixConnection(HTTPConnection):
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self.sock.settimeout(CONNECT_TIMEOUT_S)
-        with _short_path(self._path) as short:
+        with short_socket_path(self._path) as short:
             self.sock.connect(short)
         self.sock.settimeout(self.timeout)
-
-
-@contextmanager
-def _short_path(path: Path) -> Iterator[str]:
-    # The kernel takes 107 bytes; a longer path goes by way of a descriptor of its folder.
-    if len(os.fsencode(path)) <= _SOCKET_PATH_MAX:
-        yield str(path)
-        return
-    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{folder}/{path.name}"
-    finally:
-        os.close(folder)
 
 
 class Client:

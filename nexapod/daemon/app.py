@@ -251,6 +251,7 @@ async def _serve(
                 **mesh.counts(),
                 **_prefixed("engine_dropped", engine),
                 **_prefixed("dropped", performer),
+                "blob_questions_dropped": exchange.questions_dropped,
             },
             stop=stop,
         )

@@ -141,7 +141,6 @@ class Job:
     plan: JobPlan
     spec: JobSpec
     id: JobId
-    submitted: bool = False
     placed_at: Millis | None = None
     complete_at: Millis | None = None
 
@@ -154,7 +153,6 @@ class Stats:
     sent: int = 0
     by_kind: dict[str, int] = field(default_factory=dict)
     traces: dict[str, int] = field(default_factory=dict)
-    gossiped: int = 0
     crashes: int = 0
     honest_penalties: dict[str, int] = field(default_factory=dict)
 
@@ -549,7 +547,6 @@ class World:
         self._later(box, delay, Unreachable(other.peer))
 
     def _publish(self, box: Box, effect: Publish) -> None:
-        self.stats.gossiped += 1
         self._trace.update(b"gossip" + effect.data)
         for other in self.boxes:
             if other is box or other.node is None or other.side != box.side:
@@ -653,7 +650,6 @@ class World:
         if box.node is not None and box.paused_until <= self.now:
             box.blobs.update(job.spec.blobs)
             self.enter(box, Submit(job.spec))
-            job.submitted = True
         self.at(self.now + SUBMIT_CHECK_MS, lambda: self._submit(job))
 
     def _on_trace(self, box: Box, name: str, facts: dict[str, Any]) -> None:

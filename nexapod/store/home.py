@@ -10,12 +10,14 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from nexapod.protocol.errors import LocalError
+
+SOCKET_PATH_MAX = 100
 
 
 class HomeError(LocalError):
@@ -110,10 +112,17 @@ class Home:
             raise HomeError(f"{self.lock}: cannot be locked ({error.strerror}); {_lock_advice(error)}") from error
 
 
-def home_root(environ: Mapping[str, str], user_home: Path) -> Path:
-    """Which home folder to use when none is named: $NEXAPOD_HOME, else ~/.nexapod."""
-    named = environ.get("NEXAPOD_HOME")
-    return Path(named) if named else user_home / ".nexapod"
+@contextmanager
+def short_socket_path(path: Path) -> Iterator[str]:
+    """The path, or one that leads to the same place and fits the kernel's 107 bytes; good inside the block."""
+    if len(os.fsencode(path)) <= SOCKET_PATH_MAX:
+        yield str(path)
+        return
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
 
 
 def _pid_in(descriptor: int) -> int | None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from nexapod.store.home import Home, HomeError, HomeInUse, home_root
+from nexapod.store.home import Home, HomeError, HomeInUse, short_socket_path
 
 HOLDER = """
 import sys
@@ -70,6 +70,12 @@ def test_it_can_be_held_again_after_release(tmp_path):
             pass
 
 
-def test_which_home_is_used():
-    assert home_root({}, Path("/home/ada")) == Path("/home/ada/.nexapod")
-    assert home_root({"NEXAPOD_HOME": "/srv/pod"}, Path("/home/ada")) == Path("/srv/pod")
+def test_a_socket_path_that_the_kernel_would_refuse_leads_to_the_same_place(tmp_path):
+    deep = tmp_path / ("d" * 120)
+    deep.mkdir()
+    with short_socket_path(deep / "api.sock") as short, socket.socket(socket.AF_UNIX) as bound:
+        assert len(short) < 100
+        bound.bind(short)
+    assert (deep / "api.sock").is_socket()
+    with short_socket_path(tmp_path / "s") as short:
+        assert short == str(tmp_path / "s") or len(str(tmp_path)) > 97
