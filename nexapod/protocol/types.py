@@ -1,6 +1,6 @@
 """The values that the whole mesh speaks of: names, digests, resources, jobs and profiles. Frozen, and nothing else.
 
-Validation of what other peers send lives in statements.py; what a user writes is checked in daemon/jobfile.py. Both
+Validation of what other peers send lives in statements.py; what a user writes is checked in cli/jobfile.py. Both
 build these.
 """
 
