@@ -40,9 +40,12 @@ class _Strict(BaseModel):
 class RunBody(_Strict):
     executor: Literal["wasm", "docker"]
     module: Ref | None = None
-    image: str | None = Field(None, max_length=80)
+    image: str | None = Field(None, max_length=limits.IMAGE_NAME_MAX)
+    image_blobs: list[Ref] = Field(default=[], max_length=limits.LAYERS_MAX + 1)
     command: list[str] = Field(default=[], max_length=limits.COMMAND_MAX)
     env: dict[str, str] = Field(default={}, max_length=limits.ENV_MAX)
+    workdir: str = ""
+    checkpoint: Literal["local", "shared"] = "local"
 
 
 class InputBody(_Strict):
@@ -54,13 +57,21 @@ class SplitBody(_Strict):
     path: str = Field(max_length=limits.PATH_MAX)
     ref: Ref
     index: Ref
+    bounds: list[int] = Field(min_length=2, max_length=TASKS_MAX // limits.SHARD_TASKS + 2)
+    header: int = 0
+
+    def value(self) -> types.Split:
+        return types.Split(self.path, self.ref, self.index, tuple(self.bounds), self.header)
 
 
 class LimitsBody(_Strict):
     cpus_milli: int = 1000
     memory: int = 256 << 20
     output: int = 16 << 20
+    disk: int = 32 << 20
     wall_ms: int = 3_600_000
+    idle_ms: int = 0
+    pids: int = 64
     gpus: int = 0
     gpu_memory: int = 0
 
@@ -69,6 +80,7 @@ class RequiresBody(_Strict):
     arch: list[str] = Field(default=[], max_length=8)
     memory: int = 0
     gpu_model: str = ""
+    gpu_capability: str = ""
 
 
 class ValidateBody(_Strict):
@@ -105,18 +117,21 @@ class JobBody(_Strict):
                 self.run.executor,
                 self.run.module,
                 self.run.image,
+                tuple(self.run.image_blobs),
                 tuple(self.run.command),
                 tuple(sorted(self.run.env.items())),
+                self.run.workdir,
+                self.run.checkpoint,
             ),
             tasks=self.tasks,
             description=self.description,
             tags=tuple(self.tags),
             priority=self.priority,
             inputs=tuple(types.File(i.path, i.ref) for i in self.inputs),
-            split=types.Split(self.split.path, self.split.ref, self.split.index) if self.split else None,
+            split=self.split.value() if self.split else None,
             params=self.params,
             limits=types.Limits(**self.limits.model_dump()),
-            requires=types.Requires(tuple(self.requires.arch), self.requires.memory, self.requires.gpu_model),
+            requires=types.Requires(**self.requires.model_dump() | {"arch": tuple(self.requires.arch)}),
             validate=types.Validate(**self.validation.model_dump()),
             retention_ms=self.retention_ms,
         )
@@ -137,20 +152,34 @@ def spec_view(spec: types.JobSpec) -> dict[str, Any]:
             "executor": run.executor,
             "module": str(run.module) if run.module else None,
             "image": run.image,
+            "image_blobs": [str(ref) for ref in run.image_blobs],
             "command": list(run.command),
             "env": dict(run.env),
+            "workdir": run.workdir,
+            "checkpoint": run.checkpoint,
         },
         "inputs": [{"path": f.path, "ref": str(f.blob)} for f in spec.inputs],
-        "split": {"path": split.path, "ref": str(split.blob), "index": str(split.index)} if split else None,
+        "split": _split_view(split) if split else None,
         "params": str(spec.params) if spec.params else None,
         "limits": {name: getattr(spec.limits, name) for name in LimitsBody.model_fields},
         "requires": {
             "arch": list(spec.requires.arch),
             "memory": spec.requires.memory,
             "gpu_model": spec.requires.gpu_model,
+            "gpu_capability": spec.requires.gpu_capability,
         },
         "validate": {name: getattr(spec.validate, name) for name in ValidateBody.model_fields},
         "retention_ms": spec.retention_ms,
+    }
+
+
+def _split_view(split: types.Split) -> dict[str, Any]:
+    return {
+        "path": split.path,
+        "ref": str(split.blob),
+        "index": str(split.index),
+        "bounds": list(split.bounds),
+        "header": split.header,
     }
 
 

@@ -18,7 +18,7 @@ from typing import Any, Final, cast
 
 from nexapod.cli.quantities import parse_duration, parse_size
 from nexapod.cli.safe import is_plain_path
-from nexapod.cli.splitting import PIECE, By, SplitError, split_index
+from nexapod.cli.splitting import PIECE, By, SplitError, shard_bounds, split_index
 from nexapod.config.document import Document, Table, kind_of
 from nexapod.protocol import limits
 from nexapod.protocol.types import BlobRef, blob_of, blob_root
@@ -202,7 +202,8 @@ def _split(table: Table, reading: _Reading, taken: set[str]) -> dict[str, Any]:
         table.problem("split", f"{source!r} cannot be split by {by}: {error}")
         return {"tasks": 1}
     index_ref = reading.keep(f"index of {source}", index, blob_of(index))
-    return {"tasks": len(index) // PIECE.size, "split": {"path": target, "ref": ref, "index": index_ref}}
+    split = {"path": target, "ref": ref, "index": index_ref, "bounds": shard_bounds(index)}
+    return {"tasks": len(index) // PIECE.size, "split": split}
 
 
 def _limits(table: Table) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
-from nexapod.protocol.limits import TASKS_MAX
+from nexapod.protocol.limits import SHARD_TASKS, TASKS_MAX
 
 By: TypeAlias = Literal["lines", "fasta"]
 PIECE_BYTES_MAX: Final = 2**32 - 1
@@ -45,6 +45,12 @@ def pieces(index: bytes) -> list[tuple[int, int]]:
     if len(index) % PIECE.size:
         raise ValueError("not an index of pieces")
     return list(PIECE.iter_unpack(index))
+
+
+def shard_bounds(index: bytes) -> list[int]:
+    """Where the pieces of each shard begin, and where the last one ends: what types.Split.bounds holds."""
+    found = pieces(index)
+    return [offset for offset, _ in found[::SHARD_TASKS]] + [sum(found[-1])]
 
 
 def _grouped(starts: Iterator[int], end: int, records_per_task: int) -> Iterator[tuple[int, int]]:

@@ -76,6 +76,7 @@ class Machine:
             gpus=tuple(devices[:GPUS_MAX]),
             executors=tuple(types.Executor(self._executors[n].name, f.version[:100]) for n, f in usable.items()),
             images=tuple(image for found in usable.values() for image in found.images)[:IMAGES_MAX],
+            registries=(),
             addrs=tuple(self._addrs())[:ADDRS_MAX],
             serves=self._serves,
             slots=slots,

@@ -31,7 +31,7 @@ from nexapod.protocol.events import (
     Stop,
     Trace,
 )
-from nexapod.protocol.types import BlobRef
+from nexapod.protocol.types import BlobRef, Part
 
 log = structlog.get_logger()
 
@@ -123,27 +123,26 @@ class Performer:
             await self._mesh.publish(effect.topic, effect.data)
 
     async def _fetch(self, effect: Fetch) -> None:
-        if await self._blobs.touch(effect.ref):
-            self._post(BlobReady(effect.ref))
+        part, ref = effect.part, effect.part.blob
+        if await self._blobs.touch(ref):
+            self._post(BlobReady(part))
             return
-        if await self._tried(lambda: self._exchange.fetch(effect.ref, effect.sources, deadline_s=FETCH_S), effect.ref):
+        if await self._tried(lambda: self._exchange.fetch(ref, effect.sources, deadline_s=FETCH_S), part):
             return
-        found = await self._dht.providers(effect.ref.digest, PROVIDERS_MAX)
+        found = await self._dht.providers(ref.digest, PROVIDERS_MAX)
         others = [peer for peer in found if peer not in effect.sources and peer != self._mesh.peer_id]
-        if others and await self._tried(
-            lambda: self._exchange.fetch(effect.ref, others, deadline_s=FETCH_S), effect.ref
-        ):
+        if others and await self._tried(lambda: self._exchange.fetch(ref, others, deadline_s=FETCH_S), part):
             return
-        self._post(BlobFailed(effect.ref))
+        self._post(BlobFailed(part))
 
-    async def _tried(self, fetch: Callable[[], Awaitable[object]], ref: BlobRef) -> bool:
+    async def _tried(self, fetch: Callable[[], Awaitable[object]], part: Part) -> bool:
         try:
             await fetch()
         except BlobError as error:
-            log.info("blob_not_fetched", blob=str(ref), error=str(error))
+            log.info("blob_not_fetched", blob=str(part.blob), error=str(error))
             return False
-        self._post(BlobReady(ref))
-        self._provide(ref)
+        self._post(BlobReady(part))
+        self._provide(part.blob)
         return True
 
     def _provide(self, ref: BlobRef) -> None:

@@ -27,6 +27,7 @@ def profile_view(profile: Profile) -> dict[str, Any]:
         ],
         "executors": [{"name": e.name, "version": e.version} for e in profile.executors],
         "images": list(profile.images),
+        "registries": list(profile.registries),
         "addrs": list(profile.addrs),
         "serves": profile.serves,
         "slots": profile.slots,
@@ -162,6 +163,7 @@ def _task(submission: Submission, task: int, active: ActiveTask | None) -> dict[
                 "wall_ms": s.body.usage.wall_ms,
                 "cpu_ms": s.body.usage.cpu_ms,
                 "peak_memory": s.body.usage.peak_memory,
+                "gpu_ms": s.body.usage.gpu_ms,
                 "hardware": s.body.hardware,
                 "agreed": _agreed(verdict, s.body.root),
             }

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 from nexapod.protocol.errors import LocalError
 from nexapod.protocol.types import ExecutorName, Limits, RunOutcome, Usage
@@ -52,12 +52,16 @@ class TaskRun:
     command: tuple[str, ...]
     """wasm: argv after the program's name. docker: the command; empty means the image's own."""
     env: tuple[tuple[str, str], ...]
+    workdir: str
+    """docker: where the command starts; empty means the image's own."""
     input: Path
     output: Path
     checkpoint: Path
     limits: Limits
     seed: bytes
     """32 bytes, the same for every replica of the task: fixes the randomness and the clock of a wasm task."""
+    gpus: tuple[str, ...] = ()
+    """UUIDs of the GPUs granted to this run, as NVML spells them: as many as `limits.gpus`."""
 
     def __post_init__(self) -> None:
         if not _LABEL.fullmatch(self.label):
@@ -98,6 +102,23 @@ class Ended:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How a run stands while it goes on."""
+
+    progress: float | None = None
+    """From 0 to 1; None while the task has said nothing of it."""
+    log: str = ""
+    """As Ended.log, so far."""
+    printed: int = 0
+    """Bytes printed so far, kept or not."""
+    usage: Usage = field(default_factory=Usage)
+    """So far. A number that cannot be had while the task runs is 0."""
+
+
+OnReport: TypeAlias = Callable[[Report], None]
+
+
 class Executor(Protocol):
     """A sandbox. The same contract tests run against every one (tests/contract/test_executor_contract.py)."""
 
@@ -107,16 +128,30 @@ class Executor(Protocol):
         """Find out whether tasks can run here. Never raises for what is missing; bounded in time."""
         ...
 
-    async def run(self, run: TaskRun, on_progress: Callable[[float], None]) -> Ended:
-        """Run one task to its end.
+    async def run(self, run: TaskRun, on_report: OnReport) -> Ended:
+        """Run one task to its end; or, when `survivors` names its label, go on with what a former daemon began.
 
         Whatever the task or the sandbox does is an Ended, never an exception. Cancelling kills the task and
-        cleans up within a deadline. `on_progress` gets numbers from 0 to 1, about four times a second at most.
+        cleans up within a deadline. `on_report` is called when something changed, about once a second at most.
         """
         ...
 
-    async def reap_orphans(self) -> int:
-        """End and remove what an earlier daemon of this home left behind; how many were found."""
+    async def pause(self, label: str) -> bool:
+        """Freeze a run, within a second: it uses no more CPU, and neither its wall nor its idle time passes. False:
+        no such run, or the sandbox cannot. Repeating it is harmless."""
+        ...
+
+    async def resume(self, label: str) -> bool:
+        """Let it go on. False: no such run."""
+        ...
+
+    async def survivors(self) -> frozenset[str]:
+        """Labels of runs that a former daemon of this home began and that still run, or have ended with their result
+        kept. `run` goes on with them; their folders must be as they were. Ask before `reap_orphans`."""
+        ...
+
+    async def reap_orphans(self, keep: frozenset[str] = frozenset()) -> int:
+        """End and remove what an earlier daemon of this home left behind, but for the labels to `keep`; how many."""
         ...
 
     async def aclose(self) -> None:

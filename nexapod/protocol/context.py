@@ -14,7 +14,7 @@ from nexapod.protocol.messages import Message
 from nexapod.protocol.records import Record
 from nexapod.protocol.statements import Body, Signer, Statement
 from nexapod.protocol.tickets import shard_key
-from nexapod.protocol.types import BlobRef, JobId, Millis, PeerId, StatementId
+from nexapod.protocol.types import BlobRef, JobId, Millis, Part, PeerId, StatementId
 
 STATEMENT_RECORD = "statement"
 
@@ -30,8 +30,7 @@ class Context:
         self.now: Millis = 0
         self.effects: list[Effect] = []
         self.to_self: deque[Message] = deque()
-        self.stored: set[BlobRef] = set()
-        """Blobs known to be in the local store."""
+        self._stored: dict[BlobRef, set[Part]] = {}
         self._owners: dict[BlobRef, set[tuple[str, JobId]]] = {}
 
     # --- effects ---------------------------------------------------------------------------------------------------
@@ -69,11 +68,20 @@ class Context:
         """Somebody here needs the blob: it is not dropped before everyone who said so has let go."""
         self._owners.setdefault(ref, set()).add(owner)
 
-    def fetch(self, ref: BlobRef, owner: tuple[str, JobId], sources: list[PeerId]) -> None:
-        """Hold a blob, and bring it here (BlobReady or BlobFailed follows). Sources in order of preference."""
-        self.hold(ref, owner)
+    def fetch(self, part: Part, owner: tuple[str, JobId], sources: list[PeerId]) -> None:
+        """Hold a blob, and bring part of it here (BlobReady or BlobFailed follows). Sources in order of preference."""
+        self.hold(part.blob, owner)
         others = tuple(p for p in dict.fromkeys(sources) if p != self.me)
-        self.effects.append(Fetch(ref, others))
+        self.effects.append(Fetch(part, others))
+
+    def store_has(self, part: Part) -> None:
+        """It is in the local store."""
+        self._stored.setdefault(part.blob, set()).add(part)
+
+    def has(self, part: Part) -> bool:
+        """Whether it is known to be in the local store."""
+        stored = self._stored.get(part.blob, ())
+        return part in stored or Part.whole(part.blob) in stored
 
     def let_go(self, ref: BlobRef, owner: tuple[str, JobId]) -> None:
         owners = self._owners.get(ref)
@@ -82,7 +90,7 @@ class Context:
         owners.discard(owner)
         if not owners:
             del self._owners[ref]
-            self.stored.discard(ref)
+            self._stored.pop(ref, None)
             self.effects.append(Drop(ref))
 
     def let_go_all(self, owner: tuple[str, JobId]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from nexapod.protocol.records import Record
-from nexapod.protocol.types import BlobRef, Digest, JobId, JobSpec, PeerId, Profile, RunResult, TaskId
+from nexapod.protocol.types import BlobRef, Digest, JobId, JobSpec, Part, PeerId, Profile, RunResult, TaskId
 
 Topic: TypeAlias = Literal["profile", "job"]
 
@@ -111,16 +111,16 @@ class Misbehaved:
 
 @dataclass(frozen=True, slots=True)
 class BlobReady:
-    """A blob that `Fetch` asked for is in the store."""
+    """What `Fetch` asked for is in the store."""
 
-    ref: BlobRef
+    part: Part
 
 
 @dataclass(frozen=True, slots=True)
 class BlobFailed:
-    """No source gave the blob."""
+    """No source gave it."""
 
-    ref: BlobRef
+    part: Part
 
 
 Event: TypeAlias = (
@@ -186,15 +186,15 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Bring a blob into the store and keep it; say BlobReady or BlobFailed. Ready at once when it is there."""
+    """Bring part of a blob into the store and keep it; say BlobReady or BlobFailed. Ready at once when it is there."""
 
-    ref: BlobRef
+    part: Part
     sources: tuple[PeerId, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Nothing of this node needs the blob any more."""
+    """Nothing of this node needs any part of the blob any more."""
 
     ref: BlobRef
 

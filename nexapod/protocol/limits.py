@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 
 # --- sizes ---------------------------------------------------------------------------------------------------------
 ENVELOPE_BYTES_MAX: Final = 64 * 1024
@@ -24,7 +24,7 @@ LOG_TAIL_MAX: Final = 2048
 COMMAND_MAX: Final = 64
 ENV_MAX: Final = 64
 TAGS_MAX: Final = 16
-INPUTS_MAX: Final = 64
+INPUTS_MAX: Final = 256
 OUTPUT_FILES_MAX: Final = 64
 ADDRS_MAX: Final = 16
 GPUS_MAX: Final = 16
@@ -32,6 +32,13 @@ EXECUTORS_MAX: Final = 8
 CHUNK_BYTES: Final = 1024 * 1024
 """A blob is hashed and moved in pieces of this size."""
 BLOB_BYTES_MAX: Final = 1 << 40
+LAYERS_MAX: Final = 127
+"""Layers of a container image: what engines take."""
+IMAGE_NAME_MAX: Final = 512
+REGISTRIES_MAX: Final = 16
+SPLIT_ENTRY_BYTES: Final = 12
+"""One entry of a split's index: u64 offset, u32 length."""
+PIDS_MAX: Final = 1024
 
 # --- the shape of a job --------------------------------------------------------------------------------------------
 STEWARDS: Final = 3

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nexapod.protocol.statements import registry_host
 from nexapod.protocol.types import JobSpec, PeerId, Profile
 
 
@@ -25,6 +26,11 @@ class Policy:
     work: bool = True
     submitters: frozenset[PeerId] | None = None
     """Whose jobs are accepted; None = anybody's."""
+
+
+def capability(text: str) -> tuple[int, ...]:
+    """A compute capability in an order that can be compared; the empty text is the least."""
+    return tuple(int(part) for part in text.split(".") if part.isdigit())
 
 
 YES = Decision(True, "it satisfies the job")
@@ -60,9 +66,12 @@ def _executor(profile: Profile, job: JobSpec) -> str:
     run = job.run
     if run.executor not in {e.name for e in profile.executors}:
         return f"has no {run.executor} executor"
-    if run.image is not None and run.image not in profile.images:
+    if run.image is None or run.image_blobs or run.image in profile.images:
+        return ""
+    host = registry_host(run.image)
+    if host is None:
         return "does not hold the container image"
-    return ""
+    return "" if host in profile.registries else f"does not pull container images from {host}"
 
 
 def _arch(profile: Profile, job: JobSpec) -> str:
@@ -84,7 +93,9 @@ def _gpus(profile: Profile, job: JobSpec) -> str:
     fitting = [
         gpu
         for gpu in profile.gpus
-        if gpu.memory >= job.limits.gpu_memory and job.requires.gpu_model.lower() in gpu.model.lower()
+        if gpu.memory >= job.limits.gpu_memory
+        and job.requires.gpu_model.lower() in gpu.model.lower()
+        and capability(gpu.capability) >= capability(job.requires.gpu_capability)
     ]
     if len(fitting) >= job.limits.gpus:
         return ""
@@ -92,5 +103,7 @@ def _gpus(profile: Profile, job: JobSpec) -> str:
 
 
 def _disk(profile: Profile, job: JobSpec) -> str:
-    wanted = job.limits.output + sum(blob.size for blob in job.blobs)
+    # Of a split file a worker fetches its own piece only, and its steward part of the shard's: neither is known here.
+    held = [ref for ref in job.blobs if job.split is None or ref != job.split.blob]
+    wanted = job.limits.disk + sum(ref.size for ref in held)
     return "" if profile.disk_free >= wanted else f"has less than {wanted >> 20} MiB of free disk"

@@ -63,7 +63,7 @@ from nexapod.protocol.steward import SHARD_RECORD, Steward, in_order
 from nexapod.protocol.submitter import EVIDENCE_RECORD, Submission
 from nexapod.protocol.tickets import shard_key
 from nexapod.protocol.timers import Timers
-from nexapod.protocol.types import BlobRef, JobId, JobSpec, Millis, PeerId, Profile, StatementId
+from nexapod.protocol.types import BlobRef, JobId, JobSpec, Millis, Part, PeerId, Profile, StatementId
 from nexapod.protocol.worker import ATTEMPT_RECORD, Worker
 
 SEQ_RECORD = "seq"
@@ -215,11 +215,11 @@ class Node:
                 self.worker.finished(task, result)
             case Misbehaved(peer, rule, penalty):
                 self._penalise(peer, PeerError(rule, penalty=penalty))
-            case BlobReady(ref):
-                ctx.stored.add(ref)
-                self._on_blob(ref, ready=True)
-            case BlobFailed(ref):
-                self._on_blob(ref, ready=False)
+            case BlobReady(part):
+                ctx.store_has(part)
+                self._on_blob(part, ready=True)
+            case BlobFailed(part):
+                self._on_blob(part, ready=False)
             case _:
                 assert_never(event)
 
@@ -240,12 +240,12 @@ class Node:
         self.ctx.trace("penalty", peer=peer, rule=error.rule, detail=error.detail, points=points)
         self.ctx.effects.append(Penalise(peer, error.rule, points > limits.PENALTY_MAX))
 
-    def _on_blob(self, ref: BlobRef, *, ready: bool) -> None:
+    def _on_blob(self, part: Part, *, ready: bool) -> None:
         for key, steward in list(self.stewards.items()):
-            (steward.blob_ready if ready else steward.blob_failed)(ref)
+            (steward.blob_ready if ready else steward.blob_failed)(part)
             self._touched.add(key)
         for submission in self.submissions.values():
-            (submission.blob_ready if ready else submission.blob_failed)(ref)
+            (submission.blob_ready if ready else submission.blob_failed)(part)
 
     def _hear_oneself(self) -> None:
         """A node speaks to itself as to any other peer: it is often steward and worker of one task."""
@@ -330,7 +330,8 @@ class Node:
         if len(self.jobs) >= limits.JOBS_MAX:
             raise LocalError(f"This daemon knows {limits.JOBS_MAX} jobs already: wait until some of them are over.")
         statement = self.ctx.sign(spec)
-        self.ctx.stored.update(spec.blobs)
+        for ref in spec.blobs:
+            self.ctx.store_has(Part.whole(ref))
         self._learn_job(statement)
         submission = self.submissions[JobId(statement.id)]
         submission.announce()

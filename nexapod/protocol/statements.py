@@ -2,7 +2,7 @@
 
     envelope = msgpack([version, kind, author, body, signature])
 
-`body` is the msgpack bytes as signed; the signature is Ed25519 over b"nexapod/1/" + kind + b"\\0" + body, with the key
+`body` is the msgpack bytes as signed; the signature is Ed25519 over b"nexapod/2/" + kind + b"\\0" + body, with the key
 inside the author's peer id. The id of a statement is sha2-256 of the envelope without its signature. Decoding is
 total: any bytes give a Statement or a PeerError. Bytes are signed and hashed, never a re-serialised object.
 """
@@ -10,6 +10,8 @@ total: any bytes give a Statement or a PeerError. Bytes are signed and hashed, n
 from __future__ import annotations
 
 import hashlib
+import itertools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -187,23 +189,59 @@ _NAME = text(limits.TEXT_MAX, empty=False)
 _TASK = integer(0, limits.TASKS_MAX - 1)
 _SHARD = integer(0, limits.TASKS_MAX // limits.SHARD_TASKS)
 _FILE: Check[File] = codec.record(File, path=path(limits.PATH_MAX), blob=_BLOB)
-_IMAGE: Check[str] = text(80, empty=False)
+_IMAGE: Check[str] = text(limits.IMAGE_NAME_MAX, empty=False)
+_REGISTRY: Check[str] = text(limits.TEXT_MAX, empty=False)
+_HEX = frozenset("0123456789abcdef")
+_REGISTRY_NAME = re.compile(
+    r"(?P<host>[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::[0-9]{1,5})?)/"
+    r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*@sha256:[0-9a-f]{64}"
+)
+"""A reference as the registry API has it, with its host spelled out and no tag: those can be moved."""
+_CAPABILITY = re.compile(r"[0-9]{1,3}\.[0-9]{1,3}")
 
 
 def _checked_run(**fields: Any) -> types.Run:
     run = types.Run(**fields)
     if (run.executor == "wasm") != (run.module is not None) or (run.executor == "docker") != (run.image is not None):
         raise ValueError("a wasm run names a module, a docker run an image, and neither the other's")
-    if run.image is not None:
-        check_image(run.image)
+    if run.image is not None and not is_content_id(run.image) and registry_host(run.image) is None:
+        raise ValueError("an image is a content id (sha256:<64 hex digits>) or host/name@sha256:<64 hex digits>")
+    if run.image_blobs and (run.image is None or not _is_configuration(run.image, run.image_blobs[0])):
+        raise ValueError("the first of an image's blobs is the configuration that its content id names")
+    if run.workdir and (run.executor != "docker" or not run.workdir.startswith("/")):
+        raise ValueError("a working directory is an absolute path in a container")
     return run
 
 
-def check_image(image: str) -> None:
-    """Raises ValueError unless `image` is a content id: sha256: and 64 lower-case hex digits."""
+def is_content_id(image: str) -> bool:
+    """Whether it is `sha256:` and 64 lower-case hex digits."""
     scheme, _, digits = image.partition(":")
-    if scheme != "sha256" or len(digits) != 64 or not set(digits) <= set("0123456789abcdef"):
-        raise ValueError("an image is named by its content id, sha256:<64 hex digits>")
+    return scheme == "sha256" and len(digits) == 64 and set(digits) <= _HEX
+
+
+def registry_host(image: str) -> str | None:
+    """The host of a registry's reference by digest; None for anything else."""
+    found = _REGISTRY_NAME.fullmatch(image)
+    return found["host"] if found else None
+
+
+def _is_configuration(image: str, ref: types.BlobRef) -> bool:
+    return ref.chunks == 1 and image == f"sha256:{ref.digest.hex()}"
+
+
+def _checked_split(**fields: Any) -> types.Split:
+    split = types.Split(**fields)
+    rising = all(low <= high for low, high in itertools.pairwise(split.bounds))
+    if not rising or split.header > split.bounds[0] or split.bounds[-1] > split.blob.size:
+        raise ValueError("a split's bounds rise from the end of its header to at most the end of its file")
+    return split
+
+
+def _checked_requires(**fields: Any) -> types.Requires:
+    requires = types.Requires(**fields)
+    if requires.gpu_capability and not _CAPABILITY.fullmatch(requires.gpu_capability):
+        raise ValueError("a compute capability is major.minor")
+    return requires
 
 
 def _checked_validate(**fields: Any) -> types.Validate:
@@ -218,6 +256,10 @@ def _checked_job(**fields: Any) -> JobSpec:
     taken = [file.path for file in job.inputs] + ([job.split.path] if job.split else [])
     if len(set(taken)) != len(taken):
         raise ValueError("two inputs have the same path")
+    if job.split is not None and len(job.split.bounds) != job.shards + 1:
+        raise ValueError("a split's bounds are one more than the job's shards")
+    if job.split is not None and job.split.index.size != job.tasks * limits.SPLIT_ENTRY_BYTES:
+        raise ValueError("a split's index has one entry for each task")
     return job
 
 
@@ -242,20 +284,35 @@ _RUN = codec.record(
     executor=choice("wasm", "docker"),
     module=optional(_BLOB),
     image=optional(_IMAGE),
+    image_blobs=array(_BLOB, 0, limits.LAYERS_MAX + 1),
     command=array(text(4096), 0, limits.COMMAND_MAX),
     env=array(pair(_NAME, text(4096)), 0, limits.ENV_MAX),
+    workdir=_SHORT,
+    checkpoint=choice("local", "shared"),
 )
-_SPLIT = codec.record(types.Split, path=path(limits.PATH_MAX), blob=_BLOB, index=_BLOB)
+_SPLIT = codec.record(
+    _checked_split,
+    path=path(limits.PATH_MAX),
+    blob=_BLOB,
+    index=_BLOB,
+    bounds=array(integer(0, limits.BLOB_BYTES_MAX), 2, limits.TASKS_MAX // limits.SHARD_TASKS + 2),
+    header=integer(0, limits.CHUNK_BYTES),
+)
 _LIMITS = codec.record(
     types.Limits,
     cpus_milli=integer(1, 1_024_000),
     memory=integer(1 << 20, 1 << 50),
     output=integer(0, 1 << 40),
+    disk=integer(0, 1 << 40),
     wall_ms=integer(1, limits.WALL_MAX_MS),
+    idle_ms=integer(0, limits.WALL_MAX_MS),
+    pids=integer(1, limits.PIDS_MAX),
     gpus=integer(0, limits.GPUS_MAX),
     gpu_memory=integer(0, 1 << 50),
 )
-_REQUIRES = codec.record(types.Requires, arch=array(_NAME, 0, 8), memory=U63, gpu_model=_SHORT)
+_REQUIRES = codec.record(
+    _checked_requires, arch=array(_NAME, 0, 8), memory=U63, gpu_model=_SHORT, gpu_capability=_SHORT
+)
 _VALIDATE = codec.record(
     _checked_validate,
     mode=choice("exact"),
@@ -264,7 +321,7 @@ _VALIDATE = codec.record(
 )
 _GPU = codec.record(types.Gpu, model=_NAME, memory=U63, capability=_SHORT, driver=_SHORT)
 _EXECUTOR = codec.record(types.Executor, name=choice("wasm", "docker"), version=_SHORT)
-_USAGE = codec.record(Usage, cpu_ms=U63, wall_ms=U63, peak_memory=U63)
+_USAGE = codec.record(Usage, cpu_ms=U63, wall_ms=U63, peak_memory=U63, gpu_ms=U63)
 _VOTE = codec.record(Vote, reveal=DIGEST, worker=PEER, group=_NAME, agreed=codec.BOOL)
 
 SCHEMAS: Final[dict[str, Check[Any]]] = {
@@ -283,6 +340,7 @@ SCHEMAS: Final[dict[str, Check[Any]]] = {
         gpus=array(_GPU, 0, limits.GPUS_MAX),
         executors=array(_EXECUTOR, 0, limits.EXECUTORS_MAX),
         images=array(_IMAGE, 0, 64),
+        registries=array(_REGISTRY, 0, limits.REGISTRIES_MAX),
         addrs=array(text(limits.TEXT_MAX, empty=False), 0, limits.ADDRS_MAX),
         serves=codec.BOOL,
         slots=integer(0, 65_536),
@@ -324,7 +382,7 @@ SCHEMAS: Final[dict[str, Check[Any]]] = {
         commit=DIGEST,
         salt=binary(32),
         root=DIGEST,
-        outcome=choice("ok", "failed", "wall-limit", "memory-limit", "output-limit", "try-elsewhere"),
+        outcome=choice("ok", "failed", "wall-limit", "idle-limit", "memory-limit", "output-limit", "try-elsewhere"),
         exit=integer(-(2**31), 2**31 - 1),
         outputs=array(_FILE, 0, limits.OUTPUT_FILES_MAX),
         usage=_USAGE,

@@ -35,7 +35,7 @@ from nexapod.protocol.quorum import Accepted, Failed, Judgement, Result, Undecid
 from nexapod.protocol.records import Record
 from nexapod.protocol.shard import Contradiction, ShardState
 from nexapod.protocol.statements import Bid, Fault, Reveal, Statement, Verdict, Vote
-from nexapod.protocol.types import BlobRef, Digest, JobId, JobSpec, Millis, PeerId, StatementId
+from nexapod.protocol.types import BlobRef, Digest, JobId, JobSpec, Millis, Part, PeerId, StatementId
 
 NO_ROOT = Digest(bytes(32))
 WITHHELD_AFTER = 3
@@ -100,7 +100,7 @@ class Steward:
         self.active = False
         self.closed = False
         """The job was cancelled or settled: nothing more is granted or judged."""
-        self.inputs_missing: set[BlobRef] = set()
+        self.inputs_missing: set[Part] = set()
         self._awaited: dict[BlobRef, set[int]] = {}
         self._inputs_retry: Millis | None = None
         self._interest: dict[PeerId, Millis] = {}
@@ -263,14 +263,14 @@ class Steward:
         return (f"steward/{self.shard}", self.job)
 
     def _take_inputs(self) -> None:
-        self.inputs_missing = set(self.spec.blobs)
+        self.inputs_missing = set(self.spec.shard_parts(self.shard))
         self._fetch_inputs()
         if not self.inputs_missing:
             self._say_placed()
 
     def _fetch_inputs(self) -> None:
-        for ref in sorted(self.inputs_missing):
-            self.ctx.fetch(ref, self.owner, [self.statement.author, *self.stewards])
+        for part in sorted(self.inputs_missing):
+            self.ctx.fetch(part, self.owner, [self.statement.author, *self.stewards])
 
     def _say_placed(self) -> None:
         self.ctx.send(self.statement.author, Placed(self.job, self.shard))
@@ -280,18 +280,18 @@ class Steward:
         if self.active and not self.inputs_missing and not self.closed:
             self._say_placed()
 
-    def blob_ready(self, ref: BlobRef) -> None:
-        if ref in self.inputs_missing:
-            self.inputs_missing.discard(ref)
+    def blob_ready(self, part: Part) -> None:
+        if part in self.inputs_missing:
+            self.inputs_missing.discard(part)
             if not self.inputs_missing:
                 self._say_placed()
-        for task in sorted(self._awaited.pop(ref, ())):
+        for task in sorted(self._awaited.pop(part.blob, ())) if part.is_whole else ():
             self._judge(task)
 
-    def blob_failed(self, ref: BlobRef) -> None:
-        if ref in self.inputs_missing:
+    def blob_failed(self, part: Part) -> None:
+        if part in self.inputs_missing:
             self._inputs_retry = self.ctx.now + limits.FETCH_RETRY_MS
-        for task in sorted(self._awaited.pop(ref, ())):
+        for task in sorted(self._awaited.pop(part.blob, ())) if part.is_whole else ():
             self._output_unavailable(task)
 
     # --- claims ----------------------------------------------------------------------------------------------------
@@ -626,14 +626,14 @@ class Steward:
         reveal: Reveal = shown[0][1]
         missing = False
         for ref in (f.blob for f in reveal.outputs):
-            if ref in self.ctx.stored:
+            if self.ctx.has(Part.whole(ref)):
                 self.ctx.hold(ref, self.owner)
                 continue
             missing = True
             waiting = self._awaited.setdefault(ref, set())
             if task not in waiting:
                 waiting.add(task)
-                self.ctx.fetch(ref, self.owner, [*(w for w, _ in shown), *self.stewards])
+                self.ctx.fetch(Part.whole(ref), self.owner, [*(w for w, _ in shown), *self.stewards])
         return not missing
 
     def _output_unavailable(self, task: int) -> None:

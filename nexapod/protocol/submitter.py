@@ -14,7 +14,7 @@ from nexapod.protocol.quorum import majority
 from nexapod.protocol.records import Record
 from nexapod.protocol.shard import ShardState, shard_of
 from nexapod.protocol.statements import Bid, Settlement, Statement, Verdict
-from nexapod.protocol.types import BlobRef, File, JobId, JobSpec, Millis, PeerId, StatementId
+from nexapod.protocol.types import BlobRef, File, JobId, JobSpec, Millis, Part, PeerId, StatementId
 
 EVIDENCE_RECORD = "evidence"
 """The ids of what a settlement signed."""
@@ -192,27 +192,27 @@ class Submission:
         return files
 
     def _fetch_outputs(self, task: int) -> None:
-        missing = [f.blob for f in self.outputs(task) if f.blob not in self.ctx.stored]
+        missing = [f.blob for f in self.outputs(task) if not self.ctx.has(Part.whole(f.blob))]
         state = self.states[task // limits.SHARD_TASKS]
         file = state.file(task)
         judges = [a for a, s in file.verdicts.items() if s.body.result == self.decided[task].result]
         workers = [w for w, s in file.reveals.items() if s.body.root == self.decided[task].root]
         for output in self.outputs(task):
             self.ctx.hold(output.blob, self.owner)
-            if output.blob in self.ctx.stored:
+            if self.ctx.has(Part.whole(output.blob)):
                 # This peer may have got it another way: as the task's worker, or as one of its stewards.
                 self._missing.pop(output.blob, None)
         for ref in missing:
             self._missing.setdefault(ref, set()).add(task)
-            self.ctx.fetch(ref, self.owner, [*sorted(judges), *sorted(workers)])
+            self.ctx.fetch(Part.whole(ref), self.owner, [*sorted(judges), *sorted(workers)])
 
-    def blob_ready(self, ref: BlobRef) -> None:
-        for task in sorted(self._missing.pop(ref, ())):
+    def blob_ready(self, part: Part) -> None:
+        for task in sorted(self._missing.pop(part.blob, ())) if part.is_whole else ():
             self.ctx.trace("result_here", job=self.job, task=task)
         self._complete()
 
-    def blob_failed(self, ref: BlobRef) -> None:
-        if ref in self._missing:
+    def blob_failed(self, part: Part) -> None:
+        if part.blob in self._missing:
             self._retry_at = self.ctx.now + limits.FETCH_RETRY_MS
 
     @property

@@ -13,7 +13,7 @@ from typing import Literal, NewType, TypeAlias
 
 import base58
 
-from nexapod.protocol.limits import CHUNK_BYTES, RETENTION_DEFAULT_MS, SHARD_TASKS
+from nexapod.protocol.limits import CHUNK_BYTES, RETENTION_DEFAULT_MS, SHARD_TASKS, SPLIT_ENTRY_BYTES
 
 PeerId = NewType("PeerId", str)
 """A libp2p peer id in base58 (`12D3KooW...`): the Ed25519 public key is inside it."""
@@ -97,6 +97,39 @@ class BlobRef:
         return cls(Digest(raw), int(size))
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Part:
+    """Consecutive chunks of a blob: what is fetched and held of one that is too large to be held whole by everybody."""
+
+    blob: BlobRef
+    first: int
+    count: int
+
+    @classmethod
+    def whole(cls, blob: BlobRef) -> Part:
+        return cls(blob, 0, blob.chunks)
+
+    @classmethod
+    def covering(cls, blob: BlobRef, offset: int, length: int) -> Part:
+        """The chunks that hold these bytes: at least one."""
+        first = min(offset // CHUNK_BYTES, blob.chunks - 1)
+        last = min(max(offset, offset + length - 1) // CHUNK_BYTES, blob.chunks - 1)
+        return cls(blob, first, last - first + 1)
+
+    @property
+    def is_whole(self) -> bool:
+        return self.count == self.blob.chunks
+
+    @property
+    def chunks(self) -> range:
+        return range(self.first, self.first + self.count)
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return min(self.blob.size, (self.first + self.count) * CHUNK_BYTES) - self.first * CHUNK_BYTES
+
+
 def blob_root(chunk_digests: list[bytes]) -> Digest:
     """The digest that names a blob of these chunks (see BlobRef)."""
     if len(chunk_digests) == 1:
@@ -121,18 +154,27 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What to execute. Exactly one of `module` (wasm) and `image` (docker: `sha256:<hex>` content id) is set."""
+    """What to execute. Exactly one of `module` (wasm) and `image` (docker) is set."""
 
     executor: ExecutorName
     module: BlobRef | None = None
     image: str | None = None
+    """A content id, `sha256:<hex>`; or a registry's reference by digest, `host/name@sha256:<hex>`."""
+    image_blobs: tuple[BlobRef, ...] = ()
+    """Where a content id's bytes are: its configuration, then its layers as uncompressed tar archives, lowest first.
+    Empty: only peers that hold the image can run it."""
     command: tuple[str, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
+    workdir: str = ""
+    """docker: where the command starts; empty means the image's own."""
+    checkpoint: Literal["local", "shared"] = "local"
+    """`shared`: what lies in /checkpoint is kept by the stewards too, so that another peer can go on from there."""
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A file cut into one piece a task: task i gets bytes [offset_i, offset_i + length_i) of `blob` at `path`.
+    """A file cut into one piece a task: task i gets the first `header` bytes of `blob`, then its bytes
+    [offset_i, offset_i + length_i), at `path`.
 
     `index` is a blob of count x (u64 offset, u32 length), big-endian.
     """
@@ -140,6 +182,10 @@ class Split:
     path: str
     blob: BlobRef
     index: BlobRef
+    bounds: tuple[int, ...]
+    """Where the pieces of each shard begin, and at last where those of the last one end: shards + 1 offsets. All pieces
+    of shard s lie in [bounds[s], bounds[s + 1])."""
+    header: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +195,13 @@ class Limits:
     cpus_milli: int = 1000
     memory: int = 256 << 20
     output: int = 16 << 20
+    disk: int = 32 << 20
+    """What it may have on the disk at once: /output and /checkpoint together."""
     wall_ms: Millis = 3_600_000
+    idle_ms: Millis = 0
+    """A task that shows no sign of life (a line, progress, a change in what it wrote) for so long is ended; 0: never."""
+    pids: int = 64
+    """docker: processes and threads at once."""
     gpus: int = 0
     gpu_memory: int = 0
 
@@ -161,6 +213,9 @@ class Requires:
     arch: tuple[str, ...] = ()
     memory: int = 0
     gpu_model: str = ""
+    """Part of the model's name, in any case."""
+    gpu_capability: str = ""
+    """The least CUDA compute capability, `major.minor`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,15 +260,30 @@ class JobSpec:
 
     @property
     def blobs(self) -> tuple[BlobRef, ...]:
-        """Everything a worker needs to have fetched before it can run a task, without repetition."""
+        """Every blob that the job names, without repetition."""
+        return tuple(dict.fromkeys(part.blob for part in (*self._common, *self._split_parts(range(self.shards)))))
+
+    def shard_parts(self, shard: int) -> tuple[Part, ...]:
+        """What the tasks of a shard need, without repetition: what its stewards hold."""
+        return tuple(dict.fromkeys((*self._common, *self._split_parts(range(shard, shard + 1)))))
+
+    @property
+    def _common(self) -> list[Part]:
         refs = [file.blob for file in self.inputs]
-        if self.run.module:
-            refs.append(self.run.module)
-        if self.split:
-            refs += [self.split.blob, self.split.index]
-        if self.params:
-            refs.append(self.params)
-        return tuple(dict.fromkeys(refs))
+        refs += [ref for ref in (self.run.module, self.params) if ref is not None]
+        refs += self.run.image_blobs
+        return [Part.whole(ref) for ref in refs]
+
+    def _split_parts(self, shards: range) -> list[Part]:
+        if self.split is None:
+            return []
+        split, first, end = self.split, self.shard_tasks(shards[0]).start, self.shard_tasks(shards[-1]).stop
+        low, high = split.bounds[shards.start], split.bounds[shards.stop]
+        parts = [
+            Part.covering(split.index, first * SPLIT_ENTRY_BYTES, (end - first) * SPLIT_ENTRY_BYTES),
+            Part.covering(split.blob, low, high - low),
+        ]
+        return parts + ([Part.covering(split.blob, 0, split.header)] if split.header else [])
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +322,9 @@ class Profile:
     gpus: tuple[Gpu, ...]
     executors: tuple[Executor, ...]
     images: tuple[str, ...]
-    """Container images (content ids) that this peer holds: it can run no others."""
+    """Container images that this peer holds: content ids, and references by digest."""
+    registries: tuple[str, ...]
+    """Hosts of the registries that its owner lets it pull images from."""
     addrs: tuple[str, ...]
     serves: bool
     """Whether it accepts connections from anyone, and so may be a steward."""
@@ -272,9 +344,13 @@ class Usage:
     cpu_ms: int = 0
     wall_ms: int = 0
     peak_memory: int = 0
+    gpu_ms: int = 0
+    """Time that the granted GPUs were busy, added up."""
 
 
-RunOutcome: TypeAlias = Literal["ok", "failed", "wall-limit", "memory-limit", "output-limit", "try-elsewhere"]
+RunOutcome: TypeAlias = Literal[
+    "ok", "failed", "wall-limit", "idle-limit", "memory-limit", "output-limit", "try-elsewhere"
+]
 """How a run ended. `try-elsewhere` (exit 75, or this machine's fault) is no result: the lease is given back."""
 
 
@@ -287,5 +363,7 @@ class RunResult:
     files: tuple[File, ...] = ()
     usage: Usage = field(default_factory=Usage)
     log: str = ""
-    """The last lines of its output, escaped, at most LOG_TAIL_MAX bytes."""
+    """The head and the tail of what it printed, escaped, at most LOG_TAIL_MAX bytes."""
     reason: str = ""
+    continued: bool = False
+    """Whether it went on from the checkpoint that `Run` named."""

@@ -42,6 +42,7 @@ from nexapod.protocol.types import (
     JobId,
     JobSpec,
     Millis,
+    Part,
     PeerId,
     Profile,
     RunResult,
@@ -500,7 +501,7 @@ class Worker:
         prospect.expected_ms = wall if not prospect.expected_ms else (3 * prospect.expected_ms + wall) // 4
         for file in result.files:
             self.ctx.hold(file.blob, _outputs(attempt.task.job))
-            self.ctx.stored.add(file.blob)
+            self.ctx.store_has(Part.whole(file.blob))
         task = attempt.task
         attempt.result = result
         attempt.salt = self.ctx.entropy(32)
@@ -721,7 +722,8 @@ def _pack_done(result: RunResult | None) -> bytes:
 
 def _pack_result(result: RunResult) -> list[object]:
     files = [[f.path, f.blob.digest, f.blob.size] for f in result.files]
-    usage = [result.usage.cpu_ms, result.usage.wall_ms, result.usage.peak_memory]
+    used = result.usage
+    usage = [used.cpu_ms, used.wall_ms, used.peak_memory, used.gpu_ms]
     return [result.outcome, result.exit, files, usage, result.log]
 
 

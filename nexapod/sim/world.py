@@ -325,6 +325,7 @@ class World:
             gpus=(),
             executors=(Executor("wasm", "1"),),
             images=(),
+            registries=(),
             addrs=(),
             serves=box.plan.serves,
             slots=slots,
@@ -579,21 +580,22 @@ class World:
         return None
 
     def _fetch(self, box: Box, effect: Fetch) -> None:
-        if effect.ref in box.blobs:
-            self._later(box, 1, BlobReady(effect.ref))
+        ref = effect.part.blob
+        if ref in box.blobs:
+            self._later(box, 1, BlobReady(effect.part))
             return
         boot = box.boot
 
         def arrive() -> None:
             if box.boot != boot or box.node is None:
                 return
-            if effect.ref in box.blobs or self._holder(box, effect.ref, effect.sources) is not None:
-                box.blobs.add(effect.ref)
-                self.enter(box, BlobReady(effect.ref))
+            if ref in box.blobs or self._holder(box, ref, effect.sources) is not None:
+                box.blobs.add(ref)
+                self.enter(box, BlobReady(effect.part))
             else:
-                self.enter(box, BlobFailed(effect.ref))
+                self.enter(box, BlobFailed(effect.part))
 
-        quick = self._holder(box, effect.ref, effect.sources) is not None
+        quick = self._holder(box, ref, effect.sources) is not None
         self.at(self.now + (self.rng.between(5, 60) if quick else self.rng.between(200, 3_000)), arrive)
 
     # --- running tasks -----------------------------------------------------------------------------------------------

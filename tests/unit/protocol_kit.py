@@ -112,6 +112,7 @@ def profile(**changes: Any) -> Profile:
         gpus=(),
         executors=(Executor("wasm", "1"),),
         images=(),
+        registries=(),
         addrs=("/ip4/127.0.0.1/tcp/4001",),
         serves=True,
         slots=1,
@@ -341,13 +342,14 @@ class Mesh:
                     self._finish(peer, task, result)
             case Stop(task):
                 self.running[peer].pop(task, None)
-            case Fetch(ref, sources):
+            case Fetch(part, sources):
+                ref = part.blob
                 found = ref in self.blobs[peer] or any(
                     ref in self.blobs.get(s, ()) and s not in self.down for s in sources
                 )
                 if found:
                     self.blobs[peer].add(ref)
-                self._queue.append((peer, BlobReady(ref) if found else BlobFailed(ref)))
+                self._queue.append((peer, BlobReady(part) if found else BlobFailed(part)))
             case Drop(ref):
                 self.blobs[peer].discard(ref)
 
