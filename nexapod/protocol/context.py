@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 from nexapod.protocol import messages, statements
@@ -93,8 +93,8 @@ class Context:
             self._stored.pop(ref, None)
             self.effects.append(Drop(ref))
 
-    def let_go_all(self, owner: tuple[str, JobId]) -> None:
-        for ref in [r for r, owners in self._owners.items() if owner in owners]:
+    def let_go_all(self, owner: tuple[str, JobId], but: Container[BlobRef] = ()) -> None:
+        for ref in [r for r, owners in self._owners.items() if owner in owners and r not in but]:
             self.let_go(ref, owner)
 
     def held(self) -> frozenset[BlobRef]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from nexapod.protocol.records import Record
-from nexapod.protocol.types import BlobRef, Digest, JobId, JobSpec, Part, PeerId, Profile, RunResult, TaskId
+from nexapod.protocol.types import BlobRef, Digest, File, JobId, JobSpec, Part, PeerId, Profile, RunResult, TaskId
 
 Topic: TypeAlias = Literal["profile", "job"]
 
@@ -86,10 +86,38 @@ class Drain:
 
 @dataclass(frozen=True, slots=True)
 class Progressed:
-    """A running task's progress, in thousandths."""
+    """How a running task stands: its progress in thousandths, and the head and the tail of what it has printed."""
 
     task: TaskId
     progress: int
+    log: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpointed:
+    """What a running task keeps in /checkpoint has changed; its files are in the blob store.
+
+    `continued`: it went on from the checkpoint that `Run` named.
+    """
+
+    task: TaskId
+    files: tuple[File, ...]
+    continued: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AskLog:
+    """The user wants to see what a running task of its own job prints; workers' answers are in Submission.logs."""
+
+    job: JobId
+    task: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """The owner of this machine wants it for itself: take nothing new. Running tasks are frozen by the driver."""
+
+    paused: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +163,9 @@ Event: TypeAlias = (
     | CancelJob
     | Drain
     | Progressed
+    | Checkpointed
+    | AskLog
+    | Pause
     | Finished
     | Misbehaved
     | BlobReady
@@ -175,6 +206,8 @@ class Run:
     spec: JobSpec
     seed: Digest
     sources: tuple[PeerId, ...]
+    checkpoint: tuple[File, ...] = ()
+    """What another worker had kept of it: put there before it begins, unless something is there already."""
 
 
 @dataclass(frozen=True, slots=True)

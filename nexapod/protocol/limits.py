@@ -26,6 +26,7 @@ ENV_MAX: Final = 64
 TAGS_MAX: Final = 16
 INPUTS_MAX: Final = 256
 OUTPUT_FILES_MAX: Final = 64
+CHECKPOINT_FILES_MAX: Final = 64
 ADDRS_MAX: Final = 16
 GPUS_MAX: Final = 16
 EXECUTORS_MAX: Final = 8
@@ -54,6 +55,8 @@ BIDS_PER_PEER_MAX: Final = 2 * SHARD_TASKS
 """Bids of one worker on one shard that are kept; a new one pushes out its oldest that came to nothing."""
 
 # --- tables of one node --------------------------------------------------------------------------------------------
+CHECKPOINTS_PER_TASK_MAX: Final = 4
+"""Checkpoints of one task that a steward keeps: those of the workers that are furthest."""
 PROFILES_MAX: Final = 20_000
 JOBS_MAX: Final = 10_000
 SHARDS_MAX: Final = 10_000
@@ -94,6 +97,8 @@ COLLECT_MS: Final = 2_000
 REVEAL_TTL_MS: Final = 60_000
 """A worker that does not reveal for so long, when asked to, is counted as having failed."""
 FETCH_RETRY_MS: Final = 5_000
+CHECKPOINT_MIN_MS: Final = 10_000
+"""A steward takes in no more than one checkpoint of a worker and task in this time."""
 RETENTION_MIN_MS: Final = 60_000
 RETENTION_DEFAULT_MS: Final = 7 * 24 * 3_600_000
 RETENTION_MAX_MS: Final = 90 * 24 * 3_600_000

@@ -90,16 +90,20 @@ def _cpus(profile: Profile, job: JobSpec) -> str:
 
 
 def _gpus(profile: Profile, job: JobSpec) -> str:
-    fitting = [
-        gpu
+    if fitting_gpus(profile, job) >= job.limits.gpus:
+        return ""
+    return f"has fewer than {job.limits.gpus} fitting GPUs"
+
+
+def fitting_gpus(profile: Profile, job: JobSpec) -> int:
+    """How many of its GPUs have the memory, the model and the capability that the job asks for."""
+    return sum(
+        1
         for gpu in profile.gpus
         if gpu.memory >= job.limits.gpu_memory
         and job.requires.gpu_model.lower() in gpu.model.lower()
         and capability(gpu.capability) >= capability(job.requires.gpu_capability)
-    ]
-    if len(fitting) >= job.limits.gpus:
-        return ""
-    return f"has fewer than {job.limits.gpus} fitting GPUs"
+    )
 
 
 def _disk(profile: Profile, job: JobSpec) -> str:

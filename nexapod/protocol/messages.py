@@ -47,6 +47,8 @@ class Grant:
     shard: int
     bid: StatementId
     granted: tuple[int, ...]
+    checkpoints: tuple[bytes, ...] = ()
+    """Envelopes: what workers before it have kept of these tasks. Gone on from when a majority shows the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +184,40 @@ class Placed:
     shard: int
 
 
+@dataclass(frozen=True, slots=True)
+class AskLog:
+    """The submitter wants to see what a running task prints."""
+
+    job: JobId
+    task: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskLog:
+    """The head and the tail of what a running task has printed so far: for people, nothing rests on it."""
+
+    job: JobId
+    task: int
+    log: str
+
+
 Message: TypeAlias = (
-    Sync | Want | Offer | Grant | Release | Renew | Status | Query | View | Redirect | Summary | Have | Collect | Placed
+    Sync
+    | Want
+    | Offer
+    | Grant
+    | Release
+    | Renew
+    | Status
+    | Query
+    | View
+    | Redirect
+    | Summary
+    | Have
+    | Collect
+    | Placed
+    | AskLog
+    | TaskLog
 )
 
 _SHARD = integer(0, limits.TASKS_MAX // limits.SHARD_TASKS)
@@ -210,7 +244,16 @@ _FIELDS: Final[list[tuple[type, dict[str, Check[Any]]]]] = [
     (Sync, {"jobs": array(DIGEST, 0, _MANY), "profiles": array(pair(PEER, U63), 0, _MANY)}),
     (Want, {"statements": array(DIGEST, 0, _MANY), "profiles": array(PEER, 0, _MANY)}),
     (Offer, {"envelopes": array(_ENVELOPE, 0, _MANY)}),
-    (Grant, {"job": DIGEST, "shard": _SHARD, "bid": DIGEST, "granted": _TASKS}),
+    (
+        Grant,
+        {
+            "job": DIGEST,
+            "shard": _SHARD,
+            "bid": DIGEST,
+            "granted": _TASKS,
+            "checkpoints": array(_ENVELOPE, 0, limits.BID_TASKS_MAX),
+        },
+    ),
     (Release, {"job": DIGEST, "shard": _SHARD, "tasks": _TASKS, "unable": codec.BOOL}),
     (Renew, {"job": DIGEST, "shard": _SHARD, "held": array(_HELD, 0, limits.SHARD_TASKS)}),
     (Status, {"job": DIGEST, "shard": _SHARD, "tasks": array(_STATUS, 0, limits.SHARD_TASKS)}),
@@ -239,6 +282,8 @@ _FIELDS: Final[list[tuple[type, dict[str, Check[Any]]]]] = [
     ),
     (Collect, {"job": DIGEST, "shard": _SHARD, "have": _TASKS}),
     (Placed, {"job": DIGEST, "shard": _SHARD}),
+    (AskLog, {"job": DIGEST, "task": _TASK}),
+    (TaskLog, {"job": DIGEST, "task": _TASK, "log": codec.text(limits.LOG_TAIL_MAX)}),
 ]
 _CODES: Final = {code: (kind, codec.record(kind, **fields)) for code, (kind, fields) in enumerate(_FIELDS)}
 _CODE_OF: Final = {kind: (code, schema) for code, (kind, schema) in _CODES.items()}

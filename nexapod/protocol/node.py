@@ -14,18 +14,22 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, assert_never
 
 from nexapod.protocol import limits, messages, statements
+from nexapod.protocol.attempts import ATTEMPT_RECORD
 from nexapod.protocol.context import STATEMENT_RECORD, Context
 from nexapod.protocol.errors import LocalError, PeerError
 from nexapod.protocol.events import (
+    AskLog,
     BlobFailed,
     BlobReady,
     CancelJob,
+    Checkpointed,
     Drain,
     Effect,
     Event,
     Finished,
     Gossiped,
     Misbehaved,
+    Pause,
     PeerDown,
     PeerUp,
     Penalise,
@@ -53,6 +57,7 @@ from nexapod.protocol.messages import (
     Status,
     Summary,
     Sync,
+    TaskLog,
     View,
     Want,
 )
@@ -64,7 +69,7 @@ from nexapod.protocol.submitter import EVIDENCE_RECORD, Submission
 from nexapod.protocol.tickets import shard_key
 from nexapod.protocol.timers import Timers
 from nexapod.protocol.types import BlobRef, JobId, JobSpec, Millis, Part, PeerId, Profile, StatementId
-from nexapod.protocol.worker import ATTEMPT_RECORD, Worker
+from nexapod.protocol.worker import Worker
 
 SEQ_RECORD = "seq"
 DIRECTORY_TICK_MS = 5_000
@@ -209,8 +214,15 @@ class Node:
                 self._cancel(job, reason)
             case Drain():
                 self.worker.drain()
-            case Progressed(task, progress):
-                self.worker.progressed(task, progress)
+            case Progressed(task, progress, log):
+                self.worker.progressed(task, progress, log)
+            case Checkpointed(task, files, continued):
+                self.worker.checkpointed(task, files, continued)
+            case AskLog(job, task):
+                if job in self.submissions:
+                    self.submissions[job].ask_log(task)
+            case Pause(paused):
+                self.worker.pause(paused)
             case Finished(task, result):
                 self.worker.finished(task, result)
             case Misbehaved(peer, rule, penalty):
@@ -534,6 +546,11 @@ class Node:
             case Placed(job, shard):
                 if job in self.submissions:
                     self.submissions[job].on_placed(peer, shard)
+            case messages.AskLog():
+                self.worker.on_ask_log(peer, message)
+            case TaskLog(job, task, log):
+                if job in self.submissions:
+                    self.submissions[job].on_task_log(peer, task, log)
             case Summary() | Have():
                 self._on_steward_message(peer, message)
             case Release() | Renew() | Query() | Collect():
@@ -589,8 +606,18 @@ class Node:
                 self._end(statement)
             case "fault":
                 self._on_fault(statement, sender)
+            case "checkpoint":
+                self._on_checkpoint(statement, sender)
             case _:
                 self._on_shard_statement(statement, sender)
+
+    def _on_checkpoint(self, statement: Statement, sender: PeerId) -> None:
+        """For the stewards alone, from the worker itself: others have no use for it."""
+        key = (JobId(statement.body.job), shard_of(statement))
+        steward = self.stewards.get(key)
+        if steward is not None and sender == statement.author:
+            self._touched.add(key)
+            steward.on_checkpoint(statement)
 
     def _on_fault(self, statement: Statement, sender: PeerId) -> None:
         """A proof: its two commits are checked here, whoever signed it."""

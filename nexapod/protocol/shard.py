@@ -7,7 +7,7 @@ matter: where two exclude each other, the same one is kept everywhere. Knows not
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -167,8 +167,9 @@ class ShardState:
         file = self.files.get(task)
         if file is None:
             return []
+        groups = lineages(file.reveals, group_of)
         return [
-            Result(s.id, worker, group_of(worker), s.body.outcome, s.body.root)
+            Result(s.id, worker, groups[worker], s.body.outcome, s.body.root)
             for worker, s in file.reveals.items()
             if worker not in file.faults
         ]
@@ -178,12 +179,13 @@ class ShardState:
         file = self.file(task)
         if verdict.outcome == "failed":
             return True
-        agreeing = sum(
-            1
+        own = lineages(file.reveals, lambda worker: worker)
+        agreeing = {
+            own[worker]
             for worker, s in file.reveals.items()
             if s.body.root == verdict.root and s.body.outcome == "ok" and worker not in file.faults
-        )
-        return agreeing >= self.spec.validate.agree
+        }
+        return len(agreeing) >= self.spec.validate.agree
 
     def listed(self, task: int) -> int:
         """The most stewards that any verdict on a task lists: one that lists itself alone decides nothing."""
@@ -240,8 +242,25 @@ class ShardState:
         return [self.bids[c.body.bid] for c in file.commits.values() if c.body.bid in self.bids]
 
 
+def lineages(reveals: Mapping[PeerId, Statement], group_of: Callable[[PeerId], str]) -> dict[PeerId, str]:
+    """The group in which each result has its vote.
+
+    A result that went on from another worker's checkpoint is only as independent of it as two results of one operator:
+    all that build, directly or not, on something in common are one group, named by the smallest name among theirs.
+    """
+    names = {worker: {group_of(p) for p in (worker, *s.body.continued)} for worker, s in reveals.items()}
+    if all(len(of_one) == 1 for of_one in names.values()):
+        return {worker: next(iter(of_one)) for worker, of_one in names.items()}
+    clusters: list[set[str]] = []
+    for worker in sorted(names):
+        touching = [cluster for cluster in clusters if cluster & names[worker]]
+        clusters = [cluster for cluster in clusters if cluster not in touching]
+        clusters.append(names[worker].union(*touching))
+    return {worker: min(next(c for c in clusters if of_one <= c)) for worker, of_one in names.items()}
+
+
 def shard_of(statement: Statement) -> int:
-    """The shard that a bid, commit, reveal, verdict or fault belongs to."""
+    """The shard that a statement about tasks belongs to."""
     body = statement.body
     return body.shard if isinstance(body, Bid) else body.task // SHARD_TASKS
 

@@ -50,7 +50,9 @@ from nexapod.protocol.types import (
 REMEMBERED_MAX: Final = 4096
 REMEMBERED_BYTES_MAX: Final = 2048
 """Decoded statements kept, and the largest of them: some tens of megabytes at most."""
-Kind: TypeAlias = Literal["profile", "job", "cancel", "bid", "commit", "reveal", "verdict", "settlement", "fault"]
+Kind: TypeAlias = Literal[
+    "profile", "job", "cancel", "bid", "commit", "reveal", "verdict", "settlement", "fault", "checkpoint"
+]
 Verify: TypeAlias = Callable[[PeerId, bytes, bytes], bool]
 """(author, signed bytes, signature) -> whether it holds. Total."""
 
@@ -111,7 +113,9 @@ class Reveal:
     executor: types.ExecutorName
     hardware: str
     log: str
-    """The last lines that the task printed. Not compared."""
+    """The head and the tail of what the task printed. Not compared."""
+    continued: tuple[PeerId, ...] = ()
+    """The workers whose checkpoints it went on from, and theirs: with them it is one vote, not several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +172,23 @@ class Fault:
     second: bytes
 
 
-Body: TypeAlias = JobSpec | Profile | Cancel | Bid | Commit | Reveal | Verdict | Settlement | Fault
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What a worker has kept so far of a task that it still runs: another worker may go on from there."""
+
+    job: JobId
+    task: int
+    bid: StatementId
+    seq: int
+    """Rises with each of this worker for this task: the largest wins."""
+    progress: int
+    """In thousandths."""
+    files: tuple[File, ...]
+    continued: tuple[PeerId, ...]
+    """As in Reveal: whose checkpoints this one rests on."""
+
+
+Body: TypeAlias = JobSpec | Profile | Cancel | Bid | Commit | Reveal | Verdict | Settlement | Fault | Checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +299,14 @@ def _checked_reveal(**fields: Any) -> Reveal:
     return reveal
 
 
+def _checked_checkpoint(**fields: Any) -> Checkpoint:
+    checkpoint = Checkpoint(**fields)
+    if len({file.path for file in checkpoint.files}) != len(checkpoint.files):
+        raise ValueError("two files of a checkpoint have the same path")
+    return checkpoint
+
+
+_CONTINUED: Check[tuple[PeerId, ...]] = array(PEER, 0, limits.REPLICAS_MAX)
 _RUN = codec.record(
     _checked_run,
     executor=choice("wasm", "docker"),
@@ -389,6 +417,7 @@ SCHEMAS: Final[dict[str, Check[Any]]] = {
         executor=choice("wasm", "docker"),
         hardware=_SHORT,
         log=text(limits.LOG_TAIL_MAX),
+        continued=_CONTINUED,
     ),
     "verdict": codec.record(
         Verdict,
@@ -409,6 +438,16 @@ SCHEMAS: Final[dict[str, Check[Any]]] = {
         first=binary(1, limits.ENVELOPE_BYTES_MAX // 4),
         second=binary(1, limits.ENVELOPE_BYTES_MAX // 4),
     ),
+    "checkpoint": codec.record(
+        _checked_checkpoint,
+        job=DIGEST,
+        task=_TASK,
+        bid=DIGEST,
+        seq=U32,
+        progress=integer(0, 1000),
+        files=array(_FILE, 1, limits.CHECKPOINT_FILES_MAX),
+        continued=_CONTINUED,
+    ),
 }
 _KIND_OF: Final[dict[type, Kind]] = {
     Profile: "profile",
@@ -420,6 +459,7 @@ _KIND_OF: Final[dict[type, Kind]] = {
     Verdict: "verdict",
     Settlement: "settlement",
     Fault: "fault",
+    Checkpoint: "checkpoint",
 }
 
 

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 from nexapod.protocol import limits
+from nexapod.protocol.checkpoints import Checkpoints
 from nexapod.protocol.context import Context
 from nexapod.protocol.messages import (
     ActiveTask,
@@ -33,7 +35,7 @@ from nexapod.protocol.messages import (
 )
 from nexapod.protocol.quorum import Accepted, Failed, Judgement, Result, Undecided, judge
 from nexapod.protocol.records import Record
-from nexapod.protocol.shard import Contradiction, ShardState
+from nexapod.protocol.shard import Contradiction, ShardState, lineages
 from nexapod.protocol.statements import Bid, Fault, Reveal, Statement, Verdict, Vote
 from nexapod.protocol.types import BlobRef, Digest, JobId, JobSpec, Millis, Part, PeerId, StatementId
 
@@ -101,6 +103,7 @@ class Steward:
         self.closed = False
         """The job was cancelled or settled: nothing more is granted or judged."""
         self.inputs_missing: set[Part] = set()
+        self.checkpoints = Checkpoints(ctx, self.job, self.spec)
         self._awaited: dict[BlobRef, set[int]] = {}
         self._inputs_retry: Millis | None = None
         self._interest: dict[PeerId, Millis] = {}
@@ -139,7 +142,10 @@ class Steward:
         """Take up what a former process of this node had saved. Leases begin anew."""
         self.size = size
         for statement in in_order(statements):
-            self.state.add(statement)
+            if statement.kind == "checkpoint":
+                self.checkpoints.restore(statement)
+            else:
+                self.state.add(statement)
         for task, file in self.state.files.items():
             for worker in file.commits:
                 if worker not in file.reveals and worker not in file.faults:
@@ -285,12 +291,14 @@ class Steward:
             self.inputs_missing.discard(part)
             if not self.inputs_missing:
                 self._say_placed()
+        self.checkpoints.blob_ready(part)
         for task in sorted(self._awaited.pop(part.blob, ())) if part.is_whole else ():
             self._judge(task)
 
     def blob_failed(self, part: Part) -> None:
         if part in self.inputs_missing:
             self._inputs_retry = self.ctx.now + limits.FETCH_RETRY_MS
+        self.checkpoints.blob_failed(part)
         for task in sorted(self._awaited.pop(part.blob, ())) if part.is_whole else ():
             self._output_unavailable(task)
 
@@ -310,10 +318,36 @@ class Steward:
         if granted:
             self.ctx.save(statement)
             self.ctx.trace("granted", job=self.job, tasks=granted, worker=worker)
-        self.ctx.send(worker, Grant(self.job, self.shard, statement.id, tuple(granted)))
+        given = self._give_checkpoints(granted, worker)
+        self.ctx.send(worker, Grant(self.job, self.shard, statement.id, tuple(granted), given))
         # One view is enough to choose by; should the nearest steward be silent, the worker will ask another.
         if len(granted) < len(bid.tasks) and self.stewards[:1] == (self.ctx.me,):
             self._tell_view(worker)
+
+    def _give_checkpoints(self, tasks: list[int], worker: PeerId) -> tuple[bytes, ...]:
+        """What workers that are gone had kept of these tasks, as much as a frame has room for."""
+        found: list[bytes] = []
+        room = limits.OFFER_BYTES_MAX
+        for task in tasks:
+            statement = self.checkpoints.give(task, worker, partial(self._is_gone, task))
+            if statement is not None and len(statement.envelope) + 5 <= room:
+                room -= len(statement.envelope) + 5
+                found.append(statement.envelope)
+        return tuple(found)
+
+    def _is_gone(self, task: int, worker: PeerId) -> bool:
+        """It has neither a lease nor a result of the task."""
+        return worker not in self._desk(task).leases and worker not in self.state.file(task).commits
+
+    def on_checkpoint(self, statement: Statement) -> None:
+        """A worker has kept something of a task that it holds. Raises PeerError."""
+        task, worker = statement.body.task, statement.author
+        bid = self.state.bids.get(statement.body.bid)
+        if bid is None or bid.author != worker or task not in bid.body.tasks:
+            return
+        desk = self._desk(task)
+        if self.active and not self.closed and desk.settled is None and worker in desk.leases:
+            self.checkpoints.add(statement)
 
     def _grants(self, task: int, worker: PeerId) -> bool:
         group = self.ctx.directory.group(worker)
@@ -340,9 +374,11 @@ class Steward:
         desk = self._desk(task)
         group = self.ctx.directory.group
         found = {group(worker) for worker in desk.leases}
+        # Whoever's checkpoint is gone on from has the task through its successor.
+        found |= {group(author) for author, worker in self.checkpoints.handed(task) if worker in desk.leases}
         file = self.state.files.get(task)
         if file is not None:
-            found |= {group(worker) for worker in file.reveals}
+            found |= {group(p) for worker, s in file.reveals.items() for p in (worker, *s.body.continued)}
             found |= {group(worker) for worker in file.faults}
         return found
 
@@ -351,7 +387,8 @@ class Steward:
         desk = self._desk(task)
         group = self.ctx.directory.group
         file = self.state.file(task)
-        revealed = {group(w) for w in file.reveals if w not in file.faults and w not in desk.withheld}
+        shown = {w: s for w, s in file.reveals.items() if w not in file.faults and w not in desk.withheld}
+        revealed = set(lineages(shown, group).values())
         return len(revealed | {group(w) for w in desk.leases if w not in file.faults})
 
     def _is_open(self, task: int) -> bool:
@@ -695,6 +732,7 @@ class Steward:
             return
         desk.settled = verdict
         self.ctx.trace("settled", job=self.job, task=task, outcome=verdict.outcome, root=verdict.root)
+        self.checkpoints.drop(task)
         busy = [*desk.leases, *(w for w in self.state.file(task).commits if w not in desk.leases)]
         desk.leases.clear()
         desk.asked.clear()
@@ -708,6 +746,7 @@ class Steward:
     def close(self) -> None:
         """The job is over for everybody: whoever runs one of its tasks is told to stop."""
         self.closed = True
+        self.checkpoints.drop_all()
         for task, desk in self.desks.items():
             workers = [*desk.leases]
             desk.leases.clear()
@@ -766,7 +805,7 @@ def shard_record_key(job: JobId, shard: int) -> bytes:
     return bytes(job) + shard.to_bytes(4, "big")
 
 
-_RANK = {"bid": 0, "commit": 1, "reveal": 2, "verdict": 3, "fault": 3}
+_RANK = {"bid": 0, "commit": 1, "reveal": 2, "verdict": 3, "fault": 3, "checkpoint": 4}
 
 
 def in_order(found: list[Statement]) -> list[Statement]:

@@ -9,13 +9,13 @@ from __future__ import annotations
 from nexapod.protocol import limits
 from nexapod.protocol.certificate import build, evidence_digest
 from nexapod.protocol.context import Context
-from nexapod.protocol.messages import Collect, View
-from nexapod.protocol.quorum import majority
+from nexapod.protocol.messages import AskLog, Collect, TaskLog, View
 from nexapod.protocol.records import Record
 from nexapod.protocol.shard import ShardState, shard_of
 from nexapod.protocol.statements import Bid, Settlement, Statement, Verdict
 from nexapod.protocol.types import BlobRef, File, JobId, JobSpec, Millis, Part, PeerId, StatementId
 
+LOGS_MAX = 256
 EVIDENCE_RECORD = "evidence"
 """The ids of what a settlement signed."""
 
@@ -34,7 +34,9 @@ class Submission:
         """The newest view of each shard that a steward sent."""
         self.placed_on: dict[int, set[PeerId]] = {}
         self.placed = False
-        """Enough other peers hold the job and its inputs for this one to leave."""
+        """Every other steward holds the job and its inputs: this one may leave."""
+        self.logs: dict[tuple[int, PeerId], TaskLog] = {}
+        """What the workers of tasks that were asked about have printed so far, newest last."""
         self.settlement: Statement | None = None
         self.cancelled = False
         self._missing: dict[BlobRef, set[int]] = {}
@@ -106,18 +108,37 @@ class Submission:
             self._check_placed()
 
     def _check_placed(self) -> None:
-        """Placed: of every shard, a majority of the stewards other than this peer, and at least one."""
-        if self.placed:
+        """Placed: every shard is held by each of its stewards other than this peer, and at least by one."""
+        if self.placed or not all(holders >= needed for holders, needed in self.placement()):
             return
-        for shard in range(self.spec.shards):
-            stewards = self.ctx.stewards(self.job, shard)
-            others = set(stewards) - {self.ctx.me}
-            needed = max(1, min(majority(len(stewards)), len(others)))
-            if len(self.placed_on.get(shard, set()) & others) < needed:
-                return
         self.placed = True
         holders = sorted({p for peers in self.placed_on.values() for p in peers} - {self.ctx.me})
         self.ctx.trace("placed", job=self.job, peers=holders)
+
+    def placement(self) -> list[tuple[int, int]]:
+        """For each shard: how many of its stewards other than this peer hold it with all its inputs, and how many must
+        for this one to leave."""
+        found = []
+        for shard in range(self.spec.shards):
+            others = set(self.ctx.stewards(self.job, shard)) - {self.ctx.me}
+            found.append((len(self.placed_on.get(shard, set()) & others), max(1, len(others))))
+        return found
+
+    # --- logs for people ---------------------------------------------------------------------------------------------
+    def ask_log(self, task: int) -> None:
+        """Ask whoever works on a task for what it has printed so far."""
+        view = self.views.get(task // limits.SHARD_TASKS)
+        for active in view.active if view is not None else ():
+            if active.task == task:
+                for worker in active.workers:
+                    self.ctx.send(worker, AskLog(self.job, task))
+
+    def on_task_log(self, worker: PeerId, task: int, log: str) -> None:
+        """For people: nothing rests on it."""
+        self.logs.pop((task, worker), None)
+        self.logs[(task, worker)] = TaskLog(self.job, task, log)
+        while len(self.logs) > LOGS_MAX:
+            del self.logs[next(iter(self.logs))]
 
     # --- collecting ------------------------------------------------------------------------------------------------
     def on_view(self, message: View) -> None:
@@ -162,7 +183,7 @@ class Submission:
         `evidence`: what the settlement signed, when there is one. This node's other roles may have saved more.
         """
         for statement in statements:
-            if evidence is not None and statement.id not in evidence:
+            if statement.kind == "checkpoint" or (evidence is not None and statement.id not in evidence):
                 continue
             self.states[shard_of(statement)].add(statement)
         for state in self.states:

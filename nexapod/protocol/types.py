@@ -199,7 +199,8 @@ class Limits:
     """What it may have on the disk at once: /output and /checkpoint together."""
     wall_ms: Millis = 3_600_000
     idle_ms: Millis = 0
-    """A task that shows no sign of life (a line, progress, a change in what it wrote) for so long is ended; 0: never."""
+    """A task that shows no sign of life for so long is ended: no line, no progress, no change in what it wrote. 0:
+    never."""
     pids: int = 64
     """docker: processes and threads at once."""
     gpus: int = 0

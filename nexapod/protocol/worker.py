@@ -16,18 +16,42 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Final
 
-from nexapod.protocol import codec, limits, tickets
+from nexapod.protocol import limits, tickets
+from nexapod.protocol.attempts import (
+    ATTEMPT_RECORD,
+    Attempt,
+    done_record,
+    lineage_of,
+    record_key,
+    record_of,
+    restored,
+    task_of_key,
+)
+from nexapod.protocol.capacity import room_for
 from nexapod.protocol.context import Context
 from nexapod.protocol.errors import PeerError
 from nexapod.protocol.events import Run, Stop
 from nexapod.protocol.matching import Decision, Policy, accepts, satisfies
-from nexapod.protocol.messages import Grant, Held, Query, Release, Renew, Stage, Status, TaskStatus, View
+from nexapod.protocol.messages import (
+    AskLog,
+    Grant,
+    Held,
+    Query,
+    Release,
+    Renew,
+    Stage,
+    Status,
+    TaskLog,
+    TaskStatus,
+    View,
+)
 from nexapod.protocol.quorum import majority
 from nexapod.protocol.records import Record
 from nexapod.protocol.statements import (
     Bid,
+    Checkpoint,
     Commit,
     Reveal,
     Statement,
@@ -37,7 +61,6 @@ from nexapod.protocol.statements import (
     output_root,
 )
 from nexapod.protocol.types import (
-    BlobRef,
     File,
     JobId,
     JobSpec,
@@ -48,11 +71,10 @@ from nexapod.protocol.types import (
     RunResult,
     StatementId,
     TaskId,
-    Usage,
 )
 
-ATTEMPT_RECORD = "attempt"
-State: TypeAlias = Literal["bidding", "granted", "running", "committed", "revealed"]
+PENDING: Final = ("bidding", "granted", "running")
+"""The states of an attempt that takes, or is about to take, a slot."""
 BATCH_MS = 1_500
 """A bid asks for about as much work as a slot does in this time, so that short tasks do not wait for a round trip."""
 ELSEWHERE_PAUSE_MS = 60_000
@@ -60,31 +82,6 @@ ELSEWHERE_MAX = 5
 """After so many tasks in a row that this machine could not run, it pauses."""
 RANK_MAX = 48
 """A worker with a worse rank for a task does not bid until the job has been announced again."""
-
-
-@dataclass(slots=True)
-class Attempt:
-    """One task that this peer bid for, and what has become of it."""
-
-    task: TaskId
-    state: State
-    bid: Statement
-    since: Millis
-    granted_by: set[PeerId] = field(default_factory=set)
-    refused_by: set[PeerId] = field(default_factory=set)
-    shown_by: set[PeerId] = field(default_factory=set)
-    acked_by: set[PeerId] = field(default_factory=set)
-    """Stewards that have our newest statement."""
-    settled_by: dict[PeerId, tuple[str, bytes]] = field(default_factory=dict)
-    told: dict[PeerId, Millis] = field(default_factory=dict)
-    """When each steward was last given all of our statements."""
-    commit: Statement | None = None
-    salt: bytes = b""
-    result: RunResult | None = None
-    reveal: Statement | None = None
-    progress: int = 0
-    retry_at: Millis = 0
-    retry_ms: Millis = limits.RETRY_MIN_MS
 
 
 @dataclass(slots=True)
@@ -128,6 +125,7 @@ class Worker:
         self.policy = policy
         self.profile: Profile | None = None
         self.draining = False
+        self.paused = False
         self.prospects: dict[JobId, Prospect] = {}
         self.attempts: dict[TaskId, Attempt] = {}
         self._bid_nonce = 0
@@ -178,13 +176,22 @@ class Worker:
         for attempt in [a for a in self.attempts.values() if a.state in ("bidding", "granted")]:
             self._give_up(attempt)
 
+    def pause(self, paused: bool) -> None:
+        """While the owner wants the machine: nothing new is taken, what has not begun is given back, and the leases of
+        what runs, frozen by the driver, are kept alive."""
+        self.paused = paused
+        if paused:
+            for attempt in [a for a in self.attempts.values() if a.state in ("bidding", "granted")]:
+                self._give_up(attempt)
+        self._wake(self.ctx.now)
+
     def job_over(self, job: JobId) -> None:
         """Cancelled, settled or forgotten: stop everything of it."""
         prospect = self.prospects.pop(job, None)
         for attempt in [a for a in self.attempts.values() if a.task.job == job]:
             self._drop(attempt)
         for index in sorted(prospect.attempted) if prospect is not None else ():
-            self.ctx.save_record(Record(ATTEMPT_RECORD, _record_key(TaskId(job, index)), None))
+            self.ctx.save_record(Record(ATTEMPT_RECORD, record_key(TaskId(job, index)), None))
         self.ctx.let_go_all(("worker", job))
         self.ctx.let_go_all(_outputs(job))
 
@@ -194,6 +201,8 @@ class Worker:
             return Decision(False, "this peer's hardware has not been probed yet")
         if self.draining:
             return Decision(False, "this peer is draining: it takes no new tasks")
+        if self.paused:
+            return Decision(False, "this peer is paused: nexapod resume lets it go on")
         decision = accepts(self.policy, statement.author)
         if not decision.ok:
             return decision
@@ -204,7 +213,7 @@ class Worker:
     # --- choosing --------------------------------------------------------------------------------------------------
     def choose(self) -> None:
         """Bid for as many tasks as there is room for, fairly between submitters, then by ticket."""
-        if self.profile is None or self.draining:
+        if self.profile is None or self.draining or self.paused:
             return
         self._start_granted()
         if self.paused_until > self.ctx.now:
@@ -215,24 +224,41 @@ class Worker:
                 return
             decision = self.decide(prospect.statement)
             if decision.ok:
-                room -= self._bid_for(prospect, room)
+                room -= self._bid_for(prospect, min(room, self._resources(prospect)))
 
     def _room(self) -> int:
         """How many more tasks to ask for: free slots, and for short tasks some ahead."""
         assert self.profile is not None
-        pending = [a for a in self.attempts.values() if a.state in ("bidding", "granted", "running")]
-        ahead = 1
+        pending = [a for a in self.attempts.values() if a.state in PENDING]
+        return self.profile.slots * self._ahead() - len(pending)
+
+    def _ahead(self) -> int:
+        """How many tasks to hold for each that can run."""
         expected = [p.expected_ms for p in self.prospects.values() if p.expected_ms]
-        if expected:
-            ahead = max(1, min(limits.BID_TASKS_MAX, BATCH_MS // max(1, min(expected))))
-        return self.profile.slots * ahead - len(pending)
+        return max(1, min(limits.BID_TASKS_MAX, BATCH_MS // max(1, min(expected)))) if expected else 1
+
+    def _resources(self, prospect: Prospect) -> int:
+        """How many more tasks of this job to ask for: what the machine has room for beside other jobs' running tasks,
+        and for short tasks some ahead."""
+        assert self.profile is not None
+        job = JobId(prospect.statement.id)
+        room = room_for(self.profile, prospect.spec, self._running_specs(but=job))
+        pending = [a for a in self.attempts.values() if a.task.job == job and a.state in PENDING]
+        return room * self._ahead() - len(pending)
+
+    def _running_specs(self, but: JobId | None = None) -> list[JobSpec]:
+        return [
+            self.prospects[a.task.job].spec
+            for a in self.attempts.values()
+            if a.state == "running" and a.task.job != but and a.task.job in self.prospects
+        ]
 
     def _by_fairness(self) -> list[Prospect]:
         """Jobs of the submitters whose tasks this peer has fewest of come first; then priority; then id."""
         load: dict[PeerId, int] = {}
         for attempt in self.attempts.values():
             prospect = self.prospects.get(attempt.task.job)
-            if prospect is not None and attempt.state in ("bidding", "granted", "running"):
+            if prospect is not None and attempt.state in PENDING:
                 load[prospect.statement.author] = load.get(prospect.statement.author, 0) + 1
         return sorted(
             self.prospects.values(),
@@ -366,13 +392,25 @@ class Worker:
                 continue
             if attempt.task.index in message.granted:
                 attempt.granted_by.add(steward)
+                self._note_checkpoints(attempt, steward, message.checkpoints)
                 if len(attempt.granted_by & set(stewards)) >= majority(len(stewards)):
                     attempt.state = "granted"
+                    attempt.basis = _agreed_checkpoint(attempt, majority(len(stewards)))
             else:
                 attempt.refused_by.add(steward)
                 if len(stewards) - len(attempt.refused_by & set(stewards)) < majority(len(stewards)):
                     self._give_up(attempt)
         self._start_granted()
+
+    def _note_checkpoints(self, attempt: Attempt, steward: PeerId, envelopes: tuple[bytes, ...]) -> None:
+        """A steward gives, with its grant, what other workers had kept of the task."""
+        for envelope in envelopes:
+            statement = decode(envelope, self.verify)
+            body = statement.body
+            if not isinstance(body, Checkpoint):
+                raise PeerError("bad-checkpoint", f"a steward gives a {statement.kind} with a grant")
+            if (body.job, body.task) == (attempt.task.job, attempt.task.index):
+                attempt.offered.setdefault(statement.id, (statement, set()))[1].add(steward)
 
     def _of_bid(self, job: JobId, bid: StatementId) -> Iterator[Attempt]:
         return iter([a for a in self.attempts.values() if a.bid.id == bid and a.task.job == job])
@@ -406,14 +444,14 @@ class Worker:
         for attempt in [a for a in self.attempts.values() if a.state == "granted"]:
             if running >= self.profile.slots:
                 return
-            self._run(attempt)
-            running += 1
+            prospect = self.prospects.get(attempt.task.job)
+            if prospect is None:
+                self._drop(attempt)
+            elif room_for(self.profile, prospect.spec, self._running_specs()):
+                self._run(attempt, prospect)
+                running += 1
 
-    def _run(self, attempt: Attempt) -> None:
-        prospect = self.prospects.get(attempt.task.job)
-        if prospect is None:
-            self._drop(attempt)
-            return
+    def _run(self, attempt: Attempt, prospect: Prospect) -> None:
         attempt.state = "running"
         attempt.since = self.ctx.now
         prospect.attempted.add(attempt.task.index)
@@ -423,14 +461,44 @@ class Worker:
         self.ctx.trace("run", job=attempt.task.job, task=attempt.task.index)
         stewards = self.ctx.stewards(attempt.task.job, attempt.task.shard)
         sources = tuple(p for p in dict.fromkeys((*stewards, prospect.statement.author)) if p != self.ctx.me)
-        self.ctx.effects.append(Run(attempt.task, prospect.spec, tickets.task_seed(attempt.task), sources))
+        kept = attempt.basis
+        if kept is not None:
+            sources = (*sources, *(p for p in (kept.author,) if p not in (*sources, self.ctx.me)))
+        files = kept.body.files if kept is not None else ()
+        self.ctx.effects.append(Run(attempt.task, prospect.spec, tickets.task_seed(attempt.task), sources, files))
         if self._renew_at is None:
             self._renew_at = self.ctx.now + limits.RENEW_MS
 
-    def progressed(self, task: TaskId, progress: int) -> None:
+    def progressed(self, task: TaskId, progress: int, log: str) -> None:
         attempt = self.attempts.get(task)
         if attempt is not None:
             attempt.progress = max(0, min(1000, progress))
+            attempt.log = log
+
+    def on_ask_log(self, peer: PeerId, message: AskLog) -> None:
+        """Whoever submitted the job may see what its tasks print; nobody else."""
+        attempt = self.attempts.get(TaskId(message.job, message.task))
+        prospect = self.prospects.get(message.job)
+        if attempt is not None and prospect is not None and prospect.statement.author == peer:
+            self.ctx.send(peer, TaskLog(message.job, message.task, attempt.log))
+
+    def checkpointed(self, task: TaskId, files: tuple[File, ...], continued: bool) -> None:
+        """A running task has kept something: its stewards keep it too."""
+        attempt = self.attempts.get(task)
+        if attempt is None or attempt.state != "running":
+            return
+        for file in files:
+            self.ctx.hold(file.blob, _own_checkpoint(task))
+            self.ctx.store_has(Part.whole(file.blob))
+        self.ctx.let_go_all(_own_checkpoint(task), but={file.blob for file in files})
+        attempt.seq += 1
+        lineage = attempt.lineage if continued else ()
+        body = Checkpoint(task.job, task.index, attempt.bid.id, attempt.seq, attempt.progress, files, lineage)
+        attempt.checkpoint = self.ctx.sign(body)
+        self._save(attempt)
+        self.ctx.trace("checkpointed", job=task.job, task=task.index, seq=attempt.seq)
+        for steward in self.ctx.stewards(task.job, task.shard):
+            self.ctx.offer(steward, [attempt.checkpoint])
 
     def _renew(self) -> None:
         """Tell the stewards, shard by shard, what this worker holds."""
@@ -627,6 +695,7 @@ class Worker:
             executor=spec.run.executor,
             hardware=self.profile.hardware,
             log=result.log,
+            continued=attempt.lineage if result.continued else (),
         )
         attempt.reveal = self.ctx.sign(body)
         attempt.state = "revealed"
@@ -658,55 +727,44 @@ class Worker:
         if attempt.state in ("running", "committed", "revealed"):
             # Once committed, never again: a restarted worker that committed anew would contradict itself.
             over = attempt.task.job not in self.prospects
-            left = _pack_done(attempt.result) if attempt.commit is not None and not over else None
-            self.ctx.save_record(Record(ATTEMPT_RECORD, _record_key(attempt.task), left))
+            kept = attempt.commit is not None and not over
+            self.ctx.save_record(
+                done_record(attempt) if kept else Record(ATTEMPT_RECORD, record_key(attempt.task), None)
+            )
+        self.ctx.let_go_all(_own_checkpoint(attempt.task))
         self._wake(self.ctx.now)
 
     def _save(self, attempt: Attempt) -> None:
-        result = attempt.result
-        value = [
-            attempt.bid.envelope,
-            attempt.commit.envelope if attempt.commit else None,
-            attempt.reveal.envelope if attempt.reveal else None,
-            attempt.salt,
-            _pack_result(result) if result else None,
-        ]
-        self.ctx.save_record(Record(ATTEMPT_RECORD, _record_key(attempt.task), codec.pack(value)))
+        self.ctx.save_record(record_of(attempt))
 
     def restore(self, record: Record) -> None:
         """Take up an attempt that a former process of this node had made. Its job is known already."""
-        assert record.value is not None
-        job, index = JobId(record.key[:32]), int.from_bytes(record.key[32:], "big")
-        prospect = self.prospects.get(job)
+        task = task_of_key(record.key)
+        prospect = self.prospects.get(task.job)
         if prospect is None:
             self.ctx.save_record(Record(ATTEMPT_RECORD, record.key, None))
             return
-        prospect.attempted.add(index)
-        saved = codec.unpack(record.value, limits.FRAME_BYTES_MAX)
-        if len(saved) == 1:
-            for _, digest, size in saved[0]:
-                self.ctx.hold(BlobRef(digest, size), _outputs(job))
+        prospect.attempted.add(task.index)
+        attempt = restored(record, self.verify, self.ctx.now)
+        if not isinstance(attempt, Attempt):
+            for ref in attempt:
+                self.ctx.hold(ref, _outputs(task.job))
             return
-        bid, commit, reveal, salt, result = saved
-        attempt = Attempt(TaskId(job, index), "granted", decode(bid, self.verify), self.ctx.now)
-        attempt.salt = salt
-        attempt.retry_at = self.ctx.now
-        if commit is not None:
-            attempt.state = "committed"
-            attempt.commit = decode(commit, self.verify)
-            attempt.result = _unpack_result(result)
-            for file in attempt.result.files:
-                self.ctx.hold(file.blob, _outputs(job))
-        if reveal is not None:
-            attempt.state = "revealed"
-            attempt.reveal = decode(reveal, self.verify)
-        self.attempts[attempt.task] = attempt
+        for file in attempt.result.files if attempt.result is not None else ():
+            self.ctx.hold(file.blob, _outputs(task.job))
+        self.attempts[task] = attempt
         self._renew_at = self.ctx.now + limits.RETRY_MIN_MS
         self._wake(self.ctx.now)
 
 
-def _record_key(task: TaskId) -> bytes:
-    return bytes(task.job) + task.index.to_bytes(4, "big")
+def _agreed_checkpoint(attempt: Attempt, needed: int) -> Statement | None:
+    """The checkpoint that enough stewards gave: one steward alone could give several workers the same one, or its own.
+
+    One whose lineage has become too long is not gone on from.
+    """
+    agreed = [s for s, given_by in attempt.offered.values() if len(given_by) >= needed]
+    agreed = [s for s in agreed if len(lineage_of(s)) <= limits.REPLICAS_MAX]
+    return min(agreed, key=lambda s: (-s.body.progress, s.id), default=None)
 
 
 def _outputs(job: JobId) -> tuple[str, JobId]:
@@ -714,20 +772,6 @@ def _outputs(job: JobId) -> tuple[str, JobId]:
     return ("outputs", job)
 
 
-def _pack_done(result: RunResult | None) -> bytes:
-    """What is left of an attempt that had committed, until its job is over: that it was made, and its outputs."""
-    files = result.files if result is not None else ()
-    return codec.pack([[[f.path, f.blob.digest, f.blob.size] for f in files]])
-
-
-def _pack_result(result: RunResult) -> list[object]:
-    files = [[f.path, f.blob.digest, f.blob.size] for f in result.files]
-    used = result.usage
-    usage = [used.cpu_ms, used.wall_ms, used.peak_memory, used.gpu_ms]
-    return [result.outcome, result.exit, files, usage, result.log]
-
-
-def _unpack_result(raw: list[object]) -> RunResult:
-    outcome, exit_status, files, usage, log = raw
-    found = tuple(File(path, BlobRef(digest, size)) for path, digest, size in files)  # type: ignore[attr-defined]
-    return RunResult(outcome, exit_status, found, Usage(*usage), log)  # type: ignore[arg-type, misc]
+def _own_checkpoint(task: TaskId) -> tuple[str, JobId]:
+    """Who holds what a running task of this worker keeps in its checkpoint."""
+    return (f"own checkpoint/{task.index}", task.job)

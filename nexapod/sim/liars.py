@@ -17,11 +17,11 @@ from nexapod.protocol.events import Effect, Publish, Received, Send
 from nexapod.protocol.messages import Collect, Grant, Have, Offer, Query, Renew, Status
 from nexapod.protocol.node import Node
 from nexapod.protocol.statements import Bid, Commit, Reveal, Signer, Statement, Verdict, commitment, make, output_root
-from nexapod.protocol.types import Digest, JobSpec, Millis, PeerId, RunResult, TaskId
+from nexapod.protocol.types import BlobRef, Digest, JobSpec, Millis, PeerId, RunResult, TaskId
 from nexapod.sim.keys import verify
 from nexapod.sim.plan import LiarKind
 from nexapod.sim.rng import Rng
-from nexapod.sim.truth import wrong_result
+from nexapod.sim.truth import checkpoint_blob, poison, wrong_result
 
 REMEMBERED_MAX = 256
 PRY_EVERY_MS = 200
@@ -47,6 +47,10 @@ class Liar:
     def runs(self, task: TaskId, spec: JobSpec, honest: RunResult) -> tuple[RunResult, Millis] | None:
         """The result claimed and after how long; None = never."""
         return honest, honest.usage.wall_ms
+
+    def keeps(self, task: TaskId) -> BlobRef:
+        """What it keeps half-way."""
+        return checkpoint_blob(task)
 
     def send(self, peer: PeerId, message: messages.Message) -> Send:
         return Send(peer, messages.encode(message), ())
@@ -226,6 +230,20 @@ class LyingSteward(Liar):
         return make(lie, self.signer).envelope
 
 
+class Poisoner(Liar):
+    """Works honestly half-way, keeps something wrong instead of what it has, and lets the task go: whoever goes on from
+    there gets a wrong result, honestly."""
+
+    def keeps(self, task: TaskId) -> BlobRef:
+        return poison(task, self.me.encode())
+
+    def runs(self, task: TaskId, spec: JobSpec, honest: RunResult) -> tuple[RunResult, Millis] | None:
+        wall = honest.usage.wall_ms
+        if spec.run.checkpoint != "shared":
+            return honest, wall
+        return RunResult("try-elsewhere", 75, reason="so that others go on"), wall
+
+
 KINDS: dict[LiarKind, type[Liar]] = {
     "wrong": Wrong,
     "sybil": Sybil,
@@ -237,6 +255,7 @@ KINDS: dict[LiarKind, type[Liar]] = {
     "replayer": Replayer,
     "garbage": Garbage,
     "steward": LyingSteward,
+    "poisoner": Poisoner,
 }
 
 

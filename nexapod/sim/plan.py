@@ -18,6 +18,7 @@ LiarKind: TypeAlias = Literal[
     "replayer",
     "garbage",
     "steward",
+    "poisoner",
 ]
 
 
@@ -46,6 +47,8 @@ class JobPlan:
     max_replicas: int = 5
     wall_ms: Millis = 120_000
     failing: tuple[int, ...] = ()
+    checkpoints: bool = False
+    """Whether a task keeps something half-way, from which another worker can go on."""
     vanishes: Literal["no", "for-a-while", "for-good"] = "no"
     """Whether the submitter goes once its job is placed."""
 

@@ -20,8 +20,9 @@ HARMLESS: Final[tuple[LiarKind, ...]] = (
     "replayer",
     "garbage",
     "steward",
+    "poisoner",
 )
-"""Liars that claim no wrong result."""
+"""Liars that claim no wrong result themselves."""
 UPKEEP: Final = ("Sync", "Want", "Profile")
 FAULTS_FROM_MS = 500
 
@@ -193,7 +194,15 @@ def _base(scenario: str, seed: int, least: int = 4) -> Plan:
         task_ms = rng.pick((50, 400, 1_500, 6_000))
         replicas = rng.between(3, 5)
         jobs.append(
-            JobPlan(rng.below(count), rng.between(1_000, 8_000), tasks, task_ms, max_replicas=replicas, failing=failing)
+            JobPlan(
+                rng.below(count),
+                rng.between(1_000, 8_000),
+                tasks,
+                task_ms,
+                max_replicas=replicas,
+                failing=failing,
+                checkpoints=task_ms >= 1_500 and rng.chance(500),
+            )
         )
     return Plan(scenario, seed, tuple(peers), tuple(jobs))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 from nexapod.protocol.statements import output_root
 from nexapod.protocol.types import BlobRef, Digest, File, JobSpec, Millis, RunResult, TaskId, Usage, blob_of
@@ -23,6 +24,23 @@ def honest_result(task: TaskId, spec: JobSpec, wall_ms: Millis) -> RunResult:
     if fails(spec, task.index):
         return RunResult("failed", 1, (), usage, log="no such luck")
     return RunResult("ok", 0, (File("out", honest_output(task)),), usage)
+
+
+def checkpoint_blob(task: TaskId) -> BlobRef:
+    """What an honest machine keeps half-way."""
+    return blob_of(b"half of " + task.job + task.index.to_bytes(4, "big"))
+
+
+def poison(task: TaskId, liar: bytes) -> BlobRef:
+    """What a liar keeps instead."""
+    return blob_of(b"poison of " + liar + task.job + task.index.to_bytes(4, "big"))
+
+
+def continued_result(task: TaskId, spec: JobSpec, kept: BlobRef, wall_ms: Millis) -> RunResult:
+    """What comes of going on from a checkpoint: from a poisoned one a wrong result, the same for all who do."""
+    if kept == checkpoint_blob(task):
+        return replace(honest_result(task, spec, wall_ms), continued=True)
+    return replace(wrong_result(task, kept.digest, wall_ms), continued=True)
 
 
 def wrong_result(task: TaskId, liar: bytes, wall_ms: Millis) -> RunResult:

@@ -14,7 +14,7 @@ import heapq
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from nexapod.protocol import limits
 from nexapod.protocol.errors import LocalError
@@ -25,13 +25,11 @@ from nexapod.protocol.events import (
     Effect,
     Event,
     Fetch,
-    Finished,
     Gossiped,
     PeerDown,
     PeerUp,
     Penalise,
     ProfileChanged,
-    Progressed,
     Publish,
     Received,
     Run,
@@ -55,7 +53,6 @@ from nexapod.protocol.types import (
     Millis,
     PeerId,
     Profile,
-    RunResult,
     TaskId,
     Validate,
     blob_of,
@@ -66,11 +63,11 @@ from nexapod.sim.keys import HashSigner, verify
 from nexapod.sim.liars import KINDS, Liar
 from nexapod.sim.plan import Crash, JobPlan, PeerPlan, Plan
 from nexapod.sim.rng import Rng
-from nexapod.sim.truth import honest_result, short
+from nexapod.sim.running import Kept, Running
+from nexapod.sim.truth import checkpoint_blob, short
 
 NETWORK = "sim"
 MODULE = blob_of(b"a wasm module")
-INPUT_WAIT_MS = 5_000
 DOOMED_FOR_MS = 2_000
 SUBMIT_CHECK_MS = 5_000
 AFTERMATH_MS = 20_000
@@ -109,6 +106,8 @@ class Box:
     paused_until: Millis = 0
     tick_at: Millis | None = None
     running: dict[TaskId, int] = field(default_factory=dict)
+    kept: dict[TaskId, Kept] = field(default_factory=dict)
+    """What lies in the checkpoint folders: it survives a crash."""
     run_number: int = 0
     dialling: dict[int, Millis] = field(default_factory=dict)
     banned: dict[PeerId, Millis] = field(default_factory=dict)
@@ -180,6 +179,7 @@ class World:
         self.jobs = [self._job(i, j) for i, j in enumerate(plan.jobs)]
         self.specs = {job.id: job for job in self.jobs}
         self.checkers = Checkers(self)
+        self._running = Running(self)
         self._schedule()
 
     # --- what the plan says ----------------------------------------------------------------------------------------
@@ -189,12 +189,13 @@ class World:
         return Box(index, plan, HashSigner(self.plan.seed, index), rng, rng.between(low, high))
 
     def _job(self, index: int, plan: JobPlan) -> Job:
+        kept: Literal["local", "shared"] = "shared" if plan.checkpoints else "local"
         spec = JobSpec(
             NETWORK,
             f"job-{index}",
             self.rng.fork("nonce", index).bytes(16),
             0,
-            RunSpec("wasm", module=MODULE, env=tuple(("FAILS", str(t)) for t in plan.failing)),
+            RunSpec("wasm", module=MODULE, env=tuple(("FAILS", str(t)) for t in plan.failing), checkpoint=kept),
             plan.tasks,
             limits=Limits(wall_ms=plan.wall_ms),
             validate=Validate(agree=plan.agree, max_replicas=plan.max_replicas),
@@ -503,9 +504,10 @@ class World:
             case Publish():
                 self._publish(box, effect)
             case Run():
-                self._run(box, effect)
+                self._running.start(box, effect)
             case Stop(task):
                 box.running.pop(task, None)
+                box.kept.pop(task, None)
             case Fetch():
                 self._fetch(box, effect)
             case Drop(ref):
@@ -572,7 +574,11 @@ class World:
                 self._break(link, quickly=True)
 
     # --- blobs -----------------------------------------------------------------------------------------------------
-    def _holder(self, box: Box, ref: BlobRef, sources: tuple[PeerId, ...]) -> Box | None:
+    def keeps(self, box: Box, task: TaskId) -> BlobRef:
+        """What a machine puts into a task's checkpoint folder half-way."""
+        return box.liar.keeps(task) if box.liar is not None else checkpoint_blob(task)
+
+    def holder(self, box: Box, ref: BlobRef, sources: tuple[PeerId, ...]) -> Box | None:
         for peer in sources:
             other = self.by_peer.get(peer)
             if other is not None and ref in other.blobs and self.reaches(other, box) and self.reaches(box, other):
@@ -589,59 +595,14 @@ class World:
         def arrive() -> None:
             if box.boot != boot or box.node is None:
                 return
-            if ref in box.blobs or self._holder(box, ref, effect.sources) is not None:
+            if ref in box.blobs or self.holder(box, ref, effect.sources) is not None:
                 box.blobs.add(ref)
                 self.enter(box, BlobReady(effect.part))
             else:
                 self.enter(box, BlobFailed(effect.part))
 
-        quick = self._holder(box, ref, effect.sources) is not None
+        quick = self.holder(box, ref, effect.sources) is not None
         self.at(self.now + (self.rng.between(5, 60) if quick else self.rng.between(200, 3_000)), arrive)
-
-    # --- running tasks -----------------------------------------------------------------------------------------------
-    def _run(self, box: Box, effect: Run) -> None:
-        box.run_number += 1
-        number = box.run_number
-        box.running[effect.task] = number
-        self.checkers.started(box)
-        job = self.specs.get(effect.task.job)
-        assert job is not None, "a job that nobody submitted runs"
-        jitter = box.rng.between(700, 1300)
-        wall = max(1, job.plan.task_ms * jitter // box.plan.speed)
-        missing = [ref for ref in effect.spec.blobs if ref not in box.blobs]
-        if any(self._holder(box, ref, effect.sources) is None for ref in missing):
-            result = RunResult("try-elsewhere", 75, reason="an input cannot be had")
-            self._ends(box, effect, number, result, INPUT_WAIT_MS)
-            return
-        box.blobs.update(missing)
-        result = honest_result(effect.task, effect.spec, wall)
-        if box.liar is not None:
-            claimed = box.liar.runs(effect.task, effect.spec, result)
-            if claimed is None:
-                return
-            result, wall = claimed
-        self._ends(box, effect, number, result, wall + (30 if missing else 0))
-
-    def _ends(self, box: Box, effect: Run, number: int, result: RunResult, delay: Millis) -> None:
-        boot = box.boot
-
-        def progress() -> None:
-            if box.boot == boot and box.running.get(effect.task) == number:
-                self.enter(box, Progressed(effect.task, 500))
-
-        def end() -> None:
-            if box.boot != boot or box.node is None or box.running.get(effect.task) != number:
-                return
-            if box.paused_until > self.now:
-                self.at(box.paused_until, end)
-                return
-            del box.running[effect.task]
-            box.blobs.update(file.blob for file in result.files)
-            self.enter(box, Finished(effect.task, result))
-
-        if delay > 1_000:
-            self.at(self.now + delay // 2, progress)
-        self.at(self.now + delay, end)
 
     # --- jobs ------------------------------------------------------------------------------------------------------
     def _submit(self, job: Job) -> None:
