@@ -7,14 +7,19 @@ that went on from one says so, and is no independent vote.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from nexapod.protocol import limits
 from nexapod.protocol.context import Context
 from nexapod.protocol.errors import PeerError
+from nexapod.protocol.quorum import majority
 from nexapod.protocol.statements import Statement
-from nexapod.protocol.types import BlobRef, JobId, JobSpec, Millis, Part, PeerId
+from nexapod.protocol.types import BlobRef, JobId, JobSpec, Millis, Part, PeerId, StatementId
+
+
+VOUCHED_MAX = 2 * limits.SHARD_TASKS
 
 
 @dataclass(slots=True)
@@ -44,6 +49,8 @@ class Checkpoints:
         self._job = job
         self._spec = spec
         self._of_task: dict[int, dict[PeerId, _OfWorker]] = {}
+        self._vouched: OrderedDict[StatementId, set[PeerId]] = OrderedDict()
+        """Which stewards have passed on a checkpoint that is not taken in yet."""
 
     # --- taking in -------------------------------------------------------------------------------------------------
     def add(self, statement: Statement) -> None:
@@ -70,6 +77,21 @@ class Checkpoints:
                 self._ctx.hold(ref, self._owner(body.task))
         if not old.missing:
             self._arrived(body.task, old)
+
+    def relayed(self, statement: Statement, steward: PeerId) -> None:
+        """Another steward passes one on, since this node is new to the shard. It is taken in when two have: one could
+        make it up, for a worker of its own that never held the task. Raises PeerError."""
+        vouchers = self._vouched.setdefault(statement.id, set())
+        vouchers.add(steward)
+        while len(self._vouched) > VOUCHED_MAX:
+            self._vouched.popitem(last=False)
+        if len(vouchers) >= majority(limits.STEWARDS):
+            self._vouched.pop(statement.id, None)
+            self.add(statement)
+
+    def ready(self) -> list[Statement]:
+        """All that could be given out: what a new steward should have too."""
+        return [o.ready for of_task in self._of_task.values() for o in of_task.values() if o.ready is not None]
 
     def restore(self, statement: Statement) -> None:
         """One that a former process of this node had saved, and so held."""

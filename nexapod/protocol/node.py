@@ -612,12 +612,12 @@ class Node:
                 self._on_shard_statement(statement, sender)
 
     def _on_checkpoint(self, statement: Statement, sender: PeerId) -> None:
-        """For the stewards alone, from the worker itself: others have no use for it."""
+        """For the stewards alone: others have no use for it."""
         key = (JobId(statement.body.job), shard_of(statement))
         steward = self.stewards.get(key)
-        if steward is not None and sender == statement.author:
+        if steward is not None:
             self._touched.add(key)
-            steward.on_checkpoint(statement)
+            steward.on_checkpoint(statement, sender)
 
     def _on_fault(self, statement: Statement, sender: PeerId) -> None:
         """A proof: its two commits are checked here, whoever signed it."""

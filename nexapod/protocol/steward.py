@@ -45,6 +45,7 @@ WITHHELD_AFTER = 3
 INTEREST_MAX = 64
 VIEW_WORKERS_MAX = 8
 """Workers of one task that a view names: it is for people, and must fit a frame whatever happens."""
+RELAYS = 3
 SHARD_RECORD = "shard"
 
 
@@ -109,6 +110,8 @@ class Steward:
         self._interest: dict[PeerId, Millis] = {}
         self._alike: dict[PeerId, Digest] = {}
         """Other stewards, and the summary that we last had in common."""
+        self._newcomers: dict[PeerId, int] = {}
+        """Stewards that became so after this one, and how often they are still told what may be gone on from."""
         self._sync_at: Millis = ctx.now + limits.STEWARD_SYNC_MS
         self._check_at: Millis | None = None
         self._typical_ms: Millis | None = None
@@ -125,11 +128,14 @@ class Steward:
         stewards = self.ctx.stewards(self.job, self.shard)
         if stewards == self.stewards:
             return
-        self.stewards = stewards
+        known, self.stewards = self.stewards, stewards
         if len(stewards) > self.size:
             self.size = len(stewards)
             self.ctx.save_record(Record(SHARD_RECORD, shard_record_key(self.job, self.shard), bytes([self.size])))
+        new = [peer for peer in stewards if peer not in known and peer != self.ctx.me]
         was, self.active = self.active, self.ctx.me in stewards
+        if was:
+            self._newcomers |= dict.fromkeys(new, RELAYS)
         self._sync_at = min(self._sync_at, self.ctx.now + 100)
         if self.active and not was:
             self.ctx.trace("steward_began", job=self.job, shard=self.shard, stewards=stewards)
@@ -339,14 +345,18 @@ class Steward:
         """It has neither a lease nor a result of the task."""
         return worker not in self._desk(task).leases and worker not in self.state.file(task).commits
 
-    def on_checkpoint(self, statement: Statement) -> None:
-        """A worker has kept something of a task that it holds. Raises PeerError."""
+    def on_checkpoint(self, statement: Statement, sender: PeerId) -> None:
+        """A worker has kept something of a task that it holds; or another steward passes that on. Raises PeerError."""
         task, worker = statement.body.task, statement.author
+        if task not in self.state.tasks or not self.active or self.closed or self._desk(task).settled is not None:
+            return
+        if sender != worker and sender in self.stewards:
+            self.checkpoints.relayed(statement, sender)
+            return
         bid = self.state.bids.get(statement.body.bid)
         if bid is None or bid.author != worker or task not in bid.body.tasks:
             return
-        desk = self._desk(task)
-        if self.active and not self.closed and desk.settled is None and worker in desk.leases:
+        if sender == worker and worker in self._desk(task).leases:
             self.checkpoints.add(statement)
 
     def _grants(self, task: int, worker: PeerId) -> bool:
@@ -755,11 +765,21 @@ class Steward:
 
     # --- keeping the same statements as the other stewards -----------------------------------------------------------
     def _sync(self) -> None:
+        self._relay_checkpoints()
         count, digest = self.state.summary()
         for peer in self.stewards:
             handed_over = self.finished or not self.active
             if peer != self.ctx.me and not (handed_over and self._alike.get(peer) == digest):
                 self.ctx.send(peer, Summary(self.job, self.shard, count, digest))
+
+    def _relay_checkpoints(self) -> None:
+        """A newcomer may learn of its place a moment later than the others: it is told more than once."""
+        for peer, times in list(self._newcomers.items()):
+            if times == 0 or peer not in self.stewards:
+                del self._newcomers[peer]
+                continue
+            self._newcomers[peer] = times - 1
+            self.ctx.offer(peer, self.checkpoints.ready())
 
     def on_summary(self, peer: PeerId, message: Summary) -> None:
         count, digest = self.state.summary()
