@@ -18,7 +18,6 @@ from nexapod.protocol.quorum import majority
 from nexapod.protocol.statements import Statement
 from nexapod.protocol.types import BlobRef, JobId, JobSpec, Millis, Part, PeerId, StatementId
 
-
 VOUCHED_MAX = 2 * limits.SHARD_TASKS
 
 

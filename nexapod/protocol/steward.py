@@ -11,18 +11,18 @@ over what it holds.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from functools import partial
 
 from nexapod.protocol import limits
 from nexapod.protocol.checkpoints import Checkpoints
 from nexapod.protocol.context import Context
+from nexapod.protocol.desk import Desk, Lease
+from nexapod.protocol.inputs import Inputs
 from nexapod.protocol.messages import (
     ActiveTask,
     Collect,
     Grant,
     Have,
-    Placed,
     Query,
     Release,
     Renew,
@@ -33,7 +33,7 @@ from nexapod.protocol.messages import (
     View,
     statuses,
 )
-from nexapod.protocol.quorum import Accepted, Failed, Judgement, Result, Undecided, judge
+from nexapod.protocol.quorum import Accepted, Failed, Result, Undecided, judge
 from nexapod.protocol.records import Record
 from nexapod.protocol.shard import Contradiction, ShardState, lineages
 from nexapod.protocol.statements import Bid, Fault, Reveal, Statement, Verdict, Vote
@@ -47,43 +47,6 @@ VIEW_WORKERS_MAX = 8
 """Workers of one task that a view names: it is for people, and must fit a frame whatever happens."""
 RELAYS = 3
 SHARD_RECORD = "shard"
-
-
-@dataclass(slots=True)
-class Lease:
-    """A worker's right to a task, from the grant until its result is revealed."""
-
-    expires: Millis
-    granted: Millis
-    progress: int = 0
-
-
-@dataclass(slots=True)
-class Lapse:
-    """A worker that held a task too long, or did not show its result: others go first, each time for twice as long."""
-
-    until: Millis
-    span: Millis
-
-
-@dataclass(slots=True)
-class Desk:
-    """What a steward remembers of one task beyond its statements."""
-
-    leases: dict[PeerId, Lease] = field(default_factory=dict)
-    asked: dict[PeerId, Millis] = field(default_factory=dict)
-    """Workers asked to reveal, and until when they may."""
-    lapses: dict[PeerId, Lapse] = field(default_factory=dict)
-    """Workers that held the task and let it down, or could not run it."""
-    wanted: int = 0
-    """Results wanted in all, by the judgement so far; 0 = decided."""
-    extra: int = 0
-    """Leases beyond those, because a worker is late."""
-    judgement: Judgement | None = None
-    withheld: set[PeerId] = field(default_factory=set)
-    fetch_failures: int = 0
-    retry: Millis | None = None
-    settled: Verdict | None = None
 
 
 class Steward:
@@ -103,10 +66,9 @@ class Steward:
         self.active = False
         self.closed = False
         """The job was cancelled or settled: nothing more is granted or judged."""
-        self.inputs_missing: set[Part] = set()
+        self.inputs = Inputs(ctx, statement, shard, self.owner)
         self.checkpoints = Checkpoints(ctx, self.job, self.spec)
         self._awaited: dict[BlobRef, set[int]] = {}
-        self._inputs_retry: Millis | None = None
         self._interest: dict[PeerId, Millis] = {}
         self._alike: dict[PeerId, Digest] = {}
         """Other stewards, and the summary that we last had in common."""
@@ -120,7 +82,7 @@ class Steward:
     # --- time and membership ---------------------------------------------------------------------------------------
     @property
     def deadline(self) -> Millis | None:
-        times = [t for t in (self._check_at, self._inputs_retry, self._sync_at) if t is not None]
+        times = [t for t in (self._check_at, self.inputs.retry_at, self._sync_at) if t is not None]
         return min(times) if times else None
 
     def reconsider(self) -> None:
@@ -139,7 +101,7 @@ class Steward:
         self._sync_at = min(self._sync_at, self.ctx.now + 100)
         if self.active and not was:
             self.ctx.trace("steward_began", job=self.job, shard=self.shard, stewards=stewards)
-            self._take_inputs()
+            self.inputs.take(self.stewards)
         if self.active:
             for task in list(self.state.files):
                 self._judge(task)
@@ -166,9 +128,8 @@ class Steward:
 
     def tick(self) -> None:
         now = self.ctx.now
-        if self._inputs_retry is not None and self._inputs_retry <= now:
-            self._inputs_retry = None
-            self._fetch_inputs()
+        if self.inputs.retry_at is not None and self.inputs.retry_at <= now:
+            self.inputs.fetch(self.stewards)
         if self._check_at is not None and self._check_at <= now:
             self._check()
         if self._sync_at <= now:
@@ -191,7 +152,7 @@ class Steward:
                     desk.asked.pop(worker, None)
                     freed = True
                     if overrun:
-                        self._lapse(desk, worker)
+                        desk.lapse(worker, self.ctx.now)
                     self.ctx.trace("lease_expired", job=self.job, task=task, worker=worker)
                 else:
                     self._wake(lease.expires)
@@ -201,7 +162,7 @@ class Steward:
                     desk.leases.pop(worker, None)
                     del desk.asked[worker]
                     freed = True
-                    self._lapse(desk, worker)
+                    desk.lapse(worker, self.ctx.now)
                     self.ctx.trace("reveal_missing", job=self.job, task=task, worker=worker)
                 else:
                     self._wake(until)
@@ -258,52 +219,24 @@ class Steward:
         allowed = self.spec.limits.wall_ms + 2 * limits.LEASE_TTL_MS
         return worker not in self.state.file(task).commits and lease.granted + allowed <= self.ctx.now
 
-    def _lapse(self, desk: Desk, worker: PeerId) -> None:
-        old = desk.lapses.get(worker)
-        if old is None and len(desk.lapses) >= limits.PENDING_MAX:
-            desk.lapses.clear()
-        span = 2 * old.span if old is not None else 2 * limits.LEASE_TTL_MS
-        desk.lapses[worker] = Lapse(self.ctx.now + span, span)
-
-    def _lapsed(self, desk: Desk, worker: PeerId) -> bool:
-        lapse = desk.lapses.get(worker)
-        return lapse is not None and lapse.until > self.ctx.now
-
     # --- inputs ----------------------------------------------------------------------------------------------------
     @property
     def owner(self) -> tuple[str, JobId]:
         return (f"steward/{self.shard}", self.job)
 
-    def _take_inputs(self) -> None:
-        self.inputs_missing = set(self.spec.shard_parts(self.shard))
-        self._fetch_inputs()
-        if not self.inputs_missing:
-            self._say_placed()
-
-    def _fetch_inputs(self) -> None:
-        for part in sorted(self.inputs_missing):
-            self.ctx.fetch(part, self.owner, [self.statement.author, *self.stewards])
-
-    def _say_placed(self) -> None:
-        self.ctx.send(self.statement.author, Placed(self.job, self.shard))
-
     def submitter_up(self) -> None:
         """The submitter is there (again): tell it what it may have missed."""
-        if self.active and not self.inputs_missing and not self.closed:
-            self._say_placed()
+        if self.active and self.inputs.placed and not self.closed:
+            self.inputs.say_placed()
 
     def blob_ready(self, part: Part) -> None:
-        if part in self.inputs_missing:
-            self.inputs_missing.discard(part)
-            if not self.inputs_missing:
-                self._say_placed()
+        self.inputs.ready(part)
         self.checkpoints.blob_ready(part)
         for task in sorted(self._awaited.pop(part.blob, ())) if part.is_whole else ():
             self._judge(task)
 
     def blob_failed(self, part: Part) -> None:
-        if part in self.inputs_missing:
-            self._inputs_retry = self.ctx.now + limits.FETCH_RETRY_MS
+        self.inputs.failed(part)
         self.checkpoints.blob_failed(part)
         for task in sorted(self._awaited.pop(part.blob, ())) if part.is_whole else ():
             self._output_unavailable(task)
@@ -362,7 +295,7 @@ class Steward:
     def _grants(self, task: int, worker: PeerId) -> bool:
         group = self.ctx.directory.group(worker)
         desk = self._desk(task)
-        return self._is_open(task) and not self._lapsed(desk, worker) and group not in self._groups(task)
+        return self._is_open(task) and not desk.lapsed(worker, self.ctx.now) and group not in self._groups(task)
 
     def _lease(self, task: int, worker: PeerId) -> None:
         now = self.ctx.now
@@ -403,11 +336,7 @@ class Steward:
 
     def _is_open(self, task: int) -> bool:
         desk = self._desk(task)
-        return self.active and not self.closed and desk.settled is None and self._counted(task) < self._places(desk)
-
-    def _places(self, desk: Desk) -> int:
-        """How many groups may have the task; none once it is decided."""
-        return desk.wanted + desk.extra if desk.wanted else 0
+        return self.active and not self.closed and desk.settled is None and self._counted(task) < desk.places
 
     def on_release(self, worker: PeerId, message: Release) -> None:
         for task in message.tasks:
@@ -415,7 +344,7 @@ class Steward:
                 continue
             desk = self._desk(task)
             if message.unable and worker in desk.leases:
-                self._lapse(desk, worker)
+                desk.lapse(worker, self.ctx.now)
             committed = worker in self.state.file(task).commits
             if desk.leases.get(worker) is not None and not committed:
                 del desk.leases[worker]
@@ -444,7 +373,7 @@ class Steward:
             and mine_to_keep
             and known
             and worker not in file.reveals
-            and (self._grants(task, worker) or (worker in file.commits and not self._lapsed(desk, worker)))
+            and (self._grants(task, worker) or (worker in file.commits and not desk.lapsed(worker, self.ctx.now)))
         ):
             self._lease(task, worker)
             lease = desk.leases[worker]
@@ -744,8 +673,7 @@ class Steward:
         self.ctx.trace("settled", job=self.job, task=task, outcome=verdict.outcome, root=verdict.root)
         self.checkpoints.drop(task)
         busy = [*desk.leases, *(w for w in self.state.file(task).commits if w not in desk.leases)]
-        desk.leases.clear()
-        desk.asked.clear()
+        desk.clear()
         self._tell(task, busy)
 
     @property
@@ -759,8 +687,7 @@ class Steward:
         self.checkpoints.drop_all()
         for task, desk in self.desks.items():
             workers = [*desk.leases]
-            desk.leases.clear()
-            desk.asked.clear()
+            desk.clear()
             self._tell(task, workers)
 
     # --- keeping the same statements as the other stewards -----------------------------------------------------------

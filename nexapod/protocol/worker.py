@@ -15,7 +15,6 @@ An attempt that is committed is on disk before the commit is spoken of, and outl
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Final
 
 from nexapod.protocol import limits, tickets
@@ -47,6 +46,7 @@ from nexapod.protocol.messages import (
     TaskStatus,
     View,
 )
+from nexapod.protocol.prospects import Outlook, Prospect
 from nexapod.protocol.quorum import majority
 from nexapod.protocol.records import Record
 from nexapod.protocol.statements import (
@@ -82,38 +82,6 @@ ELSEWHERE_MAX = 5
 """After so many tasks in a row that this machine could not run, it pauses."""
 RANK_MAX = 48
 """A worker with a worse rank for a task does not bid until the job has been announced again."""
-
-
-@dataclass(slots=True)
-class Prospect:
-    """A job seen as possible work."""
-
-    statement: Statement
-    since: Millis
-    announcements: int = 1
-    attempted: set[int] = field(default_factory=set)
-    """Tasks that this peer has bid for successfully, finished or given up: never again."""
-    cooling: dict[int, tuple[Millis, int]] = field(default_factory=dict)
-    """Tasks that too few stewards granted: (not again before, how often so far)."""
-    shards: dict[int, Outlook] = field(default_factory=dict)
-    expected_ms: Millis = 0
-
-    @property
-    def spec(self) -> JobSpec:
-        spec: JobSpec = self.statement.body
-        return spec
-
-
-@dataclass(slots=True)
-class Outlook:
-    """What this worker believes to be open in a shard: everything, until a steward's view says otherwise."""
-
-    open: list[tuple[int, int]]
-    """(ticket, task), smallest ticket first."""
-    since: Millis
-    query_at: Millis
-    query_ms: Millis = limits.POLL_MS
-    done: bool = False
 
 
 class Worker:
@@ -241,7 +209,7 @@ class Worker:
         """How many more tasks of this job to ask for: what the machine has room for beside other jobs' running tasks,
         and for short tasks some ahead."""
         assert self.profile is not None
-        job = JobId(prospect.statement.id)
+        job = prospect.job
         room = room_for(self.profile, prospect.spec, self._running_specs(but=job))
         pending = [a for a in self.attempts.values() if a.task.job == job and a.state in PENDING]
         return room * self._ahead() - len(pending)
@@ -267,7 +235,7 @@ class Worker:
 
     def _bid_for(self, prospect: Prospect, room: int) -> int:
         asked = 0
-        for shard in self._shard_order(prospect):
+        for shard in prospect.shard_order(self.ctx.me):
             outlook = self._outlook(prospect, shard)
             if outlook.done:
                 continue
@@ -281,37 +249,15 @@ class Worker:
                 break
         return asked
 
-    def _shard_order(self, prospect: Prospect) -> list[int]:
-        """Each peer begins elsewhere."""
-        count = prospect.spec.shards
-        if count == 1:
-            return [0]
-        first = tickets.ticket(TaskId(JobId(prospect.statement.id), 0), self.ctx.me) * count // tickets.ONE
-        return [(first + i) % count for i in range(count)]
-
     def _outlook(self, prospect: Prospect, shard: int) -> Outlook:
-        outlook = prospect.shards.get(shard)
-        if outlook is None:
-            outlook = Outlook([], prospect.since, self.ctx.now + limits.POLL_MS)
-            prospect.shards[shard] = outlook
-            self._believe_open(prospect, outlook, prospect.spec.shard_tasks(shard))
-        return outlook
+        return prospect.outlook(shard, self.ctx.me, self.ctx.now, self.attempts)
 
-    def _believe_open(self, prospect: Prospect, outlook: Outlook, tasks: range | tuple[int, ...]) -> None:
-        job = JobId(prospect.statement.id)
-        cooling = {task: until for task, (until, _) in prospect.cooling.items() if until > self.ctx.now}
-        outlook.open = sorted(
-            (tickets.ticket(TaskId(job, task), self.ctx.me), task)
-            for task in tasks
-            if task not in prospect.attempted and task not in cooling and TaskId(job, task) not in self.attempts
-        )
-        again = [until for task, until in cooling.items() if task in tasks]
-        if again:
-            outlook.query_at = min([outlook.query_at, *again])
+    def _believe_open(self, prospect: Prospect, outlook: Outlook, tasks: tuple[int, ...]) -> None:
+        prospect.believe_open(outlook, tasks, self.ctx.me, self.ctx.now, self.attempts)
 
     def _pick(self, prospect: Prospect, shard: int, outlook: Outlook, most: int) -> list[int]:
         """The open tasks whose turn it is, smallest tickets first. Sets the alarm for the next one's turn."""
-        job = JobId(prospect.statement.id)
+        job = prospect.job
         eligible = self.ctx.directory.eligible(job, prospect.spec, self.ctx.now)
         rank_max = RANK_MAX << min(prospect.announcements - 1, 16)
         picked: list[int] = []
@@ -331,13 +277,13 @@ class Worker:
 
     def _send_bid(self, prospect: Prospect, shard: int, tasks: list[int]) -> None:
         profile = self.ctx.directory.known.get(self.ctx.me)
-        stewards = self.ctx.stewards(JobId(prospect.statement.id), shard)
+        stewards = self.ctx.stewards(prospect.job, shard)
         if profile is None or not stewards:
             self._wake(self.ctx.now + limits.RETRY_MIN_MS)
             outlook = prospect.shards[shard]
             self._believe_open(prospect, outlook, (*tasks, *(task for _, task in outlook.open)))
             return
-        job = JobId(prospect.statement.id)
+        job = prospect.job
         self._bid_nonce += 1
         body = Bid(job, shard, tuple(tasks), prospect.expected_ms, profile.statement.id, self._bid_nonce)
         bid = self.ctx.sign(body)
@@ -351,7 +297,7 @@ class Worker:
 
     def _poll(self, prospect: Prospect, shard: int, outlook: Outlook) -> None:
         """Nothing is open that we know of: ask, ever more rarely, and the worse our ticket the more rarely."""
-        job = JobId(prospect.statement.id)
+        job = prospect.job
         if outlook.query_at > self.ctx.now:
             self._wake(outlook.query_at)
             return
@@ -424,18 +370,8 @@ class Worker:
                 self.ctx.send(steward, Release(job, shard, (attempt.task.index,), False))
         prospect = self.prospects.get(job)
         if prospect is not None:
-            self._cool(prospect, attempt.task)
+            prospect.cool(attempt.task, self.ctx.me, self.ctx.now, limits.RETRY_MIN_MS)
         self._wake(self.ctx.now)
-
-    def _cool(self, prospect: Prospect, task: TaskId, least_ms: Millis = limits.RETRY_MIN_MS) -> None:
-        """Workers that took the task from one another must not all come back at the same moment."""
-        _, times = prospect.cooling.get(task.index, (0, 0))
-        span = least_ms << min(times, 4)
-        span += span * tickets.ticket(task, self.ctx.me) // tickets.ONE
-        prospect.cooling[task.index] = (self.ctx.now + span, times + 1)
-        outlook = prospect.shards.get(task.shard)
-        if outlook is not None:
-            outlook.query_at = min(outlook.query_at, self.ctx.now + span)
 
     def _start_granted(self) -> None:
         if self.profile is None:
@@ -558,7 +494,7 @@ class Worker:
         if prospect is not None:
             # The engine, the disk or a source may be well again by then; and in a small mesh nobody else may be left.
             prospect.attempted.discard(attempt.task.index)
-            self._cool(prospect, attempt.task, 2 * limits.LEASE_TTL_MS)
+            prospect.cool(attempt.task, self.ctx.me, self.ctx.now, 2 * limits.LEASE_TTL_MS)
 
     def _commit(self, attempt: Attempt, result: RunResult) -> None:
         prospect = self.prospects.get(attempt.task.job)

@@ -40,7 +40,7 @@ def verdict(who: int, task: int, root: t.Digest, shown: list[s.Statement]) -> s.
 def _every_kind() -> list[s.Statement]:
     profile = t.Profile(
         "net", 3, 4, "agent", "linux", "x86_64", "cpu", 4, 1 << 33, 1 << 40,
-        (t.Gpu("H200", 1 << 37),), (t.Executor("wasm", "1"),), (), ("/ip4/1.2.3.4/tcp/1",), True, 2,
+        (t.Gpu("H200", 1 << 37),), (t.Executor("wasm", "1"),), (), (), ("/ip4/1.2.3.4/tcp/1",), True, 2,
     )  # fmt: skip
     root = s.output_root("ok", 0, FILES)
     bids = [bid(w, (0, 1, 2)) for w in (1, 2)]
@@ -56,6 +56,7 @@ def _every_kind() -> list[s.Statement]:
         verdict(1, 0, root, reveals),
         s.make(s.Settlement(JOB, 6, 0, t.Digest(bytes(32))), SIGNERS[0]),
         s.make(s.Fault(JOB, 0, SIGNERS[1].peer, commits[0].envelope, b"second"), SIGNERS[2]),
+        s.make(s.Checkpoint(JOB, 1, bids[0].id, 1, 250, FILES, (SIGNERS[3].peer,)), SIGNERS[1]),
     ]
 
 
@@ -66,7 +67,7 @@ MESSAGES: list[m.Message] = [
     m.Sync((JOB,), ((_PEER, 4),)),
     m.Want((_ID,), (_PEER,)),
     m.Offer(tuple(x.envelope for x in STATEMENTS[:3])),
-    m.Grant(JOB, 0, _ID, (1, 2)),
+    m.Grant(JOB, 0, _ID, (1, 2), (b"x",)),
     m.Release(JOB, 0, (1,), True),
     m.Renew(JOB, 0, (m.Held(1, "running", _ID, 500),)),
     m.Status(JOB, 0, (m.TaskStatus(1, "reveal", (b"x",)),)),
@@ -77,4 +78,6 @@ MESSAGES: list[m.Message] = [
     m.Have(JOB, 0, (b"12345678",), True),
     m.Collect(JOB, 0, (1,)),
     m.Placed(JOB, 0),
+    m.AskLog(JOB, 1),
+    m.TaskLog(JOB, 1, "a line\n"),
 ]

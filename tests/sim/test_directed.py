@@ -8,7 +8,7 @@ import pytest
 from worlds import plan, run, stewards, traces, with_liars
 
 from nexapod.sim.plan import Clog, Crash, Network, Partition, Pause, PeerPlan
-from nexapod.sim.scenarios import quiet, simulate
+from nexapod.sim.scenarios import quiet, result_of, simulate
 from nexapod.sim.world import World
 
 
@@ -171,3 +171,39 @@ def test_after_the_last_result_the_network_is_nearly_silent() -> None:
     world.run_until(world.now + 60_000)
     upkeep = 8 * 8 * 3
     assert world.stats.sent - before < upkeep, "profiles and comparisons of what is known, and nothing of the job"
+
+
+# --- checkpoints ---------------------------------------------------------------------------------------------------
+def _continued(world: World) -> list[list[int]]:
+    """For each result that went on from others' checkpoints: the indices of those others."""
+    return [
+        [world.by_peer[peer].index for peer in reveal.body.continued]
+        for box in world.boxes
+        if box.node is not None
+        for submission in box.node.submissions.values()
+        for state in submission.states
+        for file in state.files.values()
+        for reveal in file.reveals.values()
+        if reveal.body.continued
+    ]
+
+
+def test_tasks_of_a_peer_that_is_gone_go_on_where_it_had_got_to() -> None:
+    base = plan(task_ms=30_000, checkpoints=True)
+    # The peer that goes is a steward too: the one that takes its place learns what may be gone on from.
+    gone = stewards(base)[0] or stewards(base)[1]
+    world = World(replace(base, crashes=(Crash(24_000, gone, None),), heal_at=30_000))
+    world.run()
+    assert not world.checkers.violations
+    assert [gone] in _continued(world)
+
+
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_poisoned_checkpoints_waste_work_and_settle_nothing(seed: int) -> None:
+    base = plan(peers=9, tasks=20, task_ms=20_000, seed=seed, checkpoints=True, max_replicas=8)
+    world = World(with_liars(base, p3="poisoner", p5="poisoner"))
+    world.run()
+    result = result_of(world)
+    assert not result.violations
+    assert result.settled == 20
+    assert {index for whose in _continued(world) for index in whose} & {3, 5}, "somebody did go on from one"

@@ -40,7 +40,7 @@ def test_an_ordinary_peer_takes_an_ordinary_job() -> None:
             job_spec(limits=Limits(gpus=1), requires=Requires(gpu_model="H100")),
             "has fewer than 1 fitting GPUs",
         ),
-        ({"disk_free": 16 << 20}, job_spec(), "has less than 16 MiB of free disk"),
+        ({"disk_free": 32 << 20}, job_spec(), "has less than 32 MiB of free disk"),
     ],
 )
 def test_a_peer_that_does_not_fit_says_why(changes: dict[str, Any], spec: Any, reason: str) -> None:
@@ -53,7 +53,7 @@ def test_peers_that_just_fit() -> None:
     assert satisfies(profile(), job_spec(requires=Requires(arch=("x86_64",)))).ok
     wanted = job_spec(limits=Limits(gpus=1, gpu_memory=80 << 30), requires=Requires(gpu_model="a100"))
     assert satisfies(profile(gpus=(GPU,)), wanted).ok
-    assert satisfies(profile(disk_free=(16 << 20) + MODULE.size), job_spec()).ok
+    assert satisfies(profile(disk_free=(32 << 20) + MODULE.size), job_spec()).ok
     assert blob_of(b"module") == MODULE
 
 

@@ -46,7 +46,7 @@ from nexapod.protocol.messages import (
 )
 from nexapod.protocol.statements import Bid, Fault, Statement, Verdict
 from nexapod.protocol.steward import NO_ROOT, Steward, in_order
-from nexapod.protocol.types import JobId, Limits, StatementId, Validate, blob_of
+from nexapod.protocol.types import JobId, Limits, Part, StatementId, Validate, blob_of
 
 RESULT = blob_of(b"result")
 
@@ -61,8 +61,8 @@ class Desk:
         self.steward = Steward(self.ctx, self.job, 0)
         self.steward.reconsider()
         if inputs:
-            self.ctx.stored.add(MODULE)
-            self.steward.blob_ready(MODULE)
+            self.ctx.store_has(Part.whole(MODULE))
+            self.steward.blob_ready(Part.whole(MODULE))
             drain(self.ctx)
             self.ctx.to_self.clear()
 
@@ -99,10 +99,10 @@ class Desk:
 
     def blob(self, *, ready: bool) -> None:
         if ready:
-            self.ctx.stored.add(RESULT)
-            self.steward.blob_ready(RESULT)
+            self.ctx.store_has(Part.whole(RESULT))
+            self.steward.blob_ready(Part.whole(RESULT))
         else:
-            self.steward.blob_failed(RESULT)
+            self.steward.blob_failed(Part.whole(RESULT))
 
     @property
     def mine(self) -> Verdict | None:
@@ -118,10 +118,10 @@ def _status(desk: Desk, worker: int) -> list[TaskStatus]:
 def test_a_steward_fetches_the_inputs_from_the_submitter_first_and_says_when_it_has_them() -> None:
     desk = Desk(inputs=False)
     [fetch] = [e for e in drain(desk.ctx) if isinstance(e, Fetch)]
-    assert (fetch.ref, fetch.sources[0], set(fetch.sources[1:])) == (MODULE, pid(9), {pid(1), pid(2)})
+    assert (fetch.part.blob, fetch.sources[0], set(fetch.sources[1:])) == (MODULE, pid(9), {pid(1), pid(2)})
     desk.steward.submitter_up()
     assert said(desk.ctx) == []
-    desk.steward.blob_ready(MODULE)
+    desk.steward.blob_ready(Part.whole(MODULE))
     assert said(desk.ctx, 9) == [Placed(desk.id, 0)]
     desk.steward.submitter_up()
     assert said(desk.ctx, 9) == [Placed(desk.id, 0)]
@@ -130,12 +130,12 @@ def test_a_steward_fetches_the_inputs_from_the_submitter_first_and_says_when_it_
 def test_inputs_that_nobody_gave_are_asked_for_again() -> None:
     desk = Desk(inputs=False)
     drain(desk.ctx)
-    desk.steward.blob_failed(MODULE)
+    desk.steward.blob_failed(Part.whole(MODULE))
     desk.at(limits.FETCH_RETRY_MS - 1)
     assert not [e for e in drain(desk.ctx) if isinstance(e, Fetch)]
     assert desk.steward.deadline == limits.FETCH_RETRY_MS
     desk.at(limits.FETCH_RETRY_MS)
-    assert [e.ref for e in drain(desk.ctx) if isinstance(e, Fetch)] == [MODULE]
+    assert [e.part.blob for e in drain(desk.ctx) if isinstance(e, Fetch)] == [MODULE]
 
 
 # --- claims --------------------------------------------------------------------------------------------------------
@@ -418,7 +418,7 @@ def test_agreeing_results_are_judged_once_their_output_is_here() -> None:
     desk.reveal(a, b)
     assert desk.mine is None
     fetched = [e for e in drain(desk.ctx) if isinstance(e, Fetch)]
-    assert [(e.ref, set(e.sources)) for e in fetched] == [(RESULT, {pid(n) for n in (1, 2, 3, 4)})]
+    assert [(e.part.blob, set(e.sources)) for e in fetched] == [(RESULT, {pid(n) for n in (1, 2, 3, 4)})]
     desk.blob(ready=True)
     assert desk.mine is not None
     assert (desk.mine.outcome, desk.mine.root) == ("accepted", a.root)
@@ -431,7 +431,7 @@ def test_agreeing_results_are_judged_once_their_output_is_here() -> None:
 
 def test_a_verdict_goes_to_the_other_stewards_and_the_submitter() -> None:
     desk = Desk()
-    desk.ctx.stored.add(RESULT)
+    desk.ctx.store_has(Part.whole(RESULT))
     desk.reveal(desk.replica(3))
     desk.commit(desk.replica(4))
     drain(desk.ctx)
@@ -446,7 +446,7 @@ def test_a_verdict_goes_to_the_other_stewards_and_the_submitter() -> None:
 
 def test_a_majority_of_stewards_settles_and_the_workers_are_told() -> None:
     desk = Desk()
-    desk.ctx.stored.add(RESULT)
+    desk.ctx.store_has(Part.whole(RESULT))
     a, b = desk.replica(3), desk.replica(4)
     desk.reveal(a, b)
     drain(desk.ctx)
@@ -495,7 +495,7 @@ def test_a_later_verdict_replaces_an_earlier_one_only_when_it_says_something_els
     desk = Desk(job(validate=Validate(agree=2, max_replicas=3)))
     desk.reveal(desk.replica(3, b"one"), desk.replica(4, b"two"), desk.replica(5, b"three"))
     first = desk.mine
-    desk.ctx.stored.add(blob_of(b"one"))
+    desk.ctx.store_has(Part.whole(blob_of(b"one")))
     desk.add(desk.replica(6, b"one").bid, sender=1)
     desk.add(desk.replica(6, b"one").commit, sender=1)
     desk.add(desk.replica(6, b"one").reveal, sender=1)
@@ -517,8 +517,8 @@ def test_results_whose_outputs_nobody_shows_do_not_count() -> None:
     assert desk.mine is None
     assert desk.steward.view().open == (0,)
     desk.reveal(desk.replica(5, b"real"), desk.replica(6, b"real"))
-    desk.ctx.stored.add(blob_of(b"real"))
-    desk.steward.blob_ready(blob_of(b"real"))
+    desk.ctx.store_has(Part.whole(blob_of(b"real")))
+    desk.steward.blob_ready(Part.whole(blob_of(b"real")))
     assert desk.mine is not None
     assert {v.worker for v in desk.mine.votes} == {pid(5), pid(6)}
 
@@ -527,7 +527,7 @@ def test_results_whose_outputs_nobody_shows_do_not_count() -> None:
 def test_a_peer_that_is_not_one_of_the_k_grants_and_judges_nothing() -> None:
     desk = Desk(ctx=context(serving=(1, 2, 7), others=(0, 3, 4)))
     a, b = desk.replica(3), desk.replica(4)
-    desk.ctx.stored.add(RESULT)
+    desk.ctx.store_has(Part.whole(RESULT))
     for statement in in_order([*a.all, *b.all]):
         desk.add(statement, sender=1)
     assert not desk.steward.active
@@ -539,7 +539,7 @@ def test_a_peer_that_is_not_one_of_the_k_grants_and_judges_nothing() -> None:
 def test_a_steward_that_becomes_one_takes_the_inputs_and_judges_what_is_there() -> None:
     ctx = context(serving=(1, 2, 7), others=(0, 3, 4))
     desk = Desk(ctx=ctx)
-    ctx.stored.add(RESULT)
+    ctx.store_has(Part.whole(RESULT))
     for statement in in_order([*desk.replica(3).all, *desk.replica(4).all]):
         desk.add(statement, sender=1)
     drain(ctx)
@@ -548,7 +548,7 @@ def test_a_steward_that_becomes_one_takes_the_inputs_and_judges_what_is_there() 
     desk.steward.reconsider()
     effects = drain(ctx)
     assert traced(effects, "steward_began")
-    assert MODULE in [e.ref for e in effects if isinstance(e, Fetch)]
+    assert MODULE in [e.part.blob for e in effects if isinstance(e, Fetch)]
     assert desk.mine is not None
 
 
@@ -559,7 +559,7 @@ def test_one_that_wakes_up_alone_does_not_judge_alone() -> None:
     for other in (1, 2):
         desk.ctx.directory.unreachable(pid(other), 0)
     desk.steward.reconsider()
-    desk.ctx.stored.add(RESULT)
+    desk.ctx.store_has(Part.whole(RESULT))
     desk.reveal(desk.replica(3), desk.replica(4))
     assert desk.mine is not None
     assert desk.mine.stewards == (pid(0),)
@@ -606,7 +606,7 @@ def test_a_restarted_steward_leases_anew_what_was_granted_and_asks_again_for_rev
 
 def test_what_a_steward_saves_is_what_a_restart_needs() -> None:
     desk = Desk()
-    desk.ctx.stored.add(RESULT)
+    desk.ctx.store_has(Part.whole(RESULT))
     a, b = desk.replica(3), desk.replica(4)
     desk.reveal(a, b)
     desk.add(verdict(desk.job, 1, [a, b]))
@@ -649,7 +649,7 @@ def test_stewards_compare_what_they_hold_and_give_each_other_what_is_missing() -
 
 def test_a_steward_that_has_handed_over_falls_silent() -> None:
     desk = Desk()
-    desk.ctx.stored.add(RESULT)
+    desk.ctx.store_has(Part.whole(RESULT))
     a, b = desk.replica(3), desk.replica(4)
     desk.reveal(a, b)
     desk.add(verdict(desk.job, 1, [a, b]))
@@ -694,7 +694,7 @@ def test_a_reveal_whose_commit_came_too_late_is_not_asked_about_for_ever() -> No
 
 def test_a_verdict_whose_workers_contradict_themselves_since_no_longer_settles() -> None:
     desk = Desk(job(validate=Validate(agree=2, max_replicas=3)))
-    desk.ctx.stored.add(RESULT)
+    desk.ctx.store_has(Part.whole(RESULT))
     a, b = desk.replica(3), desk.replica(4)
     desk.reveal(a, b)
     desk.add(verdict(desk.job, 1, [a, b]))
@@ -706,7 +706,7 @@ def test_a_verdict_whose_workers_contradict_themselves_since_no_longer_settles()
 
 def test_the_submitter_collects_the_evidence_of_decided_tasks() -> None:
     desk = Desk(job(tasks=2))
-    desk.ctx.stored.add(RESULT)
+    desk.ctx.store_has(Part.whole(RESULT))
     a, b = desk.replica(3), desk.replica(4)
     desk.reveal(a, b)
     desk.add(verdict(desk.job, 1, [a, b]))
@@ -737,7 +737,7 @@ def test_a_closed_job_grants_nothing_and_stops_its_workers() -> None:
 
 def test_outputs_are_held_until_the_steward_lets_go() -> None:
     desk = Desk()
-    desk.ctx.stored.add(RESULT)
+    desk.ctx.store_has(Part.whole(RESULT))
     desk.reveal(desk.replica(3), desk.replica(4))
     assert RESULT in desk.ctx.held()
     drain(desk.ctx)
@@ -748,7 +748,7 @@ def test_outputs_are_held_until_the_steward_lets_go() -> None:
 # --- what a hostile peer can do today (see docs/protocol.md, Known weaknesses) ---------------------------------------
 def test_a_renewal_of_one_task_many_times_over_does_not_break_the_steward() -> None:
     desk = Desk()
-    desk.ctx.stored.add(RESULT)
+    desk.ctx.store_has(Part.whole(RESULT))
     a, b = desk.replica(3), desk.replica(4)
     desk.reveal(a, b)
     for other in (1, 2):
@@ -776,4 +776,4 @@ def test_a_result_larger_than_the_job_allows_is_not_taken() -> None:
     for worker in (3, 4):
         with suppress(PeerError):
             desk.add(desk.replica(worker).reveal)
-    assert not [e for e in drain(desk.ctx) if isinstance(e, Fetch) and e.ref == RESULT]
+    assert not [e for e in drain(desk.ctx) if isinstance(e, Fetch) and e.part.blob == RESULT]

@@ -10,7 +10,7 @@ from nexapod.protocol.events import Fetch, Publish, Save
 from nexapod.protocol.messages import Collect, Offer, View
 from nexapod.protocol.statements import Fault, Statement
 from nexapod.protocol.submitter import Submission
-from nexapod.protocol.types import Validate, blob_of
+from nexapod.protocol.types import Part, Validate, blob_of
 
 RESULT = blob_of(b"result")
 
@@ -28,8 +28,8 @@ def _settle(submission: Submission, task: int = 0) -> None:
 
 
 def _arrive(submission: Submission) -> None:
-    submission.ctx.stored.add(RESULT)
-    submission.blob_ready(RESULT)
+    submission.ctx.store_has(Part.whole(RESULT))
+    submission.blob_ready(Part.whole(RESULT))
 
 
 def test_a_job_is_gossiped_and_offered_to_its_stewards() -> None:
@@ -43,11 +43,12 @@ def test_a_job_is_gossiped_and_offered_to_its_stewards() -> None:
     assert MODULE in submission.ctx.held()
 
 
-def test_it_is_placed_when_a_majority_of_each_shards_stewards_has_it() -> None:
+def test_it_is_placed_when_every_steward_of_each_shard_has_it() -> None:
     submission = _submission(job(tasks=257))
-    for peer, shard in ((0, 0), (1, 0), (7, 1), (0, 1), (0, 9)):
+    for peer, shard in ((0, 0), (1, 0), (2, 0), (7, 1), (0, 1), (1, 1), (0, 9)):
         submission.on_placed(pid(peer), shard)
         assert not submission.placed
+    assert submission.placement() == [(3, 3), (2, 3)]
     submission.on_placed(pid(2), 1)
     assert submission.placed
     [trace] = traced(drain(submission.ctx), "placed")
@@ -111,7 +112,7 @@ def test_a_settled_job_ends_with_a_certificate_once_its_outputs_are_here() -> No
     _settle(submission)
     effects = drain(submission.ctx)
     fetch = next(e for e in effects if isinstance(e, Fetch))
-    assert (fetch.ref, set(fetch.sources)) == (RESULT, {pid(n) for n in (0, 1, 3, 4)})
+    assert (fetch.part.blob, set(fetch.sources)) == (RESULT, {pid(n) for n in (0, 1, 3, 4)})
     assert submission.settlement is None
     assert submission.certificate() is None
     _arrive(submission)
@@ -136,11 +137,11 @@ def test_outputs_that_nobody_gave_are_asked_for_again() -> None:
     submission = _submission(job())
     _settle(submission)
     drain(submission.ctx)
-    submission.blob_failed(blob_of(b"of somebody else"))
-    submission.blob_failed(RESULT)
+    submission.blob_failed(Part.whole(blob_of(b"of somebody else")))
+    submission.blob_failed(Part.whole(RESULT))
     submission.ctx.now = limits.FETCH_RETRY_MS
     submission.tick()
-    assert [e.ref for e in drain(submission.ctx) if isinstance(e, Fetch)] == [RESULT]
+    assert [e.part.blob for e in drain(submission.ctx) if isinstance(e, Fetch)] == [RESULT]
 
 
 def test_a_failed_task_is_part_of_a_settled_job() -> None:
@@ -190,7 +191,7 @@ def test_evidence_that_is_needed_is_saved_and_a_restart_goes_on_from_it() -> Non
     again = _submission(submission.statement)
     again.restore([decode(value) for value in saved if value is not None])
     assert sorted(again.decided) == [0]
-    assert [e.ref for e in drain(again.ctx) if isinstance(e, Fetch)] == [RESULT]
+    assert [e.part.blob for e in drain(again.ctx) if isinstance(e, Fetch)] == [RESULT]
 
 
 def test_views_are_kept_for_people() -> None:

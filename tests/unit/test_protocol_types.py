@@ -7,11 +7,13 @@ import hashlib
 import pytest
 from protocol_kit import MODULE, job_spec, pid, profile
 
+from nexapod.protocol.limits import CHUNK_BYTES, SPLIT_ENTRY_BYTES
 from nexapod.protocol.types import (
     BlobRef,
     Digest,
     File,
     JobId,
+    Part,
     PeerId,
     Split,
     TaskId,
@@ -73,9 +75,33 @@ def test_tasks_fall_into_shards_of_256() -> None:
 
 def test_a_jobs_blobs_are_all_it_needs_once_each() -> None:
     a, b, c, d = (blob_of(n.encode()) for n in "abcd")
-    spec = job_spec(inputs=(File("x", a), File("y", a)), split=Split("z", b, c), params=d)
-    assert spec.blobs == (a, MODULE, b, c, d)
+    spec = job_spec(tasks=1, inputs=(File("x", a), File("y", a)), split=Split("z", b, c, (0, 1)), params=d)
+    assert spec.blobs == (a, MODULE, d, c, b)
     assert job_spec().blobs == (MODULE,)
+
+
+def test_a_part_covers_the_chunks_of_its_bytes() -> None:
+    big = BlobRef(Digest(bytes(32)), 10 * CHUNK_BYTES + 5)
+    assert Part.whole(big) == Part(big, 0, 11)
+    assert Part.whole(big).is_whole
+    assert Part.covering(big, 0, 0) == Part(big, 0, 1)
+    assert Part.covering(big, CHUNK_BYTES - 1, 2) == Part(big, 0, 2)
+    assert Part.covering(big, CHUNK_BYTES, CHUNK_BYTES) == Part(big, 1, 1)
+    assert Part.covering(big, 10 * CHUNK_BYTES, 5) == Part(big, 10, 1)
+    assert Part.covering(big, big.size, 0) == Part(big, 10, 1), "an empty piece at the end is still somewhere"
+    assert (Part(big, 10, 1).size, Part(big, 3, 2).size, list(Part(big, 3, 2).chunks)) == (5, 2 * CHUNK_BYTES, [3, 4])
+
+
+def test_a_shard_needs_its_own_part_of_a_split_file() -> None:
+    file = BlobRef(Digest(bytes(32)), 9 * CHUNK_BYTES)
+    index = BlobRef(Digest(b"i" * 32), 600 * SPLIT_ENTRY_BYTES)
+    bounds = (10, 3 * CHUNK_BYTES, 3 * CHUNK_BYTES + 7, 9 * CHUNK_BYTES)
+    spec = job_spec(tasks=600, split=Split("z.csv", file, index, bounds, header=10))
+    common, listed = Part.whole(MODULE), Part.whole(index)
+    assert spec.shard_parts(0) == (common, listed, Part(file, 0, 3), Part(file, 0, 1))
+    assert spec.shard_parts(1) == (common, listed, Part(file, 3, 1), Part(file, 0, 1))
+    assert spec.shard_parts(2) == (common, listed, Part(file, 3, 6), Part(file, 0, 1))
+    assert spec.blobs == (MODULE, index, file)
 
 
 def test_the_hardware_class_is_system_and_architecture() -> None:

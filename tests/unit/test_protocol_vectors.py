@@ -55,7 +55,7 @@ VALUES = _stored("values.json")
 def test_making_the_vectors_again_gives_the_same_files() -> None:
     made = MAKER.build()
     assert {name: (FOLDER / name).read_text() for name in made} == made
-    assert {path.name for path in FOLDER.glob("*.json")} == set(made)
+    assert {path.name for path in FOLDER.glob("*.json")} == {*made, "version1.json"}
 
 
 @pytest.mark.parametrize("vector", _named("statements.json"))
@@ -66,7 +66,7 @@ def test_a_stored_statement_decodes_to_its_body_and_signs_to_its_bytes(vector: A
     assert statement.id.hex() == vector["id"]
     assert MAKER.to_json(statement.body) == vector["body"]
     version, kind, key, body, signature = msgpack.unpackb(envelope)
-    assert (version, kind, key) == (1, vector["kind"], key_of_peer_id(vector["author"]))
+    assert (version, kind, key) == (2, vector["kind"], key_of_peer_id(vector["author"]))
     assert (body.hex(), signature.hex()) == (vector["body_bytes"], vector["signature"])
     [signer] = [s for s in MAKER.KEYS.values() if s.peer == vector["author"]]
     assert signer.seed.hex() == vector["seed"]
@@ -101,6 +101,13 @@ def test_a_malformed_envelope_is_refused_by_the_rule_that_it_breaks(vector: Any)
         statements.decode(data, MAKER.verify)
     assert caught.value.rule == vector["rule"]
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("vector", _named("version1.json"))
+def test_a_statement_of_the_first_version_is_refused_by_its_version(vector: Any) -> None:
+    with pytest.raises(PeerError) as caught:
+        statements.decode(bytes.fromhex(vector["envelope"]), MAKER.verify)
+    assert (caught.value.rule, caught.value.penalty) == ("unknown-version", 1)
 
 
 @pytest.mark.parametrize("vector", _named("certificates.json"))

@@ -25,6 +25,7 @@ from nexapod.protocol.shard import ShardState
 from nexapod.protocol.statements import (
     Bid,
     Cancel,
+    Checkpoint,
     Commit,
     Fault,
     Reveal,
@@ -113,28 +114,43 @@ JOB = JobSpec(
     name="vectors",
     nonce=derived("nonce", 16),
     stamp=1_767_225_600_000,
-    run=Run("wasm", module=blob_of(b"\0asm\x01\0\0\0"), command=("--fast", "é"), env=(("LANG", "C.UTF-8"),)),
+    run=Run(
+        "wasm",
+        module=blob_of(b"\0asm\x01\0\0\0"),
+        command=("--fast", "é"),
+        env=(("LANG", "C.UTF-8"),),
+        checkpoint="shared",
+    ),
     tasks=2,
     description="Two tasks,\nthree workers.",
     tags=("test", "vectors"),
     priority=-3,
     inputs=(File("data/input.txt", blob_of(b"input\n")),),
-    split=Split("chunk.fasta", blob_of(b">a\nAC\n>b\nGT\n"), blob_of(bytes(24))),
+    split=Split("chunk.csv", blob_of(b"id,seq\na,AC\nb,GT\n"), blob_of(bytes(24)), (7, 17), 7),
     params=blob_of(b'[{"x": "1"}, {"x": "2"}]'),
-    limits=Limits(1500, 64 << 20, 1 << 20, 60_000, 0, 0),
-    requires=Requires(("x86_64", "aarch64"), 128 << 20, ""),
+    limits=Limits(1500, 64 << 20, 1 << 20, 3 << 20, 60_000, 20_000, 16, 0, 0),
+    requires=Requires(("x86_64", "aarch64"), 128 << 20, "", ""),
     validate=Validate("exact", 2, 3),
     retention_ms=86_400_000,
+)
+CONFIG = blob_of(b'{"rootfs": {"type": "layers", "diff_ids": []}}')
+REGISTRY_JOB = JobSpec(
+    network=NETWORK,
+    name="an image of a registry",
+    nonce=derived("nonce 3", 16),
+    stamp=0,
+    run=Run("docker", image=f"registry.example.org:5000/lab/tool@sha256:{derived('manifest').hex()}"),
+    tasks=1,
 )
 DOCKER_JOB = JobSpec(
     network=NETWORK,
     name="container",
     nonce=derived("nonce 2", 16),
     stamp=0,
-    run=Run("docker", image="sha256:" + derived("image").hex()),
+    run=Run("docker", image=f"sha256:{CONFIG.digest.hex()}", image_blobs=(CONFIG, blob_of(b"layer")), workdir="/data"),
     tasks=1_000_000,
     limits=Limits(gpus=2, gpu_memory=8 << 30),
-    requires=Requires(gpu_model="A100"),
+    requires=Requires(gpu_model="A100", gpu_capability="8.0"),
 )
 PROFILE = Profile(
     network=NETWORK,
@@ -150,6 +166,7 @@ PROFILE = Profile(
     gpus=(Gpu("A GPU", 24 << 30, "8.6", "550.54"),),
     executors=(Executor("wasm", "44.0.0"), Executor("docker", "27.0")),
     images=("sha256:" + derived("image").hex(),),
+    registries=("registry.example.org:5000",),
     addrs=("/ip4/192.0.2.1/tcp/4001", "/ip6/2001:db8::1/tcp/4001"),
     serves=True,
     slots=4,
@@ -175,6 +192,9 @@ class Story:
         self.reveals: dict[tuple[int, str], Statement] = {}
         for (task, worker), content in contents.items():
             self._result(task, worker, content)
+        kept = (File("state.bin", blob_of(b"half")),)
+        body = Checkpoint(self.id, 0, self.bids["bob"].id, 3, 500, kept, (KEYS["frank"].peer,))
+        self.checkpoint = make(body, "bob")
         self.verdicts = [self._verdict(task, steward) for task in (0, 1) for steward in STEWARDS[:2]]
         state = ShardState(self.id, JOB, 0)
         for statement in (*self.bids.values(), *self.commits.values(), *self.reveals.values(), *self.verdicts):
@@ -190,8 +210,23 @@ class Story:
         salt = derived(f"salt {task} {worker}")
         sealed = commitment(self.id, task, KEYS[worker].peer, salt, root)
         commit = make(Commit(self.id, task, self.bids[worker].id, sealed), worker)
-        usage = Usage(1000, 1100, 5 << 20)
-        body = Reveal(self.id, task, commit.id, salt, root, "ok", 0, outputs, usage, "wasm", "linux-x86_64", "done\n")
+        usage = Usage(1000, 1100, 5 << 20, 0)
+        body = Reveal(
+            job=self.id,
+            task=task,
+            commit=commit.id,
+            salt=salt,
+            root=root,
+            outcome="ok",
+            exit=0,
+            outputs=outputs,
+            usage=usage,
+            executor="wasm",
+            hardware="linux-x86_64",
+            log="done\n",
+            # Carol went on from what Frank, who is gone, had kept.
+            continued=(KEYS["frank"].peer,) if worker == "carol" else (),
+        )
         self.commits[task, worker] = commit
         self.reveals[task, worker] = make(body, worker)
 
@@ -215,10 +250,13 @@ class Story:
         yield "a profile with every field", "bob", self.profile
         yield "a wasm job with every field", SUBMITTER, self.job
         yield "a container job, the rest by default", SUBMITTER, make(DOCKER_JOB, SUBMITTER)
+        yield "a container job whose image is a registry's", SUBMITTER, make(REGISTRY_JOB, SUBMITTER)
         yield "a cancellation", SUBMITTER, make(Cancel(self.id, "a mistake"), SUBMITTER)
         yield "a bid for two tasks", "bob", self.bids["bob"]
         yield "a commit", "bob", self.commits[0, "bob"]
         yield "a reveal", "bob", self.reveals[0, "bob"]
+        yield "a reveal of what another worker had begun", "carol", self.reveals[0, "carol"]
+        yield "a checkpoint", "bob", self.checkpoint
         yield "a verdict that accepts", "erin", self.verdicts[0]
         yield "a verdict that fails", "erin", self.verdicts[2]
         yield "a settlement", SUBMITTER, self.settlement
@@ -262,7 +300,7 @@ def message_vectors(story: Story) -> list[dict[str, Any]]:
         messages.Sync((job,), ((bob, 5), (erin, (1 << 63) - 1))),
         messages.Want((StatementId(job),), (bob,)),
         messages.Offer((story.bids["bob"].envelope, story.commits[0, "bob"].envelope)),
-        messages.Grant(job, 0, bid, (0, 1)),
+        messages.Grant(job, 0, bid, (0, 1), (story.checkpoint.envelope,)),
         messages.Release(job, 0, (1,), True),
         messages.Renew(job, 0, (messages.Held(0, "committed", bid, 1000), messages.Held(1, "running", bid, 250))),
         messages.Status(job, 0, (messages.TaskStatus(0, "reveal", commits), messages.TaskStatus(1, "held", ()))),
@@ -273,6 +311,8 @@ def message_vectors(story: Story) -> list[dict[str, Any]]:
         messages.Have(job, 0, ids, True),
         messages.Collect(job, 0, (0,)),
         messages.Placed(job, 0),
+        messages.AskLog(job, 1),
+        messages.TaskLog(job, 1, "step 1 of 3\n"),
     ]
     return [
         {"message": type(m).__name__, "code": code, "fields": to_json(m), "frame": messages.encode(m).hex()}
@@ -384,8 +424,8 @@ def certificate_vectors(story: Story) -> list[dict[str, Any]]:
 def signed(kind: str, body: bytes, author: str = SUBMITTER) -> bytes:
     """A well-formed envelope around any body."""
     signer = KEYS[author]
-    signature = signer.sign(b"nexapod/1/" + kind.encode() + b"\0" + body)
-    return pack([1, kind, key_of_peer_id(signer.peer), body, signature])
+    signature = signer.sign(b"nexapod/2/" + kind.encode() + b"\0" + body)
+    return pack([2, kind, key_of_peer_id(signer.peer), body, signature])
 
 
 def pack(value: Any) -> bytes:
@@ -408,6 +448,7 @@ def refused_vectors(story: Story) -> list[dict[str, Any]]:
     version, kind, author, body, signature = msgpack.unpackb(envelope)
     nested: Any = b"\x91" * 2000 + b"\xc0"
     file = msgpack.unpackb(msgpack.unpackb(job.envelope)[3])[9][0]
+    digest = "sha256:" + "01" * 32
     cases: list[tuple[str, str, bytes]] = [
         ("no bytes", "not-msgpack", b""),
         ("a byte too many", "not-msgpack", envelope + b"\0"),
@@ -418,7 +459,8 @@ def refused_vectors(story: Story) -> list[dict[str, Any]]:
         ("nil", "bad-envelope", b"\xc0"),
         ("a map", "bad-envelope", pack({"version": 1})),
         ("four fields", "bad-envelope", pack([version, kind, author, body])),
-        ("version 2", "unknown-version", pack([2, kind, author, body, signature])),
+        ("version 1", "unknown-version", pack([1, kind, author, body, signature])),
+        ("version 3", "unknown-version", pack([3, kind, author, body, signature])),
         ("version true", "unknown-version", pack([True, kind, author, body, signature])),
         ("an unknown kind", "unknown-kind", pack([version, "rumour", author, body, signature])),
         ("a kind that is bytes", "unknown-kind", pack([version, b"commit", author, body, signature])),
@@ -460,13 +502,36 @@ def refused_vectors(story: Story) -> list[dict[str, Any]]:
         ("an unknown comparison", "bad-field", changed(job, 14, to=["rounded", 2, 3])),
         ("a wasm run with an image", "bad-field", changed(job, 4, 2, to="sha256:" + "0" * 64)),
         ("a wasm run without a module", "bad-field", changed(job, 4, 1, to=None)),
-        ("an image that is a tag", "bad-field", changed(job, 4, to=["docker", None, "python:3.11", [], []])),
+        ("an image that is a tag", "bad-field", changed(job, 4, to=_container("python:3.11"))),
+        ("a registry's image by tag", "bad-field", changed(job, 4, to=_container("docker.io/library/python:3.11"))),
+        ("a registry's image without a host", "bad-field", changed(job, 4, to=_container(f"python@{digest}"))),
+        (
+            "an image with another's configuration",
+            "bad-field",
+            changed(job, 4, to=_container(digest, [[bytes(32), 2]])),
+        ),
+        ("a wasm run with a working directory", "bad-field", changed(job, 4, 6, to="/data")),
+        ("a working directory that is relative", "bad-field", changed(job, 4, to=_container(digest, [], "data"))),
+        ("a checkpoint for everybody", "bad-field", changed(job, 4, 7, to="public")),
+        ("bounds that fall", "bad-field", changed(job, 10, 3, to=[17, 7])),
+        ("bounds beyond the file's end", "bad-field", changed(job, 10, 3, to=[7, 10**9])),
+        ("bounds of another number of shards", "bad-field", changed(job, 10, 3, to=[7, 8, 9])),
+        ("a header that reaches into the pieces", "bad-field", changed(job, 10, 4, to=8)),
+        ("an index of another number of tasks", "bad-field", changed(job, 10, 2, 1, to=36)),
+        ("a compute capability that is a word", "bad-field", changed(job, 13, 3, to="newest")),
+        ("no processes", "bad-field", changed(job, 12, 6, to=0)),
+        ("a checkpoint of nothing", "bad-field", changed(story.checkpoint, 5, to=[])),
+        ("a checkpoint with one file twice", "bad-field", changed(story.checkpoint, 5, to=[file, file])),
     ]
     found = []
     for name, rule, data in cases:
         shown: Any = data.hex() if any(data) or not data else {"fill": "00", "size": len(data)}
         found.append({"name": name, "rule": rule, "envelope": shown})
     return found
+
+
+def _container(image: str, blobs: list[Any] | None = None, workdir: str = "") -> list[Any]:
+    return ["docker", None, image, blobs or [], [], [], workdir, "local"]
 
 
 def _flip(data: bytes) -> bytes:
