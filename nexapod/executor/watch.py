@@ -166,6 +166,11 @@ class Watch:
             if stdout:
                 self._lines.write(data)
 
+    def restore(self, head: bytes, tail: bytes, total: int, progress: float | None) -> None:
+        """Go on where a watch of a former daemon was; before anything is heard."""
+        self._capture = Capture.restored(head, tail, total)
+        self.progress = progress
+
     @property
     def printed(self) -> tuple[bytes, bytes, int]:
         """Head, tail, and how many bytes in all."""

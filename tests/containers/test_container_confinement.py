@@ -17,7 +17,7 @@ import trio
 from containers.elf import one_syscall
 from containers.engine_kit import NoEngine, connect, import_image
 
-from nexapod.executor.contract import Ended, TaskRun
+from nexapod.executor.contract import Ended, Report, TaskRun
 from nexapod.executor.docker import DockerExecutor
 from nexapod.protocol.types import Limits
 
@@ -44,6 +44,7 @@ class Sandbox:
             image=image or self.image,
             command=command,
             env=(),
+            workdir="",
             input=home / "input",
             output=home / "output",
             checkpoint=home / "checkpoint",
@@ -265,20 +266,20 @@ async def test_an_engine_that_vanishes_costs_the_run_and_its_container_is_reaped
     if not engine_url.startswith("unix://"):
         pytest.skip("the engine is not behind a unix socket")
     relay = Relay(str(tmp_path / "relay.sock"), engine_url.removeprefix("unix://"))
-    executor = DockerExecutor(home=HOME, scratch=tmp_path / "scratch", url=f"unix://{relay.path}")
-    progress: list[float] = []
+    executor = DockerExecutor(home=HOME, scratch=tmp_path / "scratch", url=f"unix://{relay.path}", engine_away_s=1)
+    reports: list[Report] = []
     ends: list[Ended] = []
     run = sandbox.task("sh", "-c", "echo 0.5 >/run/progress; sleep 1000")
 
     async def execute() -> None:
-        ends.append(await executor.run(run, progress.append))
+        ends.append(await executor.run(run, reports.append))
 
     with trio.fail_after(60):
         async with trio.open_nursery() as outer:
             await outer.start(relay.serve)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(execute)
-                while not progress:  # noqa: ASYNC110  (what is waited for happens in a container)
+                while not reports:  # noqa: ASYNC110  (what is waited for happens in a container)
                     await trio.sleep(0.02)
                 await relay.vanish()
             assert ends[0].outcome == "try-elsewhere"
