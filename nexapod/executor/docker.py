@@ -62,7 +62,7 @@ class DockerExecutor:
         self._images: dict[str, ImageFacts] = {}
         self._lives: dict[str, Life | None] = {}
         self._unremoved: set[str] = set()
-        """Containers of ended runs that the engine did not live to remove."""
+        """Labels of ended runs whose containers the engine did not live to remove."""
         scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
         scratch.chmod(0o700)
 
@@ -180,26 +180,25 @@ class DockerExecutor:
         return has_outcome(await self._threads.call(engine.look, container_name(self._home, label)))
 
     async def _clean_up(self, engine: Engine | None, label: str, scratch: Scratch) -> None:
-        name = container_name(self._home, label)
         with trio.move_on_after(CLEANUP_S) as deadline:
             deadline.shield = True
+            self._unremoved.add(label)
             try:
                 if engine:
-                    await self._threads.call(engine.remove, name)
-                    if self._cgroups:
-                        await self._threads.call(self._cgroups.remove, label)
-                    await self._remove_left(engine)
+                    await self._remove(engine, label)
             except EngineError as error:
-                self._unremoved.add(name)
-                log.warning("container_not_removed", container=name, reason=str(error))
+                log.warning("container_not_removed", label=label, reason=str(error))
             await self._threads.call(scratch.remove)
         if deadline.cancelled_caught:
-            self._unremoved.add(name)
-            log.error("container_cleanup_timed_out", container=name)
+            log.error("container_cleanup_timed_out", label=label)
+
+    async def _remove(self, engine: Engine, label: str) -> None:
+        await self._threads.call(engine.remove, container_name(self._home, label))
+        if self._cgroups:
+            await self._threads.call(self._cgroups.remove, label)
+        self._unremoved.discard(label)
 
     async def _remove_left(self, engine: Engine) -> None:
         """Once the engine is back: what could not be removed while it was away. Raises EngineError."""
-        live = {container_name(self._home, label) for label in self._lives}
-        for name in sorted(self._unremoved - live):
-            await self._threads.call(engine.remove, name)
-            self._unremoved.discard(name)
+        for label in sorted(self._unremoved - self._lives.keys()):
+            await self._remove(engine, label)
