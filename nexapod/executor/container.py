@@ -24,6 +24,8 @@ NOBODY: Final = (65534, 65534)
 PIDS_MIN: Final = 8
 """The engine's own start of the container takes a few."""
 NOFILE: Final = 1024
+NPROC: Final = 16_384
+"""Counts all of a user's processes together, so it bounds nothing here; only for engines that want it named."""
 MEMORY_MIN: Final = 6 << 20
 """The least that the engine accepts."""
 SHM_BYTES: Final = 16 << 20
@@ -79,6 +81,8 @@ class HostFacts:
     """The profile: as JSON text, or the path of a file that holds it, for engines that take only that."""
     nproc_max: int = 0
     """The hard limit of processes that the engine may hand on, for engines that want it named; 0: it is not named."""
+    tmpfs_owner: bool = True
+    """Whether the engine lets a tmpfs have an owner."""
     userns: str = ""
     """The engine's user namespace mode, where not its default."""
     cgroup_parent: str = ""
@@ -169,7 +173,7 @@ def _bounds(run: TaskRun, host: HostFacts) -> dict[str, Any]:
     file_bytes = max(run.limits.output + 1, run.limits.disk + 1, tmp_bytes(run))
     ulimits = [("nofile", min(NOFILE, host.nofile_max)), ("core", 0), ("fsize", file_bytes)]
     if host.nproc_max:
-        ulimits.append(("nproc", host.nproc_max))
+        ulimits.append(("nproc", min(NPROC, host.nproc_max)))
     return {
         "Memory": memory,
         "MemorySwap": memory,
@@ -186,7 +190,8 @@ def _bounds(run: TaskRun, host: HostFacts) -> dict[str, Any]:
 def _files(run: TaskRun, host: HostFacts, image: ImageFacts, scratch: Path) -> dict[str, Any]:
     # Owned by the task: some runtimes give the mount the mode of the image's directory, whatever is asked for here.
     uid, gid = host.user
-    tmpfs = f"rw,nosuid,nodev,mode=1777,uid={uid},gid={gid},size={tmp_bytes(run)}"
+    owner = f"uid={uid},gid={gid}," if host.tmpfs_owner else ""
+    tmpfs = f"rw,nosuid,nodev,mode=1777,{owner}size={tmp_bytes(run)}"
     return {
         "Mounts": [
             _bind(run.input, "/input", read_only=True),

@@ -140,6 +140,7 @@ class Engine:
             seccomp=self._profile(folder),
             cgroup_parent=cgroup_parent,
             nproc_max=_hard_limit(resource.RLIMIT_NPROC) if facts.podman else 0,
+            tmpfs_owner=not facts.podman,
             userns=facts.userns,
         )
 
@@ -192,7 +193,7 @@ class Engine:
         def ask() -> Any:
             response = getattr(client, method)(url, params=params, stream=True, timeout=(CALL_S, None))
             if response.status_code >= 400:
-                raise EngineError(f"the container engine refused: {response.text[:200]}", status=response.status_code)
+                raise EngineError(f"the container engine refused: {_said(response)}", status=response.status_code)
             return response
 
         return Stream(_asked(ask))
@@ -353,6 +354,14 @@ def _hard_limit(which: int) -> int:
 def _content_id(image: str) -> str:
     """Podman leaves out the name of the hash in some of its answers."""
     return image if ":" in image else f"sha256:{image}"
+
+
+def _said(response: Any) -> str:
+    """The engine's own words about a refusal."""
+    try:
+        return str(response.json()["message"])
+    except (ValueError, KeyError, TypeError):
+        return str(response.text)[:200]
 
 
 def _seconds(stamp: str) -> float:

@@ -28,6 +28,7 @@ class Sandbox:
     root: Path
     image: str
     client: Any
+    url: str | None = None
     count: int = 0
     reports: list[Report] = field(default_factory=list)
 
@@ -72,7 +73,8 @@ async def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None
 async def killed_daemon(sandbox: Sandbox, run: TaskRun) -> AsyncIterator[None]:
     """A daemon began this run, and was killed at the first progress that it heard of."""
     daemon = subprocess.Popen(  # noqa: ASYNC220  (killed below; trio would not let it die alone)
-        [sys.executable, "-c", _DAEMON, str(sandbox.root / "scratch"), pickle.dumps(run).hex()], stdout=subprocess.PIPE
+        [sys.executable, "-c", _DAEMON, str(sandbox.root / "scratch"), pickle.dumps(run).hex(), sandbox.url or ""],
+        stdout=subprocess.PIPE,
     )
     try:
         assert daemon.stdout is not None
@@ -91,7 +93,7 @@ import pickle, sys, trio
 from pathlib import Path
 from nexapod.executor.docker import DockerExecutor
 
-executor = DockerExecutor(home={HOME!r}, scratch=Path(sys.argv[1]))
+executor = DockerExecutor(home={HOME!r}, scratch=Path(sys.argv[1]), url=sys.argv[3] or None)
 run = pickle.loads(bytes.fromhex(sys.argv[2]))
 trio.run(executor.run, run, lambda report: report.progress and print("in progress", flush=True))
 """

@@ -5,12 +5,14 @@ The sandbox fixture looks afterwards for containers, volumes, control groups and
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import docker
 import psutil
 import pytest
 import trio
@@ -141,8 +143,9 @@ async def test_a_log_bomb_without_end_fills_no_disk(lab: Sandbox) -> None:
     async def measure() -> None:
         while True:
             for found in lab.client.containers(all=True, filters={"name": lab.name_of(run)}):
-                path = lab.client.inspect_container(found["Id"])["LogPath"]
-                sizes.append(sum(file.stat().st_size for file in Path(path).parent.glob("*-json.log*")))
+                with contextlib.suppress(docker.errors.NotFound, FileNotFoundError):  # it has just been removed
+                    path = lab.client.inspect_container(found["Id"])["LogPath"]
+                    sizes.append(sum(file.stat().st_size for file in Path(path).parent.glob("*-json.log*")))
             await trio.sleep(0.1)
 
     async with trio.open_nursery() as nursery:
