@@ -81,8 +81,9 @@ class HostFacts:
     """The profile: as JSON text, or the path of a file that holds it, for engines that take only that."""
     nproc_max: int = 0
     """The hard limit of processes that the engine may hand on, for engines that want it named; 0: it is not named."""
-    tmpfs_owner: bool = True
-    """Whether the engine lets a tmpfs have an owner."""
+    tmpfs_copies: bool = False
+    """Whether the engine gives a tmpfs the content and mode of the image's directory, unless it is told not to. Such an
+    engine lets it have no owner."""
     userns: str = ""
     """The engine's user namespace mode, where not its default."""
     cgroup_parent: str = ""
@@ -188,10 +189,11 @@ def _bounds(run: TaskRun, host: HostFacts) -> dict[str, Any]:
 
 
 def _files(run: TaskRun, host: HostFacts, image: ImageFacts, scratch: Path) -> dict[str, Any]:
-    # Owned by the task: some runtimes give the mount the mode of the image's directory, whatever is asked for here.
+    # Owned by the task: runc gives the mount the mode of the image's directory, whatever is asked for here. Podman takes
+    # no owner, so that with it and runc an image whose /tmp is closed to its users has no /tmp to write to.
     uid, gid = host.user
-    owner = f"uid={uid},gid={gid}," if host.tmpfs_owner else ""
-    tmpfs = f"rw,nosuid,nodev,mode=1777,{owner}size={tmp_bytes(run)}"
+    owner = "notmpcopyup" if host.tmpfs_copies else f"uid={uid},gid={gid}"
+    tmpfs = f"rw,nosuid,nodev,mode=1777,{owner},size={tmp_bytes(run)}"
     return {
         "Mounts": [
             _bind(run.input, "/input", read_only=True),

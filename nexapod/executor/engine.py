@@ -140,7 +140,7 @@ class Engine:
             seccomp=self._profile(folder),
             cgroup_parent=cgroup_parent,
             nproc_max=_hard_limit(resource.RLIMIT_NPROC) if facts.podman else 0,
-            tmpfs_owner=not facts.podman,
+            tmpfs_copies=facts.podman,
             userns=facts.userns,
         )
 

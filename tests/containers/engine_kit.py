@@ -48,14 +48,16 @@ def compiled(source: Path, scratch: Path) -> Path:
     return program
 
 
-def import_image(client: Any, scratch: Path, programs: Iterable[tuple[str, Path, int]] = ()) -> str:
+def import_image(
+    client: Any, scratch: Path, programs: Iterable[tuple[str, Path, int]] = (), *, tmp_mode: int = 0o755
+) -> str:
     """An image of busybox and of `programs` (path inside, file, mode); its content id. Raises NoEngine when there is
     no busybox to be had."""
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w") as tar:
         for name in _DIRECTORIES:
             entry = tarfile.TarInfo(name)
-            entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+            entry.type, entry.mode = tarfile.DIRTYPE, tmp_mode if name == "tmp" else 0o755
             tar.addfile(entry)
         tar.add(_busybox(scratch), "bin/busybox", filter=_as_root)
         for inside, program, mode in programs:

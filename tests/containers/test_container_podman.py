@@ -61,6 +61,7 @@ class Podman:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
+            cwd=self.folder,  # its monitors leave a file here when a container runs out of memory
             env=self.environment,
         )
         return self._wait_up()
@@ -103,7 +104,7 @@ def podman(missing: Callable[[str, str], None]) -> Iterator[tuple[Any, Podman, s
     service = Podman(folder)
     try:
         client = service.start()
-        image = import_image(client, folder)
+        image = import_image(client, folder, tmp_mode=0o1777)
     except NoEngine as error:
         missing("podman", str(error))
     yield client, service, image

@@ -115,6 +115,12 @@ def test_an_engine_that_replaces_its_default_limits_is_told_each() -> None:
     assert {limit["Name"]: limit["Hard"] for limit in limits}["nproc"] == 4096
 
 
+def test_an_engine_that_copies_into_a_tmpfs_is_told_not_to() -> None:
+    """Else Podman gives /tmp the mode of the image's directory, and refuses an owner."""
+    tmpfs = host_config(host=replace(HOST, tmpfs_copies=True))["Tmpfs"]["/tmp"]
+    assert tmpfs == "rw,nosuid,nodev,mode=1777,notmpcopyup,size=134217728"
+
+
 def test_a_user_namespace_is_asked_for_only_where_the_engine_needs_it() -> None:
     assert host_config(host=replace(HOST, userns="keep-id"))["UsernsMode"] == "keep-id"
 
