@@ -6,24 +6,32 @@ can only tighten: no field of a job reaches a setting unclamped.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from nexapod.executor.contract import PROGRESS_ENV, PROGRESS_PATH, TaskRun
+from nexapod.executor.contract import PROGRESS_ENV, PROGRESS_PATH, BadRun, TaskRun
+from nexapod.protocol.limits import PIDS_MAX
 
 LABEL_HOME: Final = "org.nexapod.home"
 LABEL_RUN: Final = "org.nexapod.run"
+LABEL_SETTINGS: Final = "org.nexapod.settings"
+"""Digest of the settings: whether a container that a former daemon began is the same run, confined in the same way."""
 NOBODY: Final = (65534, 65534)
-PIDS_MAX: Final = 256
+PIDS_MIN: Final = 8
+"""The engine's own start of the container takes a few."""
 NOFILE: Final = 1024
+NPROC: Final = 16_384
+"""Counts all of a user's processes together, so it bounds nothing here; only for engines that want it named."""
 MEMORY_MIN: Final = 6 << 20
 """The least that the engine accepts."""
 SHM_BYTES: Final = 16 << 20
 TMP_BYTES_MAX: Final = 1 << 30
 LOG_BYTES: Final = 1 << 20
-"""What the engine keeps of the output; of more, only the end is left."""
+"""What the engine keeps of the output, for a daemon that comes back; of more, only the end is left."""
 CPU_SHARES: Final = 128
 """An eighth of the default weight: what else runs on the machine goes first."""
 OOM_SCORE_ADJ: Final = 1000
@@ -51,6 +59,10 @@ PINNED_ENV: Final[tuple[tuple[str, str], ...]] = (
 )
 """The same on every machine. A job may set its own: it is then the same for all its replicas too."""
 
+GPU_NONE: Final = "void"
+"""For NVIDIA_VISIBLE_DEVICES: no GPU, whatever the image's environment says and whatever runtime the engine has."""
+_GPU_ENV: Final = "NVIDIA_"
+_GPU: Final = re.compile(r"(GPU|MIG)-[0-9A-Za-z-]{1,64}")
 _HOME: Final = re.compile(r"[0-9a-f]{8,64}")
 
 
@@ -66,7 +78,14 @@ class HostFacts:
     init: bool
     """Whether the engine has an init to reap zombies with."""
     seccomp: str
-    """The profile, as JSON text."""
+    """The profile: as JSON text, or the path of a file that holds it, for engines that take only that."""
+    nproc_max: int = 0
+    """The hard limit of processes that the engine may hand on, for engines that want it named; 0: it is not named."""
+    tmpfs_copies: bool = False
+    """Whether the engine gives a tmpfs the content and mode of the image's directory, unless it is told not to. Such an
+    engine lets it have no owner."""
+    userns: str = ""
+    """The engine's user namespace mode, where not its default."""
     cgroup_parent: str = ""
     """The cgroup that outlives the container, so that its counters can be read; empty: the engine's default."""
 
@@ -92,8 +111,10 @@ def tmp_bytes(run: TaskRun) -> int:
 
 
 def container_settings(run: TaskRun, host: HostFacts, image: ImageFacts, *, home: str, scratch: Path) -> dict[str, Any]:
-    """The body of the engine's `create` request. `scratch` is seen as /run."""
+    """The body of the engine's `create` request. `scratch` is seen as /run. Raises BadRun: GPUs not as granted."""
     assert host.user[0] != 0, "a task is never root, not even inside"
+    if len(run.gpus) != run.limits.gpus or not all(_GPU.fullmatch(gpu) for gpu in run.gpus):
+        raise BadRun(f"the task wants {run.limits.gpus} GPUs and is granted {list(run.gpus)!r:.200}")
     settings: dict[str, Any] = {
         "Image": run.image,
         "User": f"{host.user[0]}:{host.user[1]}",
@@ -102,21 +123,33 @@ def container_settings(run: TaskRun, host: HostFacts, image: ImageFacts, *, home
         "NetworkDisabled": True,
         "Tty": False,
         "OpenStdin": False,
+        "StopSignal": "SIGKILL",  # an engine that shuts down must not let a task end as if it were done
         "Healthcheck": {"Test": ["NONE"]},
-        "Labels": {LABEL_HOME: home, LABEL_RUN: run.label},
-        "HostConfig": _confinement(host) | _bounds(run, host) | _files(run, host, image, scratch),
+        "HostConfig": _confinement(run, host) | _bounds(run, host) | _files(run, host, image, scratch),
     }
     if run.command:
         settings["Cmd"] = list(run.command)
-    return settings
+    if run.workdir:
+        settings["WorkingDir"] = run.workdir
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return settings | {"Labels": {LABEL_HOME: home, LABEL_RUN: run.label, LABEL_SETTINGS: digest}}
 
 
 def _env(run: TaskRun) -> dict[str, str]:
-    return dict(PINNED_ENV) | dict(run.env) | {PROGRESS_ENV: PROGRESS_PATH}
+    own = {name: value for name, value in run.env if not name.upper().startswith(_GPU_ENV)}
+    gpus = {"NVIDIA_VISIBLE_DEVICES": ",".join(run.gpus) or GPU_NONE, "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"}
+    return dict(PINNED_ENV) | own | gpus | {PROGRESS_ENV: PROGRESS_PATH}
 
 
-def _confinement(host: HostFacts) -> dict[str, Any]:
-    return {
+def _gpu_requests(run: TaskRun) -> list[dict[str, Any]]:
+    if not run.gpus:
+        return []
+    return [{"Driver": "", "Count": 0, "DeviceIDs": list(run.gpus), "Capabilities": [["gpu"]], "Options": {}}]
+
+
+def _confinement(run: TaskRun, host: HostFacts) -> dict[str, Any]:
+    userns = {"UsernsMode": host.userns} if host.userns else {}
+    return userns | {
         "NetworkMode": "none",
         "IpcMode": "private",
         "CgroupnsMode": "private",
@@ -125,7 +158,7 @@ def _confinement(host: HostFacts) -> dict[str, Any]:
         "CapDrop": ["ALL"],
         "CapAdd": [],
         "Devices": [],
-        "DeviceRequests": [],
+        "DeviceRequests": _gpu_requests(run),
         "SecurityOpt": ["no-new-privileges:true", f"seccomp={host.seccomp}"],
         "Init": host.init,
         "AutoRemove": False,
@@ -136,31 +169,31 @@ def _confinement(host: HostFacts) -> dict[str, Any]:
 
 def _bounds(run: TaskRun, host: HostFacts) -> dict[str, Any]:
     memory = max(run.limits.memory, MEMORY_MIN)
-    nofile = min(NOFILE, host.nofile_max)
-    # One byte more than the output may have, so that a task which runs into it is seen to be over its limit. /tmp is
-    # under the same limit, which therefore cannot be smaller than it.
-    file_bytes = max(run.limits.output + 1, tmp_bytes(run))
+    # One byte more than it may have on the disk, so that a task which runs into it is seen to be over its limit. /tmp
+    # is under the same limit, which therefore cannot be smaller than it.
+    file_bytes = max(run.limits.output + 1, run.limits.disk + 1, tmp_bytes(run))
+    ulimits = [("nofile", min(NOFILE, host.nofile_max)), ("core", 0), ("fsize", file_bytes)]
+    if host.nproc_max:
+        ulimits.append(("nproc", min(NPROC, host.nproc_max)))
     return {
         "Memory": memory,
         "MemorySwap": memory,
         "NanoCpus": max(10, min(run.limits.cpus_milli, host.cpus * 1000)) * 1_000_000,
         "CpuShares": CPU_SHARES,
-        "PidsLimit": PIDS_MAX,
+        "PidsLimit": max(PIDS_MIN, min(run.limits.pids, PIDS_MAX)),
         "OomScoreAdj": OOM_SCORE_ADJ,
         "ShmSize": SHM_BYTES,
-        "Ulimits": [
-            {"Name": "nofile", "Soft": nofile, "Hard": nofile},
-            {"Name": "core", "Soft": 0, "Hard": 0},
-            {"Name": "fsize", "Soft": file_bytes, "Hard": file_bytes},
-        ],
+        "Ulimits": [{"Name": name, "Soft": value, "Hard": value} for name, value in ulimits],
         "LogConfig": {"Type": "json-file", "Config": {"max-size": str(LOG_BYTES), "max-file": "1"}},
     }
 
 
 def _files(run: TaskRun, host: HostFacts, image: ImageFacts, scratch: Path) -> dict[str, Any]:
-    # Owned by the task: some runtimes give the mount the mode of the image's directory, whatever is asked for here.
+    # Owned by the task: runc gives the mount the mode of the image's directory, whatever is asked for here. Podman takes
+    # no owner, so that with it and runc an image whose /tmp is closed to its users has no /tmp to write to.
     uid, gid = host.user
-    tmpfs = f"rw,nosuid,nodev,mode=1777,uid={uid},gid={gid},size={tmp_bytes(run)}"
+    owner = "notmpcopyup" if host.tmpfs_copies else f"uid={uid},gid={gid}"
+    tmpfs = f"rw,nosuid,nodev,mode=1777,{owner},size={tmp_bytes(run)}"
     return {
         "Mounts": [
             _bind(run.input, "/input", read_only=True),

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ HOME = "0123456789abcdef"
 REPOSITORY = "nexapod-test"
 _DIRECTORIES = ["bin", "sbin", "etc", "tmp", "proc", "sys", "dev", "input", "output", "checkpoint", "run", "data"]
 _APPLETS = ["sh", "true", "sleep", "cat", "echo", "ls", "id", "dd", "ln", "mkdir", "env"]
-_APPLETS += ["head", "rm", "touch", "mv", "wc", "tr", "ip", "nc", "kill"]
+_APPLETS += ["head", "rm", "touch", "mv", "wc", "tr", "ip", "nc", "kill", "mkfifo", "printf"]
 
 
 class NoEngine(Exception):
@@ -33,15 +34,37 @@ def connect() -> Any:
     return client
 
 
-def import_image(client: Any, scratch: Path) -> str:
-    """An image of busybox and nothing else; its content id. Raises NoEngine when there is no busybox to be had."""
+def compiled(source: Path, scratch: Path) -> Path:
+    """A static program made of one C file. Raises NoEngine when there is no compiler."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if not compiler:
+        raise NoEngine("no C compiler (install the package gcc)")
+    program = scratch / source.stem
+    made = subprocess.run(
+        [compiler, "-static", "-O1", "-o", program, source], capture_output=True, timeout=60, check=False
+    )
+    if made.returncode:
+        raise NoEngine(f"{source.name} does not compile: {made.stderr.decode(errors='replace')[-300:]}")
+    return program
+
+
+def import_image(
+    client: Any, scratch: Path, programs: Iterable[tuple[str, Path, int]] = (), *, tmp_mode: int = 0o755
+) -> str:
+    """An image of busybox and of `programs` (path inside, file, mode); its content id. Raises NoEngine when there is
+    no busybox to be had."""
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w") as tar:
         for name in _DIRECTORIES:
             entry = tarfile.TarInfo(name)
-            entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+            entry.type, entry.mode = tarfile.DIRTYPE, tmp_mode if name == "tmp" else 0o755
             tar.addfile(entry)
         tar.add(_busybox(scratch), "bin/busybox", filter=_as_root)
+        for inside, program, mode in programs:
+            entry = tarfile.TarInfo(inside)
+            entry.size, entry.mode = program.stat().st_size, mode
+            with program.open("rb") as content:
+                tar.addfile(entry, content)
         for name in _APPLETS:
             entry = tarfile.TarInfo(f"bin/{name}")
             entry.type, entry.linkname = tarfile.SYMTYPE, "busybox"

@@ -2,83 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import glob
 import os
 import platform
-from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
 from containers.elf import one_syscall
-from containers.engine_kit import NoEngine, connect, import_image
+from containers.sandbox import HOME, Sandbox
 
-from nexapod.executor.contract import Ended, TaskRun
 from nexapod.executor.docker import DockerExecutor
 from nexapod.protocol.types import Limits
-
-HOME = "fedcba9876543210"
-
-
-@dataclass
-class Sandbox:
-    executor: DockerExecutor
-    root: Path
-    image: str
-    client: Any
-    count: int = 0
-
-    def task(self, *command: str, limits: Limits | None = None, image: str | None = None) -> TaskRun:
-        self.count += 1
-        home = self.root / f"run-{self.count}"
-        for name in ("input", "output", "checkpoint"):
-            (home / name).mkdir(parents=True)
-        return TaskRun(
-            label=f"{self.count:x}",
-            executor="docker",
-            module=None,
-            image=image or self.image,
-            command=command,
-            env=(),
-            input=home / "input",
-            output=home / "output",
-            checkpoint=home / "checkpoint",
-            limits=limits or Limits(memory=64 << 20, output=4 << 20, wall_ms=20_000),
-            seed=bytes(32),
-        )
-
-    async def run(self, run: TaskRun) -> Ended:
-        with trio.fail_after(60):
-            return await self.executor.run(run, lambda _: None)
-
-    async def shell(self, line: str, limits: Limits | None = None) -> Ended:
-        return await self.run(self.task("sh", "-c", line, limits=limits))
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory, missing: Callable[[str, str], None]) -> Iterator[tuple[Any, str]]:
-    try:
-        client = connect()
-        image = import_image(client, tmp_path_factory.mktemp("image"))
-    except NoEngine as error:
-        missing("docker", str(error))
-    yield client, image
-    client.remove_image(image, force=True)
-    client.close()
-
-
-@pytest.fixture
-async def sandbox(engine: tuple[Any, str], tmp_path: Path) -> AsyncIterator[Sandbox]:
-    client, image = engine
-    executor = DockerExecutor(home=HOME, scratch=tmp_path / "scratch")
-    yield Sandbox(executor, tmp_path, image, client)
-    await executor.aclose()
-    assert client.containers(all=True, filters={"label": f"org.nexapod.home={HOME}"}) == []
-    assert list((tmp_path / "scratch").iterdir()) == []
 
 
 async def test_there_is_no_network(sandbox: Sandbox) -> None:
@@ -215,77 +151,3 @@ async def test_system_calls_that_no_task_needs_are_denied(sandbox: Sandbox) -> N
     ended = await sandbox.run(run)
     seen = {name: int(status) for name, status in (line.split() for line in ended.log.splitlines())}
     assert seen == dict.fromkeys(ALLOWED, 0) | {name: number for name, (_, number) in DENIED.items()}
-
-
-@dataclass
-class Relay:
-    """Stands between the executor and the engine, so that the engine can be made to vanish."""
-
-    path: str
-    target: str
-    up: bool = True
-    connections: list[trio.SocketStream] = field(default_factory=list)
-
-    async def serve(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        listener = trio.socket.socket(trio.socket.AF_UNIX)
-        with listener:
-            await listener.bind(self.path)
-            listener.listen(16)
-            task_status.started()
-            async with trio.open_nursery() as nursery:
-                while True:
-                    near = trio.SocketStream((await listener.accept())[0])
-                    nursery.start_soon(self._join, near)
-
-    async def _join(self, near: trio.SocketStream) -> None:
-        self.connections.append(near)
-        async with near:
-            if not self.up:
-                return
-            async with await trio.open_unix_socket(self.target) as far, trio.open_nursery() as nursery:
-                nursery.start_soon(self._copy, near, far)
-                nursery.start_soon(self._copy, far, near)
-
-    async def _copy(self, source: trio.SocketStream, sink: trio.SocketStream) -> None:
-        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            async for piece in source:
-                await sink.send_all(piece)
-            await sink.send_eof()
-
-    async def vanish(self) -> None:
-        self.up = False
-        for connection in self.connections:
-            await connection.aclose()
-
-
-async def test_an_engine_that_vanishes_costs_the_run_and_its_container_is_reaped_later(
-    sandbox: Sandbox, tmp_path: Path
-) -> None:
-    engine_url = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
-    if not engine_url.startswith("unix://"):
-        pytest.skip("the engine is not behind a unix socket")
-    relay = Relay(str(tmp_path / "relay.sock"), engine_url.removeprefix("unix://"))
-    executor = DockerExecutor(home=HOME, scratch=tmp_path / "scratch", url=f"unix://{relay.path}")
-    progress: list[float] = []
-    ends: list[Ended] = []
-    run = sandbox.task("sh", "-c", "echo 0.5 >/run/progress; sleep 1000")
-
-    async def execute() -> None:
-        ends.append(await executor.run(run, progress.append))
-
-    with trio.fail_after(60):
-        async with trio.open_nursery() as outer:
-            await outer.start(relay.serve)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(execute)
-                while not progress:  # noqa: ASYNC110  (what is waited for happens in a container)
-                    await trio.sleep(0.02)
-                await relay.vanish()
-            assert ends[0].outcome == "try-elsewhere"
-            assert "container engine" in ends[0].reason
-            assert not (await executor.probe()).ok
-            relay.up = True
-            assert (await executor.probe()).ok
-            assert await executor.reap_orphans() == 1
-            await executor.aclose()
-            outer.cancel_scope.cancel()

@@ -1,0 +1,446 @@
+"""The life of one container: begun or found again, watched, paused, ended, and told as an Ended.
+
+Bounded at every step: the engine may refuse, vanish, restart or hang, and the run ends all the same. An engine that is
+back within a while and has kept the container (live-restore) costs nothing; one that has ended it costs the run, as
+`try-elsewhere`. Does not know other runs, images, or who removes what is left: that is docker.py's.
+
+A container outlives its daemon. It carries the digest of its settings, so that a daemon that comes back goes on with it
+only when it would have begun the very same; what only the daemon knew (the beginning of a long log, pauses) lies in the
+run's scratch, where the task does not see it (docs/decisions/0012-containers-are-adopted.md).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import structlog
+import trio
+
+from nexapod.executor.capture import reason_text
+from nexapod.executor.cgroups import Cgroups
+from nexapod.executor.container import LOG_BYTES
+from nexapod.executor.contract import EXIT_KILLED, Ended, OnReport, TaskRun, outcome_of_exit
+from nexapod.executor.engine import CALL_S, EXIT_UNKNOWN, WAIT_SLICE_S, Container, Engine, EngineError, Stream
+from nexapod.executor.watch import MustStop, Scratch, Watch
+from nexapod.protocol.types import Usage
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+AWAY_S: Final = 30.0
+"""How long an engine may be away before its run is given up."""
+RETRY_S: Final = 0.5
+STATS_FIRST_S: Final = 1.0
+STATS_EVERY_S: Final = 10.0
+NOTE_EVERY_S: Final = 1.0
+NOTE_PRINTED_MIN: Final = LOG_BYTES // 2
+"""From here on the engine may be about to forget the beginning of the log, which is noted then."""
+_NOT_RUNNABLE: Final = (126, 127)
+"""What the engine reports when the command itself cannot be executed: the job's mistake, not this machine's."""
+_ENDED_BY_ENGINE: Final = (EXIT_KILLED, EXIT_UNKNOWN)
+"""Exit statuses of what an engine ends when it stops, or finds ended when it starts."""
+
+
+@dataclass(slots=True)
+class Notes:
+    """What a daemon that comes back must know of a run and cannot learn from the engine."""
+
+    path: Path
+    paused_s: float = 0.0
+    paused_since: float | None = None
+    printed: tuple[bytes, bytes, int] | None = None
+    """Head, tail and total when `heard` was; None: the engine still has the whole log."""
+    heard: float = 0.0
+    progress: float | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> Notes:
+        """Empty when there are none. What was torn by a crash counts as none: the run goes on with less known."""
+        notes = cls(path)
+        try:
+            raw = json.loads(path.read_text())
+            notes.paused_s, notes.paused_since = float(raw["paused_s"]), raw["paused_since"]
+            notes.heard, notes.progress = float(raw["heard"]), raw["progress"]
+            if raw["printed"]:
+                head, tail, total = raw["printed"]
+                notes.printed = (base64.b64decode(head), base64.b64decode(tail), int(total))
+        except FileNotFoundError:
+            return notes
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.warning("container_notes_unreadable", path=str(path), error=str(error))
+            return cls(path)
+        return notes
+
+    def write(self) -> None:
+        """A disk that is full costs only what a restarted daemon would know."""
+        printed = None
+        if self.printed:
+            head, tail, total = self.printed
+            printed = (base64.b64encode(head).decode(), base64.b64encode(tail).decode(), total)
+        new = self.path.with_suffix(".new")
+        body = {"paused_s": self.paused_s, "paused_since": self.paused_since, "printed": printed}
+        try:
+            new.write_text(json.dumps(body | {"heard": self.heard, "progress": self.progress}))
+            new.replace(self.path)
+        except OSError as error:
+            log.warning("container_notes_not_written", path=str(self.path), error=str(error))
+
+    def paused_for(self, now: float) -> float:
+        """Seconds, by the wall clock, until `now`."""
+        return self.paused_s + (max(0.0, now - self.paused_since) if self.paused_since is not None else 0.0)
+
+
+@dataclass(slots=True)
+class Threads:
+    """Where blocking calls go: `calls` end by themselves within their deadline; `waits` last as long as a task."""
+
+    calls: trio.CapacityLimiter
+    waits: trio.CapacityLimiter
+
+    async def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        return await trio.to_thread.run_sync(partial(function, *args, **kwargs), limiter=self.calls)
+
+    async def wait(self, function: Callable[..., T], *args: Any) -> T:
+        return await trio.to_thread.run_sync(partial(function, *args), limiter=self.waits)
+
+
+@dataclass(slots=True)
+class _Race:
+    """What came first: the container's end, an engine error, or a reason to stop it."""
+
+    over: bool = False
+    killed: bool = False
+    lost: bool = False
+    """Whether the engine was away meanwhile."""
+    error: EngineError | None = None
+    stop: MustStop | None = None
+
+
+@dataclass(slots=True)
+class Life:
+    """One container, from `go` to its Ended. It is not removed here."""
+
+    engine: Engine
+    cgroups: Cgroups | None
+    threads: Threads
+    run: TaskRun
+    name: str
+    settings: dict[str, Any]
+    scratch: Scratch
+    on_report: OnReport
+    away_s: float = AWAY_S
+    _watch: Watch | None = None
+    _notes: Notes | None = None
+    _race: _Race = field(default_factory=_Race)
+    _stream: Stream | None = None
+    _heard: float = 0.0
+    _noted_at: float = 0.0
+    _began: float = 0.0
+    _changing: trio.Lock = field(default_factory=trio.Lock)
+    _pause_wanted: bool = False
+    _over: bool = False
+
+    async def go(self) -> Ended:
+        """Raises EngineError."""
+        watch = await self._adopt()
+        if watch is None:
+            refused = await self._begin()
+            if refused:
+                return refused
+            watch = self._watch_from(0.0)
+        if self._pause_wanted:
+            await self.pause()
+        await self._run_race(watch)
+        if self._race.error:
+            raise self._race.error
+        return await self._tell(watch)
+
+    async def pause(self) -> bool:
+        self._pause_wanted = True
+        async with self._changing:
+            if self._over:
+                return False
+            if self._watch is None:
+                return True  # it is being started: it will be paused at once
+            done = await self.threads.call(self.engine.pause, self.name)
+            if done and not self._watch.clock.paused:
+                self._watch.clock.pause()
+                await self._note_pause(time.time())
+            return done
+
+    async def resume(self) -> bool:
+        self._pause_wanted = False
+        async with self._changing:
+            if self._over:
+                return False
+            if self._watch is None:
+                return True
+            done = await self.threads.call(self.engine.resume, self.name)
+            if done:
+                self._watch.clock.resume()
+                await self._note_pause(None)
+            return done
+
+    async def _note_pause(self, since: float | None) -> None:
+        assert self._notes is not None
+        self._notes.paused_s, self._notes.paused_since = self._notes.paused_for(time.time()), since
+        await self.threads.call(self._notes.write)
+
+    # --- how it begins ---------------------------------------------------------------------------------------------
+    async def _adopt(self) -> Watch | None:
+        """Go on with the container that a former daemon began; None: there is none that can be trusted to be it."""
+        if not self.scratch.run.is_dir():
+            return None
+        try:
+            found = await self.threads.call(self.engine.look, self.name)
+        except EngineError as error:
+            if error.status != 404:
+                raise
+            found = None
+        if found is None or not is_survivor(found, self.settings):
+            log.info("container_begun_anew", label=self.run.label, found=found.status if found else "nothing")
+            await self.threads.call(self.engine.remove, self.name)
+            await self.threads.call(self.scratch.remove)
+            return None
+        notes = await self.threads.call(Notes.read, self._notes_path)
+        until = found.finished if found.over else time.time()
+        watch = self._watch_from(max(0.0, until - found.started - notes.paused_for(until)), notes)
+        self._began = found.started
+        if notes.printed:
+            watch.restore(*notes.printed, notes.progress)
+            self._heard = notes.heard
+        if found.status == "paused" and not self._pause_wanted:
+            await self.resume()
+        self._stream = await self.threads.call(self.engine.follow, self.name, self._heard)
+        log.info("container_adopted", label=self.run.label, status=found.status, ran_ms=watch.wall_ms)
+        return watch
+
+    async def _begin(self) -> Ended | None:
+        """Create and start. An Ended when the command cannot be executed, which is the job's doing."""
+        await self.threads.call(_prepare, self.run, self.scratch, self.engine.facts.owner)
+        try:
+            await self.threads.call(self.engine.create, self.name, self.settings)
+        except EngineError as error:
+            if error.status != 409:
+                raise
+            # Left by a run whose end the engine did not live to see.
+            await self.threads.call(self.engine.remove, self.name)
+            await self.threads.call(self.engine.create, self.name, self.settings)
+        self._stream = await self.threads.call(self.engine.attach, self.name)
+        self._began = time.time()
+        try:
+            await self.threads.call(self.engine.start, self.name)
+        except EngineError as refused:
+            self._stream.close()
+            found = await self.threads.call(self.engine.look, self.name)
+            if found.exit in _NOT_RUNNABLE:
+                return Ended("failed", found.exit, reason=reason_text(found.error or str(refused)))
+            raise
+        return None
+
+    @property
+    def _notes_path(self) -> Path:
+        return self.scratch.root / "notes.json"
+
+    def _watch_from(self, ran_s: float, notes: Notes | None = None) -> Watch:
+        self._notes = notes or Notes(self._notes_path)
+        self._watch = Watch(self.run, self.scratch, self.on_report, ran_s=ran_s, measure_usage=self._measure)
+        return self._watch
+
+    # --- while it runs ---------------------------------------------------------------------------------------------
+    async def _run_race(self, watch: Watch) -> None:
+        """Until the container ends, must be stopped, or the engine is lost."""
+        race = self._race
+
+        async def wait(scope: trio.CancelScope) -> None:
+            try:
+                await self._wait_over()
+            except EngineError as error:
+                race.error = error
+            else:
+                race.over = True
+            scope.cancel()
+
+        async def stop(scope: trio.CancelScope) -> None:
+            race.stop = await watch.wait_must_stop()
+            scope.cancel()
+
+        async def kill_when_cancelled() -> None:
+            # A thread that waits cannot be cancelled: it ends because the container does.
+            try:
+                await trio.sleep_forever()
+            finally:
+                if not race.over and race.error is None:
+                    race.killed = True
+                    await self._kill()
+
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(wait, nursery.cancel_scope)
+                nursery.start_soon(stop, nursery.cancel_scope)
+                nursery.start_soon(kill_when_cancelled)
+                nursery.start_soon(self._notice_a_deaf_engine)
+                if self.cgroups is None:
+                    nursery.start_soon(self._sample, watch)
+        finally:
+            self._over = True
+
+    async def _wait_over(self) -> None:
+        """Until the container has ended. Raises EngineError: the engine refuses, or is away for too long."""
+        while True:
+            try:
+                assert self._stream is not None
+                await self.threads.wait(self.engine.listen, self._stream, self._hear)
+                while await self.threads.wait(self.engine.wait, self.name) is None:
+                    log.debug("container_runs_silently", label=self.run.label)
+            except EngineError as error:
+                if error.status:
+                    raise
+                self._stream = await self._regain(error)
+            else:
+                return
+
+    async def _regain(self, error: EngineError) -> Stream:
+        """What the container goes on to print, once the engine is back. Raises EngineError."""
+        log.warning("container_engine_lost", label=self.run.label, reason=str(error))
+        self._race.lost = True
+        with trio.move_on_after(self.away_s):
+            while True:
+                await trio.sleep(RETRY_S)
+                try:
+                    await self.threads.call(self.engine.look, self.name)
+                    stream = await self.threads.call(self.engine.follow, self.name, self._heard)
+                except EngineError as again:
+                    if again.status:
+                        raise
+                else:
+                    log.info("container_engine_regained", label=self.run.label)
+                    return stream
+        raise error
+
+    async def _notice_a_deaf_engine(self) -> None:
+        """A stream has no deadline: when the engine no longer answers otherwise, it is not waited for either."""
+        while True:
+            await trio.sleep(WAIT_SLICE_S)
+            try:
+                await self.threads.call(self.engine.ping)
+            except EngineError:
+                if self._stream:
+                    self._stream.close()
+
+    async def _sample(self, watch: Watch) -> None:
+        await trio.sleep(STATS_FIRST_S)
+        while True:
+            sampled: Usage | None = await self.threads.call(self.engine.stats, self.name)
+            watch.usage = sampled or watch.usage
+            await trio.sleep(STATS_EVERY_S)
+
+    async def _kill(self) -> None:
+        with trio.move_on_after(2 * CALL_S) as deadline:
+            deadline.shield = True
+            try:
+                await self.threads.call(self.engine.kill, self.name)
+                await self.threads.call(self.engine.wait, self.name)
+            except EngineError as error:
+                log.warning("container_not_killed", container=self.name, reason=str(error))
+                self._race.lost = True
+        if self._race.lost and self._stream:
+            self._stream.close()
+
+    def _hear(self, piece: bytes, stdout: bool) -> None:
+        assert self._watch is not None
+        self._watch.hear(piece, stdout=stdout)
+        self._heard = time.time()
+
+    def _measure(self) -> Usage | None:
+        """In a worker thread, with every look."""
+        assert self._watch is not None
+        assert self._notes is not None
+        now = time.monotonic()
+        if self._watch.printed[2] >= NOTE_PRINTED_MIN and now - self._noted_at >= NOTE_EVERY_S:
+            heard = self._heard
+            if heard != self._notes.heard:
+                self._notes.printed, self._notes.heard = self._watch.printed, heard
+                self._notes.progress = self._watch.progress
+                self._notes.write()
+            self._noted_at = now
+        return self.cgroups.usage(self.run.label) if self.cgroups else None
+
+    # --- how it ended ----------------------------------------------------------------------------------------------
+    async def _tell(self, watch: Watch) -> Ended:
+        left = await self.threads.call(self.engine.look, self.name)
+        too_much = await watch.finish()
+        usage = replace(watch.usage, wall_ms=watch.wall_ms)
+        ended = _ended(left, self._race, self.run, usage, watch.log)
+        if ended.exit in _ENDED_BY_ENGINE and ended.outcome == "failed" and not self._race.killed:
+            ended = await self._by_whom(ended)
+        return _stopped(too_much, ended) if too_much else ended
+
+    async def _by_whom(self, ended: Ended) -> Ended:
+        """It was killed, and not by us: by itself, or from outside, which is no result."""
+        if self.engine.facts.podman and ended.usage.peak_memory >= self.run.limits.memory * 15 // 16:
+            return _out_of_memory(self.run, ended.usage, ended.log)  # this engine does not tell
+        outside = self._race.lost or await self.threads.call(self.engine.killed_from_outside, self.name, self._began)
+        if not outside:
+            return ended
+        reason = "the container engine restarted" if self._race.lost else "somebody else ended the container"
+        return Ended("try-elsewhere", EXIT_KILLED, ended.usage, ended.log, reason)
+
+
+def is_survivor(found: Container, settings: dict[str, Any]) -> bool:
+    """Whether a container is the one that these settings would begin, and goes on or has ended by itself."""
+    if {name: found.labels.get(name) for name in settings["Labels"]} != settings["Labels"]:
+        return False
+    return found.image == settings["Image"] and has_outcome(found)
+
+
+def has_outcome(found: Container) -> bool:
+    """Whether it goes on, or has ended by itself: not with its engine or its machine."""
+    return found.alive or (found.over and (found.oom or found.exit not in _ENDED_BY_ENGINE))
+
+
+def _ended(left: Container, race: _Race, run: TaskRun, usage: Usage, printed: str) -> Ended:
+    """What a container's end means."""
+    if left.oom:
+        return _out_of_memory(run, usage, printed)
+    if race.killed:
+        assert race.stop is not None
+        return _stopped(race.stop, Ended("failed", EXIT_KILLED, usage, printed))
+    reason = left.error or (f"exit status {left.exit}" if left.exit else "")
+    return Ended(outcome_of_exit(left.exit), left.exit, usage, printed, reason_text(reason))
+
+
+def _out_of_memory(run: TaskRun, usage: Usage, printed: str) -> Ended:
+    return Ended("memory-limit", EXIT_KILLED, usage, printed, f"out of its {run.limits.memory} bytes of memory")
+
+
+def _stopped(stop: MustStop, ended: Ended) -> Ended:
+    return Ended(stop.outcome, EXIT_KILLED, ended.usage, ended.log, reason_text(stop.reason))
+
+
+def _prepare(run: TaskRun, scratch: Scratch, owner: tuple[int, int] | None) -> None:
+    """Give the task's user what it may write to. The directories stay closed to everyone else (0700)."""
+    try:
+        scratch.make(owner)
+        if owner:
+            for top in (run.output, run.checkpoint):
+                _chown_tree(top, owner)
+    except OSError as error:
+        raise EngineError(f"the directories of the task cannot be prepared: {error}") from None
+
+
+def _chown_tree(top: Path, owner: tuple[int, int]) -> None:
+    os.chown(top, *owner)
+    top.chmod(0o700)
+    for directory, folders, names, fd in os.fwalk(top):
+        del directory
+        for name in (*folders, *names):
+            os.chown(name, *owner, dir_fd=fd, follow_symlinks=False)

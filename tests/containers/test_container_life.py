@@ -1,0 +1,237 @@
+"""A container outlives its daemon and, where it may, its engine: nothing is lost, nothing runs twice, nothing hangs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+from containers.engine_kit import import_image
+from containers.sandbox import HOME, Relay, Sandbox, killed_daemon, wait_until
+
+from nexapod.executor import watch
+from nexapod.executor.contract import Ended, TaskRun
+from nexapod.executor.docker import DockerExecutor
+from nexapod.protocol.types import Limits
+
+WAITING = "while [ ! -e /input/go ]; do sleep 0.05; done"
+LONG = Limits(memory=64 << 20, output=4 << 20, wall_ms=60_000)
+
+
+def waiting_task(sandbox: Sandbox, before: str = "echo first", limits: Limits = LONG) -> TaskRun:
+    """Ends with status 3 once /input/go is there."""
+    line = f"{before}; echo 0.5 >/run/progress; {WAITING}; echo last; exit 3"
+    return sandbox.task("sh", "-c", line, limits=limits)
+
+
+def let_go(run: TaskRun) -> None:
+    (run.input / "go").touch()
+
+
+def state(sandbox: Sandbox, run: TaskRun) -> dict[str, str]:
+    found: dict[str, str] = sandbox.client.inspect_container(sandbox.name_of(run))["State"]
+    return found
+
+
+def container_id(sandbox: Sandbox, run: TaskRun) -> str:
+    return str(sandbox.client.inspect_container(sandbox.name_of(run))["Id"])
+
+
+async def test_a_container_whose_daemon_was_killed_goes_on(sandbox: Sandbox) -> None:
+    run = waiting_task(sandbox)
+    async with killed_daemon(sandbox, run):
+        assert await sandbox.executor.survivors() == {run.label}
+        assert await sandbox.executor.reap_orphans(frozenset({run.label})) == 0
+        began = container_id(sandbox, run)
+        ends: list[Ended] = []
+
+        async def go_on() -> None:
+            ends.append(await sandbox.run(run))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(go_on)
+            await wait_until(lambda: bool(sandbox.reports))
+            assert container_id(sandbox, run) == began, "no second container"
+            assert await sandbox.executor.survivors() == frozenset(), "it is a run of this daemon now"
+            let_go(run)
+        assert (ends[0].outcome, ends[0].exit, ends[0].log) == ("failed", 3, "first\nlast\n")
+        assert sandbox.reports[-1].progress == 0.5
+        assert sandbox.reports[-1].printed == 11
+        assert ends[0].usage.peak_memory > 0
+
+
+async def test_what_ended_while_there_was_no_daemon_keeps_its_result_and_its_own_wall_time(sandbox: Sandbox) -> None:
+    run = waiting_task(sandbox, limits=replace(LONG, wall_ms=10_000))
+    async with killed_daemon(sandbox, run):
+        let_go(run)
+        await wait_until(lambda: state(sandbox, run)["Status"] == "exited")
+        assert await sandbox.executor.survivors() == {run.label}
+        ended = await sandbox.run(run)
+        assert (ended.outcome, ended.exit, ended.log) == ("failed", 3, "first\nlast\n")
+        assert 0 < ended.usage.wall_ms < 10_000
+
+
+async def test_wall_time_is_counted_from_the_container_s_own_start(sandbox: Sandbox) -> None:
+    run = waiting_task(sandbox, before="sleep 1.5", limits=replace(LONG, wall_ms=3_000))
+    async with killed_daemon(sandbox, run):
+        began = trio.current_time()
+        ended = await sandbox.run(run)
+        assert ended.outcome == "wall-limit"
+        assert trio.current_time() - began < 2.9
+        assert ended.usage.wall_ms >= 3_000
+
+
+async def test_a_container_that_was_paused_is_a_survivor_and_goes_on(sandbox: Sandbox) -> None:
+    run = waiting_task(sandbox)
+    async with killed_daemon(sandbox, run):
+        sandbox.client.pause(sandbox.name_of(run))
+        let_go(run)
+        assert await sandbox.executor.survivors() == {run.label}
+        assert (await sandbox.run(run)).log == "first\nlast\n"
+
+
+async def test_the_beginning_of_a_long_log_is_kept_across_daemons_and_all_of_it_counted(sandbox: Sandbox) -> None:
+    """More than the engine keeps: its log has been rotated when the second daemon comes."""
+    flood = "echo begin; head -c 4000000 /dev/zero | tr '\\0' x; echo; echo flooded; sleep 2.5"
+    run = waiting_task(sandbox, before=flood)
+    async with killed_daemon(sandbox, run):
+        let_go(run)
+        ended = await sandbox.run(run)
+        assert ended.log.startswith("begin\nxxx")
+        assert ended.log.endswith("x\nflooded\nlast\n")
+        assert sandbox.reports[-1].printed == 6 + 4_000_001 + 8 + 5
+
+
+@pytest.mark.parametrize("change", ["killed", "limits", "image", "scratch", "labels"])
+async def test_what_cannot_be_trusted_to_be_the_run_is_begun_anew(sandbox: Sandbox, change: str) -> None:
+    run = waiting_task(sandbox)
+    async with killed_daemon(sandbox, run):
+        name, before = sandbox.name_of(run), container_id(sandbox, run)
+        match change:
+            case "killed":  # as by an engine or a machine that went down
+                sandbox.client.kill(name)
+                assert await sandbox.executor.survivors() == frozenset()
+            case "limits":
+                run = replace(run, limits=replace(run.limits, memory=32 << 20))
+            case "image":
+                run = replace(run, image=import_image(sandbox.client, sandbox.root))
+            case "scratch":
+                (sandbox.root / "scratch" / run.label).rename(sandbox.root / "elsewhere")
+                assert await sandbox.executor.survivors() == frozenset()
+            case "labels":  # somebody else's container of that name
+                sandbox.client.remove_container(name, force=True)
+                sandbox.client.create_container(run.image, ["sleep", "9"], name=name)
+                sandbox.client.start(name)
+        let_go(run)
+        ended = await sandbox.run(run)
+        assert (ended.exit, ended.log) == (3, "first\nlast\n")
+        ids = {container["Id"] for container in sandbox.client.containers(all=True)}
+        assert before not in ids
+        if change == "image":
+            sandbox.client.remove_image(run.image, force=True)
+
+
+async def test_survivors_that_nobody_wants_are_reaped(sandbox: Sandbox) -> None:
+    run = waiting_task(sandbox)
+    async with killed_daemon(sandbox, run):
+        assert await sandbox.executor.reap_orphans(frozenset({"ffff"})) == 1
+        assert await sandbox.executor.survivors() == frozenset()
+
+
+# --- the engine ------------------------------------------------------------------------------------------------------
+@contextlib.asynccontextmanager
+async def relayed(sandbox: Sandbox, away_s: float) -> AsyncIterator[tuple[Relay, Sandbox]]:
+    """A sandbox whose engine can vanish."""
+    engine_url = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+    if not engine_url.startswith("unix://"):
+        pytest.skip("the engine is not behind a unix socket")
+    relay = Relay(str(sandbox.root / "relay.sock"), engine_url.removeprefix("unix://"))
+    executor = DockerExecutor(
+        home=HOME, scratch=sandbox.root / "scratch", url=f"unix://{relay.path}", engine_away_s=away_s
+    )
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(relay.serve)
+            yield relay, replace(sandbox, executor=executor)
+            await executor.aclose()
+            nursery.cancel_scope.cancel()
+
+
+async def test_an_engine_that_vanishes_costs_the_run_and_its_container_goes_once_it_is_back(sandbox: Sandbox) -> None:
+    async with relayed(sandbox, 1) as (relay, lab):
+        run = waiting_task(lab)
+        ends: list[Ended] = []
+
+        async def execute() -> None:
+            ends.append(await lab.run(run))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(execute)
+            await wait_until(lambda: bool(lab.reports))
+            await relay.vanish()
+        assert ends[0].outcome == "try-elsewhere"
+        assert "container engine" in ends[0].reason
+        assert not (await lab.executor.probe()).ok
+        assert state(sandbox, run)["Status"] == "running"
+        relay.up = True
+        assert (await lab.executor.probe()).ok
+        assert sandbox.client.containers(all=True, filters={"name": sandbox.name_of(run)}) == []
+
+
+async def test_a_run_survives_an_engine_that_is_away_for_a_while(sandbox: Sandbox) -> None:
+    async with relayed(sandbox, 30) as (relay, lab):
+        run = waiting_task(lab)
+        ends: list[Ended] = []
+
+        async def execute() -> None:
+            ends.append(await lab.run(run))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(execute)
+            await wait_until(lambda: bool(lab.reports))
+            for _ in range(2):
+                await relay.vanish()
+                assert not await lab.executor.pause(run.label), "nobody can be asked"
+                relay.up = True
+                await wait_until(lambda: bool(relay.connections))
+            let_go(run)
+        assert (ends[0].outcome, ends[0].exit, ends[0].log) == ("failed", 3, "first\nlast\n")
+
+
+async def test_a_container_that_somebody_else_killed_is_no_result(sandbox: Sandbox) -> None:
+    run = waiting_task(sandbox)
+    ends: list[Ended] = []
+
+    async def execute() -> None:
+        ends.append(await sandbox.run(run))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(execute)
+        await wait_until(lambda: bool(sandbox.reports))
+        sandbox.client.kill(sandbox.name_of(run))
+    assert (ends[0].outcome, ends[0].reason) == ("try-elsewhere", "somebody else ended the container")
+
+
+async def test_a_task_that_kills_itself_has_failed(sandbox: Sandbox) -> None:
+    ended = await sandbox.shell("kill -9 $$")
+    assert (ended.outcome, ended.exit, ended.reason) == ("failed", 137, "exit status 137")
+
+
+async def test_an_image_that_vanished_after_it_was_seen_means_elsewhere(sandbox: Sandbox, tmp_path: Path) -> None:
+    image = import_image(sandbox.client, tmp_path)
+    assert image in (await sandbox.executor.probe()).images
+    assert (await sandbox.run(sandbox.task("true", image=image))).outcome == "ok"
+    sandbox.client.remove_image(image, force=True)
+    ended = await sandbox.run(sandbox.task("true", image=image))
+    assert ended.outcome == "try-elsewhere"
+    assert "image" in ended.reason
+
+
+async def test_a_disk_that_runs_full_means_elsewhere(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "DISK_FREE_MIN", 1 << 62)
+    ended = await sandbox.run(waiting_task(sandbox))
+    assert (ended.outcome, ended.reason) == ("try-elsewhere", "the disk of this machine is nearly full")
