@@ -124,6 +124,9 @@ class Service:
         for name, found in self._machine.found.items():
             if not found.ok:
                 view["sentences"].append(f"The {name} executor is not available: {found.reason}")
+        for state in self._machine.gpus.states():
+            if state.withheld:
+                view["sentences"].append(f"GPU {state.reading.index} is given to no task: {state.withheld}.")
         return view
 
     async def stop(self, *, drain: bool) -> None:
