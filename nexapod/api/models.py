@@ -224,8 +224,36 @@ class Status(_View):
 
 
 class GpuView(_View):
+    """A GPU as peers are told of it."""
+
     model: str
     memory: int
+    capability: str = ""
+    driver: str = ""
+
+
+class LocalGpuView(_View):
+    """A GPU as this machine's user sees it; null where it does not tell."""
+
+    index: int
+    uuid: str
+    model: str
+    capability: str
+    driver: str
+    cuda: str
+    """The newest CUDA that the driver can run."""
+    memory: int | None
+    memory_used: int | None
+    utilisation_percent: int | None
+    temperature_c: int | None
+    power_w: float | None
+    power_limit_w: float | None
+    mig: bool | None
+    compute_processes: int | None
+    leased_by: str
+    """The run that holds it; empty: none."""
+    withheld: str
+    """Why no task is given it; empty: it is offered."""
 
 
 class ExecutorView(_View):
@@ -242,6 +270,11 @@ class ProfileView(_View):
     memory: int
     disk_free: int
     gpus: list[GpuView]
+    """Those that tasks may have: what peers are told."""
+    local_gpus: list[LocalGpuView] = []
+    """All that this machine has."""
+    gpu_trouble: str = ""
+    """Why there are no GPUs, or fewer than there should be."""
     executors: list[ExecutorView]
     images: list[str]
     serves: bool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 from nexapod.cli.client import Client
@@ -61,7 +62,7 @@ def show_profile(client: Client, *, as_json: bool) -> None:
     if as_json:
         print_json(profile)
         return
-    gpus = [f"{g['model']}, {show_size(g['memory'])}" for g in profile["gpus"]] or ["none"]
+    gpus = [_told_gpu(g) for g in profile["gpus"]] or [f"none: {profile['gpu_trouble']}".removesuffix(": ")]
     runs = [f"{e['name']} ({e['version']})" for e in profile["executors"]] or ["none: no task can run here"]
     facts(
         [
@@ -75,6 +76,40 @@ def show_profile(client: Client, *, as_json: bool) -> None:
             ("reachable", "yes: it may be a steward" if profile["serves"] else "no: it works for others only"),
         ]
     )
+    if profile["local_gpus"]:
+        say()
+        columns = ("gpu", "uuid", "model", "memory", "busy", "temperature", "power", "state")
+        table(columns, [_gpu_row(g) for g in profile["local_gpus"]], right=(0, 3, 4, 5, 6))
+    if profile["local_gpus"] and profile["gpu_trouble"]:
+        note(safe(profile["gpu_trouble"]))
+
+
+def _told_gpu(gpu: dict[str, Any]) -> str:
+    return f"{gpu['model']}, {show_size(gpu['memory'])}, compute capability {gpu['capability']}, driver {gpu['driver']}"
+
+
+def _gpu_row(gpu: dict[str, Any]) -> tuple[object, ...]:
+    free = f"leased to {gpu['leased_by']}" if gpu["leased_by"] else "free"
+    return (
+        gpu["index"],
+        gpu["uuid"],
+        gpu["model"],
+        _of(gpu["memory_used"], gpu["memory"], show_size),
+        _unit(gpu["utilisation_percent"], "%"),
+        _unit(gpu["temperature_c"], "C"),
+        _of(gpu["power_w"], gpu["power_limit_w"], lambda watts: f"{watts:.0f} W"),
+        f"not lent: {gpu['withheld']}" if gpu["withheld"] else free,
+    )
+
+
+def _of(part: Any, whole: Any, show: Callable[[Any], str]) -> str:
+    """How much of how much; a question mark for what the GPU does not tell."""
+    used, limit = ("?" if value is None else show(value) for value in (part, whole))
+    return f"{used} of {limit}"
+
+
+def _unit(value: int | None, unit: str) -> str:
+    return "?" if value is None else f"{value} {unit}"
 
 
 def show_jobs(client: Client, *, as_json: bool) -> None:

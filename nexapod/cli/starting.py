@@ -29,6 +29,11 @@ CONFIG_TEMPLATE: Final = """\
 
 [api]
 # tcp = "127.0.0.1:8747"   # also listen there, for holders of the token in the home folder
+
+[gpu]
+# enabled = true           # false: the GPUs of this machine are neither lent nor looked at
+# disabled = []            # GPUs that are not lent: UUIDs or indices, as nvidia-smi -L lists them
+# temperature_max_c = 85   # a GPU that is hotter is given no further task; without it, there is no such limit
 """
 
 

@@ -6,13 +6,14 @@ Reads files and the environment it is handed; starts nothing. Loads no libp2p, t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, cast
 
 from nexapod.config import networks
 from nexapod.config.document import Document, nearest
 from nexapod.config.errors import ConfigError, Problem
+from nexapod.config.gpus import GpuSettings, gpu_settings
 from nexapod.config.multiaddr import parse
 from nexapod.store.home import Home
 
@@ -42,6 +43,7 @@ class Config:
     log_format: LogFormat = "auto"
     api_tcp: str | None = None
     """host:port of a loopback address where the API also listens, for holders of the token; None = not at all."""
+    gpu: GpuSettings = field(default_factory=GpuSettings)
 
     @property
     def paths(self) -> Home:
@@ -73,6 +75,7 @@ class _File:
     log_level: str = "info"
     log_format: str = "auto"
     api_tcp: str | None = None
+    gpu: GpuSettings = field(default_factory=GpuSettings)
 
 
 def config_folder(environ: Mapping[str, str]) -> Path:
@@ -128,6 +131,7 @@ def load(flags: Flags, environ: Mapping[str, str]) -> Config:
         log_level=cast(LogLevel, level),
         log_format=cast(LogFormat, form),
         api_tcp=tcp,
+        gpu=file.gpu,
     )
 
 
@@ -159,6 +163,7 @@ def _read_file(path: Path, environ: Mapping[str, str]) -> _File:
         log_level=log.choice("level", LOG_LEVELS, "info"),
         log_format=log.choice("format", LOG_FORMATS, "auto"),
         api_tcp=api.text("tcp") or None,
+        gpu=gpu_settings(root.table("gpu")),
     )
     # `bootstrap` and `slots` are known keys even when absent: the hint at a misspelt one must know them.
     for key in ("bootstrap", "slots"):

@@ -10,12 +10,13 @@ from pathlib import Path
 import structlog
 import trio
 
+from nexapod.config.gpus import GpuSettings
+from nexapod.daemon.gpu_desk import GpuDesk
 from nexapod.executor.contract import Availability, Executor
-from nexapod.profile.gpus import gpus
 from nexapod.profile.hardware import hardware
 from nexapod.protocol import types
 from nexapod.protocol.events import Event, ProfileChanged
-from nexapod.protocol.limits import ADDRS_MAX, GPUS_MAX
+from nexapod.protocol.limits import ADDRS_MAX
 from nexapod.protocol.types import Profile
 from nexapod.version import __version__
 
@@ -41,7 +42,9 @@ class Machine:
         work: bool,
         serves: bool,
         post: Callable[[Event], None],
+        gpus: GpuDesk | None = None,
     ) -> None:
+        """`gpus`: where tasks get theirs; a desk that lends all of them when not given."""
         self._network = network
         self._home = home
         self._executors = executors
@@ -50,6 +53,7 @@ class Machine:
         self._work = work
         self._serves = serves
         self._post = post
+        self.gpus = gpus or GpuDesk(GpuSettings())
         self.profile: Profile | None = None
         self.found: dict[str, Availability] = {}
         """What the last probe of each executor said."""
@@ -57,7 +61,7 @@ class Machine:
     async def probe(self) -> None:
         """Look at everything once; a profile that differs is handed to the core."""
         machine = await trio.to_thread.run_sync(hardware, self._home)
-        devices = await trio.to_thread.run_sync(gpus)
+        await self.gpus.look()
         for name, executor in self._executors.items():
             self.found[name] = await executor.probe()
         usable = {name: found for name, found in self.found.items() if found.ok}
@@ -73,7 +77,7 @@ class Machine:
             cpus=machine.cpus,
             memory=machine.memory,
             disk_free=machine.disk_free // DISK_STEP * DISK_STEP,
-            gpus=tuple(devices[:GPUS_MAX]),
+            gpus=self.gpus.told(),
             executors=tuple(types.Executor(self._executors[n].name, f.version[:100]) for n, f in usable.items()),
             images=tuple(image for found in usable.values() for image in found.images)[:IMAGES_MAX],
             registries=(),

@@ -111,7 +111,12 @@ class Service:
         missing = [
             {"name": name, "reason": found.reason} for name, found in self._machine.found.items() if not found.ok
         ]
-        return views.profile_view(self._machine.profile) | {"unavailable": missing}
+        await self._machine.gpus.look()
+        return views.profile_view(self._machine.profile) | {
+            "unavailable": missing,
+            "local_gpus": views.gpus_view(self._machine.gpus.states()),
+            "gpu_trouble": self._machine.gpus.trouble,
+        }
 
     async def why(self) -> Json:
         view = explain.why_node(self._node, self._engine.stalled)
@@ -119,6 +124,9 @@ class Service:
         for name, found in self._machine.found.items():
             if not found.ok:
                 view["sentences"].append(f"The {name} executor is not available: {found.reason}")
+        for state in self._machine.gpus.states():
+            if state.withheld:
+                view["sentences"].append(f"GPU {state.reading.index} is given to no task: {state.withheld}.")
         return view
 
     async def stop(self, *, drain: bool) -> None:

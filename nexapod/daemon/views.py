@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from nexapod.daemon.gpus import GpuState
 from nexapod.protocol.limits import SHARD_TASKS
 from nexapod.protocol.messages import ActiveTask
 from nexapod.protocol.node import JobEntry, Node
@@ -32,6 +34,31 @@ def profile_view(profile: Profile) -> dict[str, Any]:
         "serves": profile.serves,
         "slots": profile.slots,
     }
+
+
+def gpus_view(states: Sequence[GpuState]) -> list[dict[str, Any]]:
+    """This machine's GPUs, for its own user: what peers are not told is here too."""
+    return [
+        {
+            "index": state.reading.index,
+            "uuid": state.reading.uuid,
+            "model": state.reading.model,
+            "capability": state.reading.capability,
+            "driver": state.reading.driver,
+            "cuda": state.reading.cuda,
+            "memory": state.reading.memory_bytes,
+            "memory_used": state.reading.memory_used_bytes,
+            "utilisation_percent": state.reading.utilisation_percent,
+            "temperature_c": state.reading.temperature_c,
+            "power_w": state.reading.power_w,
+            "power_limit_w": state.reading.power_limit_w,
+            "mig": state.reading.mig,
+            "compute_processes": state.reading.compute_processes,
+            "leased_by": state.leased_by,
+            "withheld": state.withheld,
+        }
+        for state in states
+    ]
 
 
 def peers_view(node: Node) -> list[dict[str, Any]]:

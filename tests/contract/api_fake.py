@@ -120,7 +120,12 @@ class FakeBackend:
         ]
 
     async def profile(self) -> Json:
-        return _profile("amd64", "A processor")
+        gpus = [
+            _local_gpu(0),
+            _local_gpu(1, leased_by="abc-1", power_w=None, power_limit_w=None, utilisation_percent=None),
+            _local_gpu(2, withheld=f"others use it {NASTY}", memory_used=None, temperature_c=None),
+        ]
+        return _profile("amd64", "A processor") | {"local_gpus": gpus, "gpu_trouble": "GPU 3 does not answer"}
 
     async def put_blob(self, stream: AsyncIterator[bytes], size: int) -> BlobRef:
         data = b"".join([piece async for piece in stream])
@@ -230,6 +235,14 @@ def _profile(arch: str, cpu: str) -> Json:
         "executors": [{"name": "wasm", "version": "wasmtime 36"}], "images": [], "addrs": [], "serves": True,
         "slots": 4,
     }  # fmt: skip
+
+
+def _local_gpu(index: int, **changes: object) -> Json:
+    return {
+        "index": index, "uuid": f"GPU-{index}", "model": "A GPU", "capability": "9.0", "driver": "570", "cuda": "12.8",
+        "memory": 24 << 30, "memory_used": 1 << 30, "utilisation_percent": 12, "temperature_c": 45, "power_w": 120.4,
+        "power_limit_w": 450.0, "mig": None, "compute_processes": 0, "leased_by": "", "withheld": "",
+    } | changes  # fmt: skip
 
 
 def _task(index: int, task: FakeTask) -> Json:

@@ -145,6 +145,22 @@ def test_each_query_answers_people_and_programs(daemon: Daemon, cli: Cli, comman
     assert cli.json
 
 
+def test_the_profile_shows_what_peers_are_told_and_how_each_gpu_does(daemon: Daemon, cli: Cli) -> None:
+    assert cli("profile") == 0
+    assert "A GPU, 24 GiB, compute capability 9.0, driver 570" in cli.out
+    rows = [line.split("\t") for line in cli.out.splitlines() if "\t" in line]
+    assert rows[0] == ["GPU", "UUID", "MODEL", "MEMORY", "BUSY", "TEMPERATURE", "POWER", "STATE"]
+    assert rows[1][2:] == ["A GPU", "1.0 GiB of 24 GiB", "12 %", "45 C", "120 W of 450 W", "free"]
+    assert rows[2][4:] == ["?", "45 C", "? of ?", "leased to abc-1"]
+    assert rows[3][3:6] == ["? of 24 GiB", "12 %", "?"]
+    assert rows[3][7].startswith("not lent: others use it")
+    assert "\x1b" not in cli.out
+    assert "GPU 3 does not answer" in cli.err
+    assert cli("profile", "--json") == 0
+    assert [gpu["uuid"] for gpu in cli.json["local_gpus"]] == ["GPU-0", "GPU-1", "GPU-2"]
+    assert "uuid" not in cli.json["gpus"][0]
+
+
 def test_a_job_is_named_by_a_prefix(daemon: Daemon, cli: Cli) -> None:
     job = daemon.add(NASTY)
     daemon.do(daemon.backend.fail, job, 1, NASTY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -9,14 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nexapod.cli.starting import CONFIG_TEMPLATE
 from nexapod.config import Config, ConfigError, Flags, config_folder, default_home, load, networks
 from nexapod.config.document import Document, line_numbers
+from nexapod.config.gpus import GpuSettings
 from nexapod.config.multiaddr import parse
 from nexapod.config.settings import DEFAULT_LISTEN, loopback_address
 from nexapod.protocol.types import peer_id_of_key
 
 PEER = peer_id_of_key(bytes(32))
 ADDR = f"/ip4/192.0.2.7/tcp/4747/p2p/{PEER}"
+GPU_UUID = "GPU-0b6f3d2e-7c1a-4e7d-9a35-1f20c84e6d11"
 OTHER = f"/dns4/peer.example.org/tcp/4747/p2p/{PEER}"
 
 
@@ -77,11 +81,42 @@ def test_the_home_folder(environ: dict[str, str]) -> None:
         ('api = "x"', "api: expected a table, not text"),
         ('[api]\ntcp = "0.0.0.0:80"', "on this machine only"),
         ("network = 'Main Net'", "cannot be a network's name"),
+        ("gpu = true", "gpu: expected a table, not true or false"),
+        ("[gpu]\nenabled = 1", "config.toml:2: gpu.enabled: expected true or false, not a whole number"),
+        ("[gpu]\ndisable = []", "config.toml:2: gpu.disable: unknown key; did you mean 'disabled'?"),
+        ("[gpu]\ndisabled = 'GPU-1'", "gpu.disabled: expected a list of UUIDs and indices, not text"),
+        (
+            "[gpu]\ndisabled = [0, 'GPU-1']",
+            "gpu.disabled: 'GPU-1' names no GPU: write a UUID like 'GPU-...' or an index",
+        ),
+        (f"[gpu]\ndisabled = ['MIG-{GPU_UUID[4:]}']", "names no GPU"),
+        (f"[gpu]\ndisabled = ['{GPU_UUID}\\n']".replace("'", '"'), "names no GPU"),
+        ("[gpu]\ndisabled = [true]", "gpu.disabled: True names no GPU"),
+        ("[gpu]\ndisabled = [16]", "gpu.disabled: 16 names no GPU"),
+        ("[gpu]\ndisabled = [-1]", "gpu.disabled: -1 names no GPU"),
+        ("[gpu]\ndisabled = [0.5]", "gpu.disabled: 0.5 names no GPU"),
+        ("[gpu]\ndisabled = [" + "0," * 65 + "]", "gpu.disabled: 65 entries: at most 64 are allowed"),
+        ("[gpu]\ntemperature_max_c = 0", "gpu.temperature_max_c: 0 is not possible: from 30 to 120 is allowed"),
+        ("[gpu]\ntemperature_max_c = '85'", "gpu.temperature_max_c: expected a whole number, not text"),
     ],
 )
 def test_a_mistake_in_the_file_is_named(environ: dict[str, str], text: str, said: str) -> None:
     write(environ, text)
     assert said in problems(environ)
+
+
+def test_which_gpus_are_lent(environ: dict[str, str]) -> None:
+    assert load(Flags(), environ).gpu == GpuSettings(enabled=True, disabled=frozenset(), temperature_max_c=None)
+    write(environ, f'[gpu]\nenabled = false\ndisabled = ["{GPU_UUID.upper()}", 0, 15]\ntemperature_max_c = 85')
+    assert load(Flags(), environ).gpu == GpuSettings(False, frozenset({GPU_UUID.lower(), 0, 15}), 85)
+
+
+def test_the_file_that_init_writes_says_the_defaults(environ: dict[str, str]) -> None:
+    write(environ, CONFIG_TEMPLATE)
+    assert load(Flags(), environ) == Config(home=default_home(environ))
+    told = re.sub(r"(?m)^# (?=\w+ = )", "", CONFIG_TEMPLATE)
+    write(environ, told.replace("12D3KooW...", PEER))
+    assert load(Flags(), environ).gpu == GpuSettings(temperature_max_c=85)
 
 
 def test_mistakes_in_flags_and_environment_are_told_together(environ: dict[str, str]) -> None:

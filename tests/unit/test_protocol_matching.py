@@ -12,7 +12,11 @@ from nexapod.protocol.types import Executor, Gpu, Limits, Requires, Run, blob_of
 
 IMAGE = "sha256:" + "0" * 64
 DOCKER = job_spec(run=Run("docker", image=IMAGE))
-GPU = Gpu("NVIDIA A100-SXM4-80GB", 80 << 30)
+GPU = Gpu("NVIDIA A100-SXM4-80GB", 80 << 30, "8.0")
+RTX_2080 = Gpu("NVIDIA GeForce RTX 2080 Ti", 11811160064, "7.5")
+RTX_3060 = Gpu("NVIDIA GeForce RTX 3060 Laptop GPU", 6 << 30, "8.6")
+RTX_5090 = Gpu("NVIDIA GeForce RTX 5090", 32 << 30, "12.0")
+TWO_AMPERE = job_spec(limits=Limits(gpus=2, gpu_memory=8 << 30), requires=Requires(gpu_capability="8.0"))
 
 
 def test_an_ordinary_peer_takes_an_ordinary_job() -> None:
@@ -34,6 +38,18 @@ def test_an_ordinary_peer_takes_an_ordinary_job() -> None:
         ({"cpus": 1}, job_spec(limits=Limits(cpus_milli=1001)), "has fewer than 2 cores"),
         ({}, job_spec(limits=Limits(gpus=1)), "has fewer than 1 fitting GPUs"),
         ({"gpus": (GPU,)}, job_spec(limits=Limits(gpus=2)), "has fewer than 2 fitting GPUs"),
+        (
+            {"gpus": (GPU,)},
+            job_spec(limits=Limits(gpus=1), requires=Requires(gpu_capability="8.6")),
+            "has fewer than 1 fitting GPUs",
+        ),
+        (
+            {"gpus": (Gpu("NVIDIA A100-SXM4-80GB", 80 << 30),)},
+            job_spec(limits=Limits(gpus=1), requires=Requires(gpu_capability="3.5")),
+            "has fewer than 1 fitting GPUs",
+        ),
+        ({"gpus": (GPU, RTX_2080)}, TWO_AMPERE, "has fewer than 2 fitting GPUs"),
+        ({"gpus": (GPU, RTX_3060)}, TWO_AMPERE, "has fewer than 2 fitting GPUs"),
         ({"gpus": (GPU,)}, job_spec(limits=Limits(gpus=1, gpu_memory=81 << 30)), "has fewer than 1 fitting GPUs"),
         (
             {"gpus": (GPU,)},
@@ -55,6 +71,34 @@ def test_peers_that_just_fit() -> None:
     assert satisfies(profile(gpus=(GPU,)), wanted).ok
     assert satisfies(profile(disk_free=(32 << 20) + MODULE.size), job_spec()).ok
     assert blob_of(b"module") == MODULE
+
+
+def test_two_gpus_with_memory_and_capability() -> None:
+    assert satisfies(profile(gpus=(GPU, GPU)), TWO_AMPERE).ok
+    assert satisfies(profile(gpus=(RTX_2080, RTX_3060, RTX_5090, GPU)), TWO_AMPERE).ok
+
+
+@pytest.mark.parametrize(
+    ("has", "wanted", "ok"),
+    [
+        ("8.0", "8.0", True),
+        ("8.0", "8", True),
+        ("8.6", "8.0", True),
+        ("12.0", "9.0", True),  # by number, not by letter
+        ("9.0", "12.0", False),
+        ("7.5", "8.0", False),
+        ("", "8.0", False),
+        ("", "", True),
+        ("8.0", "", True),
+    ],
+)
+def test_a_newer_capability_serves_who_wants_an_older_one(has: str, wanted: str, ok: bool) -> None:
+    spec = job_spec(limits=Limits(gpus=1), requires=Requires(gpu_capability=wanted))
+    assert satisfies(profile(gpus=(Gpu("any", 1 << 30, has),)), spec).ok == ok
+
+
+def test_who_wants_no_gpu_is_not_asked_for_one() -> None:
+    assert satisfies(profile(), job_spec(requires=Requires(gpu_model="H100", gpu_capability="9.0"))).ok
 
 
 def test_the_owner_decides_for_whom_a_machine_works() -> None:
