@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from nexapod.daemon.image_shelf import Shelved
 from nexapod.protocol.limits import SHARD_TASKS
 from nexapod.protocol.messages import ActiveTask
 from nexapod.protocol.node import JobEntry, Node
@@ -31,6 +32,19 @@ def profile_view(profile: Profile) -> dict[str, Any]:
         "addrs": list(profile.addrs),
         "serves": profile.serves,
         "slots": profile.slots,
+    }
+
+
+def image_view(image: Shelved) -> dict[str, Any]:
+    """A container image that was added here."""
+    return {
+        "image": image.image,
+        "names": list(image.names),
+        "platform": image.platform,
+        "arch": image.arch,
+        "size": image.size,
+        "blobs": [str(ref) for ref in image.blobs],
+        "added": image.added,
     }
 
 
