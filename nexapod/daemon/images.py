@@ -134,9 +134,14 @@ class Images:
         configuration = await self._checked(image, refs)
         async with self._changing:
             await self._make_room(size)
-            await self._engine.load(lambda: self._archive(configuration, refs))
-            await self._expect(image)
+            # Before it is there: whatever ends this daemon in between, nothing stays in the engine unremembered.
             await self._remember(image, size)
+            try:
+                await self._engine.load(lambda: self._archive(configuration, refs))
+                await self._expect(image)
+            except ImageUnavailable:
+                await trio.to_thread.run_sync(_forget, self._folder, image)
+                raise
         self.counts["images_loaded"] += 1
         log.info("image_loaded", image=image, bytes=size, layers=len(refs) - 1)
         return image
@@ -188,7 +193,8 @@ class Images:
         async with self._changing:
             # Its size is not known before: whatever the others leave of the quota is its limit.
             found = await self._engine.pull(reference, self._bytes_max)
-            await self._remember(found.id, found.size)
+            with trio.CancelScope(shield=True):
+                await self._remember(found.id, found.size)
             await self._make_room(0, spare=found.id)
         self.counts["images_pulled"] += 1
         log.info("image_pulled", reference=reference, image=found.id, bytes=found.size)
@@ -209,15 +215,24 @@ class Images:
         for oldest in sorted(loaded, key=lambda image: (image.used, image.image)):
             if taken + size <= self._bytes_max:
                 return
-            if oldest.image != spare and await self._engine.remove(oldest.image):
+            if oldest.image != spare and await self._let_go(oldest):
                 taken -= oldest.size
-                await trio.to_thread.run_sync(_forget, self._folder, oldest.image)
-                self.counts["images_evicted"] += 1
-                log.info("image_evicted", image=oldest.image, bytes=oldest.size)
         if taken + size > self._bytes_max and not spare:
             raise ImageUnavailable(
                 f"images of running tasks take {taken} of the {self._bytes_max} bytes that images may take here"
             )
+
+    async def _let_go(self, loaded: _Loaded) -> bool:
+        """Remove an image, or leave it to its owner; whether it no longer counts."""
+        removed = await self._engine.remove(loaded.image)
+        if not removed:
+            found = await self._engine.find(loaded.image)
+            if all(tag.startswith(f"{TAG}:") for tag in found.tags):
+                return False
+        await trio.to_thread.run_sync(_forget, self._folder, loaded.image)
+        self.counts["images_evicted"] += removed
+        log.info("image_evicted" if removed else "image_left_to_owner", image=loaded.image, bytes=loaded.size)
+        return True
 
     async def _remember(self, image: str, size: int) -> None:
         data = json.dumps({"size": size}).encode("ascii")

@@ -362,4 +362,5 @@ def _image_errors() -> Iterator[None]:
     except BadImage as error:
         raise Invalid(str(error)) from None
     except (ImageError, DiskFull) as error:
-        raise Busy(str(error)) from None
+        remedy = "Correct that, then try again. An archive (docker save NAME -o FILE.tar) needs no engine."
+        raise Busy(str(error), remedy) from None

@@ -325,6 +325,25 @@ async def test_what_a_container_uses_stays_and_without_room_the_task_goes_elsewh
     assert peer.fetched == fetched, "nothing is fetched that cannot be used"
 
 
+async def test_an_image_that_its_owner_gave_a_name_is_the_owners_and_no_longer_counts(tmp_path: Path) -> None:
+    peer = Peer(tmp_path, bytes_max=150_000)
+    await peer.ensure(peer.job(small(1)))
+    peer.engine.tags[small(1).id].append("mine:1")
+    assert await peer.ensure(peer.job(small(2))) == small(2).id
+    assert set(peer.engine.held) == {small(1).id, small(2).id}
+    assert peer.images.counts["images_evicted"] == 0
+
+
+async def test_an_image_that_could_not_be_loaded_counts_for_nothing(tmp_path: Path) -> None:
+    peer = Peer(tmp_path, bytes_max=150_000)
+    peer.engine.full = True
+    with pytest.raises(ImageUnavailable):
+        await peer.ensure(peer.job(small(1)))
+    peer.engine.full = False
+    assert list((tmp_path / "loaded").iterdir()) == []
+    await peer.ensure(peer.job(small(2)))
+
+
 # --- registries ------------------------------------------------------------------------------------------------------
 REFERENCE = f"registry.example:5000/science/tool@sha256:{hashlib.sha256(b'manifest').hexdigest()}"
 

@@ -25,7 +25,14 @@ ROOM = 64 << 20
 
 
 def reader(data: bytes) -> Callable[[int, int], bytes]:
-    return lambda offset, length: data[offset : offset + length]
+    """Nothing that an archive says may lead to more being read at once than a manifest may have."""
+
+    def read(offset: int, length: int) -> bytes:
+        assert offset >= 0
+        assert 0 <= length <= oci.JSON_BYTES_MAX
+        return data[offset : offset + length]
+
+    return read
 
 
 def found(data: bytes, wanted: Platform | None = None) -> oci.ArchivedImage:
