@@ -4,8 +4,9 @@
     python build_image.py                      writes reprof.tar, prints the image's content id
 
 Needs a Debian machine: `apt-get` chooses the packages and fetches them (checked against the archive's signatures), and
-`dpkg-deb` opens them. Nothing is installed, and the packages' own scripts are not run. Two layers: Perl, and reprof with
-its models. Members are sorted, owned by root and dated 1970, so that the same package versions give the same content id.
+`dpkg-deb` opens them. Nothing is installed, and the packages' own scripts are not run. Two layers: Perl, and reprof
+with its models. Members are sorted, owned by root and dated 1970, so that the same package versions give the same
+content id.
 """
 
 from __future__ import annotations
