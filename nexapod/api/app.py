@@ -20,6 +20,7 @@ from nexapod.api import metrics, models
 from nexapod.api.answers import BlobAnswer, EventAnswer, Reply, problem, problem_of
 from nexapod.api.backend import ApiError, Backend, Invalid, NotFound, TooLarge
 from nexapod.api.guard import BodyLimit
+from nexapod.api.images import ARCHIVE_PATH, about_images
 from nexapod.protocol import limits, statements
 from nexapod.protocol.errors import LocalError, PeerError
 from nexapod.protocol.types import BlobRef, JobId, JobSpec
@@ -55,7 +56,8 @@ def create_app(backend: Backend) -> ASGIApp:
     _about_the_daemon(app, backend)
     _about_blobs(app, backend)
     _about_jobs(app, backend)
-    return BodyLimit(app, BLOB_PATH)
+    about_images(app, backend, _announced_size, _exactly)
+    return BodyLimit(app, frozenset((BLOB_PATH, ARCHIVE_PATH)))
 
 
 def _handle_errors(app: FastAPI) -> None:

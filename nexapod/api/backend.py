@@ -126,6 +126,21 @@ class Backend(Protocol):
     async def submit(self, spec: JobSpec) -> JobId:
         """Sign, save and announce a job whose blobs are all here. Raises Invalid."""
 
+    async def images(self) -> list[Json]:
+        """images.ImageView of each image that was added, the newest first."""
+
+    async def image(self, name: str) -> Json:
+        """images.ImageView of an added image, by content id, first digits or name. Raises NotFound."""
+
+    async def add_image(self, name: str, platform: str) -> Json:
+        """images.ImageAdded: add what the local engine calls so. Raises NotFound, Invalid, Busy."""
+
+    async def add_image_archive(self, stream: AsyncIterator[bytes], size: int, platform: str) -> Json:
+        """images.ImageAdded: add the image in an archive of `size` bytes. Raises Invalid, Busy."""
+
+    async def remove_image(self, name: str) -> Json:
+        """images.ImageView of what has been forgotten. Raises NotFound."""
+
     def job_ids(self) -> Collection[JobId]:
         """Every job that this daemon knows of."""
 

@@ -20,14 +20,14 @@ _HOST = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:[0-9]{1,5})?\Z")
 
 
 class BodyLimit:
-    """Refuses request bodies over JSON_BODY_MAX, whether announced or not; uploads of blobs bound themselves."""
+    """Refuses request bodies over JSON_BODY_MAX, whether announced or not; uploads bound themselves."""
 
-    def __init__(self, app: ASGIApp, blob_path: str) -> None:
+    def __init__(self, app: ASGIApp, upload_paths: frozenset[str]) -> None:
         self._app = app
-        self._blob_path = blob_path
+        self._upload_paths = upload_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] == self._blob_path:
+        if scope["type"] != "http" or scope["path"] in self._upload_paths:
             await self._app(scope, receive, send)
             return
         error = TooLarge(f"a request body of more than {JSON_BODY_MAX} bytes", "upload data as blobs")

@@ -245,6 +245,55 @@ def verify(
     raise typer.Exit(verify_file(certificate, results, as_json=as_json))
 
 
+image = typer.Typer(name="image", no_args_is_help=True, help="Container images that this peer gives to its workers.")
+app.add_typer(image)
+Image = Annotated[
+    str, typer.Argument(metavar="IMAGE", help="A content id, its first digits, or a name.", show_default=False)
+]
+
+
+@image.command("add")
+def image_add(
+    reference: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|ARCHIVE", help="An image of the local engine, or a .tar of one.", show_default=False
+        ),
+    ],
+    platform: Annotated[str, typer.Option(help="Of an archive's images, e.g. linux/arm64. (default: this one)")] = "",
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Put an image's configuration and layers into the blob store, and print its content id."""
+    from nexapod.cli import image_commands
+
+    image_commands.add(_client(home), reference, platform, as_json=as_json)
+
+
+@image.command("list")
+def image_list(home: Home = None, as_json: Json = False) -> None:
+    """The images that were added."""
+    from nexapod.cli import image_commands
+
+    image_commands.show_all(_client(home), as_json=as_json)
+
+
+@image.command("show")
+def image_show(name: Image, home: Home = None, as_json: Json = False) -> None:
+    """One of them: its names and blobs."""
+    from nexapod.cli import image_commands
+
+    image_commands.show(_client(home), name, as_json=as_json)
+
+
+@image.command("remove")
+def image_remove(name: Image, home: Home = None, as_json: Json = False) -> None:
+    """Forget an added image."""
+    from nexapod.cli import image_commands
+
+    image_commands.remove(_client(home), name, as_json=as_json)
+
+
 @app.command(context_settings=_HANDED_ON, add_help_option=False)
 def demo(context: typer.Context) -> None:
     """A mesh of daemons on this machine does a real job, loses a peer, and proves the result."""

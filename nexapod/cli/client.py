@@ -52,10 +52,10 @@ class Client:
         """The JSON at a path. Raises CliError."""
         return self._json("GET", path, None)
 
-    def post(self, path: str, body: object = None) -> Any:
+    def post(self, path: str, body: object = None, *, timeout_s: float = ANSWER_TIMEOUT_S) -> Any:
         """Raises CliError."""
         data = b"" if body is None else json.dumps(body).encode("ascii")
-        return self._json("POST", path, data, {"content-type": "application/json"})
+        return self._json("POST", path, data, {"content-type": "application/json"}, timeout_s)
 
     def get_bytes(self, path: str) -> bytes:
         """The bytes at a path. Raises CliError."""
@@ -78,9 +78,14 @@ class Client:
     # --- streams -------------------------------------------------------------------------------------------------
     def upload(self, source: IO[bytes], size: int, told: Callable[[int], None]) -> BlobRef:
         """Send `size` bytes; `told` hears of each piece. Raises CliError."""
+        return BlobRef.parse(self.send("/v1/blobs", source, size, told)["ref"])
+
+    def send(
+        self, path: str, source: IO[bytes], size: int, told: Callable[[int], None], timeout_s: float = ANSWER_TIMEOUT_S
+    ) -> Any:
+        """Send `size` bytes to a path; what is answered. Raises CliError."""
         headers = {"content-length": str(size), "content-type": "application/octet-stream"}
-        with self._answer("POST", "/v1/blobs", _pieces(source, size, told), headers) as answer:
-            return BlobRef.parse(json.loads(_read_all(answer))["ref"])
+        return self._json("POST", path, _pieces(source, size, told), headers, timeout_s)
 
     def download(self, ref: BlobRef, offset: int) -> Iterator[bytes]:
         """The bytes of a blob from `offset` on. Raises CliError; a short stream is for the caller to notice."""
@@ -95,8 +100,15 @@ class Client:
             yield from _parsed(answer)
 
     # --- how it is done ------------------------------------------------------------------------------------------
-    def _json(self, method: str, path: str, body: bytes | None, headers: dict[str, str] | None = None) -> Any:
-        with self._answer(method, path, body, headers) as answer:
+    def _json(
+        self,
+        method: str,
+        path: str,
+        body: bytes | Iterator[bytes] | None,
+        headers: dict[str, str] | None = None,
+        timeout_s: float = ANSWER_TIMEOUT_S,
+    ) -> Any:
+        with self._answer(method, path, body, headers, timeout_s) as answer:
             data = _read_all(answer)
         try:
             return json.loads(data)

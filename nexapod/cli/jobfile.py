@@ -21,10 +21,13 @@ from nexapod.cli.safe import is_plain_path
 from nexapod.cli.splitting import PIECE, By, SplitError, shard_bounds, split_index
 from nexapod.config.document import Document, Table, kind_of
 from nexapod.protocol import limits
+from nexapod.protocol.statements import registry_host
 from nexapod.protocol.types import BlobRef, blob_of, blob_root
 
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}\Z")
 IMAGE = re.compile(r"sha256:[0-9a-f]{64}\Z")
+IMAGE_NAME = re.compile(r"[a-z0-9][a-z0-9._/:-]{0,255}\Z")
+ARCHIVES: Final = (".tar", ".tar.gz", ".tgz")
 ARG_BYTES_MAX: Final = 4096
 PARAMS_MAX: Final = 64
 PARAMS_BYTES_MAX: Final = 64 << 20
@@ -51,6 +54,10 @@ class Plan:
     tasks: int
     body: dict[str, Any]
     uploads: tuple[Upload, ...]
+    archive: Path | None = None
+    """Of the container image, when the job file names one."""
+    image_held: bool = False
+    """The image is not given to workers: only peers that hold it work."""
 
 
 @dataclass
@@ -60,6 +67,8 @@ class _Reading:
     document: Document
     folder: Path
     uploads: dict[BlobRef, Upload] = field(default_factory=dict)
+    archive: Path | None = None
+    image_held: bool = False
 
     def keep(self, name: str, source: Path | bytes, ref: BlobRef) -> str:
         self.uploads.setdefault(ref, Upload(name, source, ref))
@@ -89,7 +98,8 @@ def read_job(path: Path) -> Plan:
     for table in (root, job, run, tasks, bounds, requires, validate):
         table.end()
     document.raise_problems()
-    return Plan(body["name"], body["tasks"], body, tuple(reading.uploads.values()))
+    uploads = tuple(reading.uploads.values())
+    return Plan(body["name"], body["tasks"], body, uploads, reading.archive, reading.image_held)
 
 
 # --- the tables ----------------------------------------------------------------------------------------------------
@@ -119,20 +129,32 @@ def _run(table: Table, reading: _Reading) -> dict[str, Any]:
         "module": None,
         "image": None,
     }
-    module, image = table.text("module", bytes_max=4096), table.text("image", bytes_max=80)
+    module, image = table.text("module", bytes_max=4096), table.text("image", bytes_max=4096)
+    reading.image_held = table.flag("image_held", default=False)
     if executor == "wasm":
         if image or not module:
             table.problem("module", "a wasm run names a module (a .wasm file), and no image")
         else:
             run["module"] = _file(table, "module", module, reading)
     elif module or not image:
-        table.problem("image", "a docker run names an image by its content id, and no module")
-    elif not IMAGE.match(image):
-        find = "find it with: docker image inspect --format '{{.Id}}' NAME"
-        table.problem("image", f"{image!r} is not a content id (sha256: and 64 hexadecimal digits); {find}")
+        table.problem("image", "a docker run names an image, and no module")
     else:
         run["image"] = image
+        _image(table, image, reading)
     return run
+
+
+def _image(table: Table, image: str, reading: _Reading) -> None:
+    """An archive beside the job file, a content id, a registry's reference by digest, or the name of what was added."""
+    if image.endswith(ARCHIVES):
+        reading.archive = reading.folder / image
+        if not reading.archive.is_file():
+            table.problem("image", f"{image!r} is not a file (looked for {reading.archive})")
+    elif not (IMAGE.match(image) or registry_host(image) or IMAGE_NAME.match(image)):
+        ways = "a content id (sha256:...), the name of an added image, host/name@sha256:..., or an archive (.tar)"
+        table.problem("image", f"{image!r} names no image: give {ways}")
+    if reading.image_held and not IMAGE.match(image):
+        table.problem("image_held", "an image that only workers hold is named by its content id")
 
 
 def _env(table: Table) -> dict[str, str]:

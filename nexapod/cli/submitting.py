@@ -11,6 +11,7 @@ from typing import IO, Any, Final
 from nexapod.cli.client import Client
 from nexapod.cli.console import byte_progress, note, print_json, say, short
 from nexapod.cli.errors import OK, BadFile, ConnectionLost, FileChanged
+from nexapod.cli.image_commands import with_image
 from nexapod.cli.jobfile import Plan, Upload, read_job
 from nexapod.cli.safe import safe
 from nexapod.cli.watching import watch
@@ -26,6 +27,7 @@ def submit(client: Client, path: Path, *, wait: bool, and_watch: bool, as_json: 
         plan = read_job(path)
     except ConfigError as error:
         raise BadFile("\n".join(safe(line) for line in str(error).split("\n"))) from None
+    plan = with_image(client, plan, quiet=as_json)
     upload(client, plan, quiet=as_json)
     job = str(client.post("/v1/jobs", plan.body)["job_id"])
     if not as_json:

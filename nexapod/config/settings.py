@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Final, Literal, cast
 
 from nexapod.config import networks
-from nexapod.config.document import Document, nearest
+from nexapod.config.document import Document, Table, nearest
 from nexapod.config.errors import ConfigError, Problem
 from nexapod.config.gpus import GpuSettings, gpu_settings
 from nexapod.config.multiaddr import parse
+from nexapod.config.sizes import parse_size
+from nexapod.protocol.limits import REGISTRIES_MAX
+from nexapod.protocol.statements import registry_host
 from nexapod.store.home import Home
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -27,6 +30,9 @@ DEFAULT_LISTEN: Final = ("/ip4/0.0.0.0/tcp/4747",)
 SLOTS_MAX: Final = 4096
 LISTEN_MAX: Final = 16
 CONFIG_FILE: Final = "config.toml"
+IMAGES_BYTES_DEFAULT: Final = 10 << 30
+IMAGES_BYTES_MIN: Final = 1 << 20
+IMAGES_BYTES_MAX: Final = 1 << 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +50,10 @@ class Config:
     api_tcp: str | None = None
     """host:port of a loopback address where the API also listens, for holders of the token; None = not at all."""
     gpu: GpuSettings = field(default_factory=GpuSettings)
+    images_max: int = IMAGES_BYTES_DEFAULT
+    """Bytes that container images loaded for tasks may take in the engine."""
+    registries: tuple[str, ...] = ()
+    """Hosts that container images are pulled from for other peers' jobs; none, unless named."""
 
     @property
     def paths(self) -> Home:
@@ -76,6 +86,8 @@ class _File:
     log_format: str = "auto"
     api_tcp: str | None = None
     gpu: GpuSettings = field(default_factory=GpuSettings)
+    images_max: int = IMAGES_BYTES_DEFAULT
+    registries: tuple[str, ...] = ()
 
 
 def config_folder(environ: Mapping[str, str]) -> Path:
@@ -132,6 +144,8 @@ def load(flags: Flags, environ: Mapping[str, str]) -> Config:
         log_format=cast(LogFormat, form),
         api_tcp=tcp,
         gpu=file.gpu,
+        images_max=file.images_max,
+        registries=file.registries,
     )
 
 
@@ -154,6 +168,7 @@ def _read_file(path: Path, environ: Mapping[str, str]) -> _File:
     document = Document.open(path)
     root = document.root
     log, api = root.table("log"), root.table("api")
+    storage, images = root.table("storage"), root.table("images")
     file = _File(
         network=root.text("network") or None,
         listen=networks.addresses(root, "listen", listen=True),
@@ -164,14 +179,38 @@ def _read_file(path: Path, environ: Mapping[str, str]) -> _File:
         log_format=log.choice("format", LOG_FORMATS, "auto"),
         api_tcp=api.text("tcp") or None,
         gpu=gpu_settings(root.table("gpu")),
+        images_max=_size(storage, "images_max", IMAGES_BYTES_DEFAULT, IMAGES_BYTES_MIN, IMAGES_BYTES_MAX),
+        registries=_registries(images),
     )
     # `bootstrap` and `slots` are known keys even when absent: the hint at a misspelt one must know them.
     for key in ("bootstrap", "slots"):
         root.raw(key)
-    for table in (root, log, api):
+    for table in (root, log, api, storage, images):
         table.end()
     document.raise_problems()
     return file
+
+
+def _size(table: Table, key: str, default: int, low: int, high: int) -> int:
+    text = table.text(key)
+    if not text:
+        return default
+    try:
+        value = parse_size(text)
+    except ValueError as error:
+        table.problem(key, str(error))
+        return default
+    if not low <= value <= high:
+        table.problem(key, f"{text!r} is not possible: from {low} to {high} bytes, as text like '10GiB'")
+    return value
+
+
+def _registries(table: Table) -> tuple[str, ...]:
+    hosts = table.strings("registries", count_max=REGISTRIES_MAX)
+    for host in hosts:
+        if registry_host(f"{host}/name@sha256:{'0' * 64}") != host:
+            table.problem("registries", f"{host!r} is not a registry's host: write it like 'docker.io' or 'host:5000'")
+    return hosts
 
 
 def _network_name(flags: Flags, environ: Mapping[str, str], file: _File, problems: list[Problem]) -> str:

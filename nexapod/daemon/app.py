@@ -30,6 +30,8 @@ from nexapod.config import Config
 from nexapod.daemon.discovery import Discovery
 from nexapod.daemon.engine import Engine, monotonic_ms
 from nexapod.daemon.hub import Hub
+from nexapod.daemon.image_shelf import Shelf, this_machine
+from nexapod.daemon.images import Images
 from nexapod.daemon.machine import Machine
 from nexapod.daemon.perform import Performer
 from nexapod.daemon.service import Service, Stop
@@ -37,6 +39,7 @@ from nexapod.daemon.tasks import TaskRunner
 from nexapod.dht.dht import Dht
 from nexapod.executor.contract import Executor
 from nexapod.executor.docker import DockerExecutor
+from nexapod.executor.images import DockerImages
 from nexapod.executor.wasm import WasmExecutor
 from nexapod.log import sd_notify, setup_logging
 from nexapod.mesh import events as mesh_events
@@ -135,8 +138,11 @@ async def _main(config: Config, home: Home, parts: Parts) -> None:
         executors = parts.executors(home, seed)
         for executor in executors.values():
             stack.push_async_callback(executor.aclose)
+        container_images = DockerImages()
+        stack.push_async_callback(container_images.aclose)
+        shelf, images = await trio.to_thread.run_sync(_images, config, home, blobs, container_images)
         node = await _restore(config, seed, store, parts)
-        await _serve(config, home, seed, store, blobs, executors, node)
+        await _serve(config, home, seed, store, blobs, executors, node, shelf, images)
     log.info("stopped", peer=node.me)
 
 
@@ -148,6 +154,13 @@ def make_executors(home: Home, seed: bytes) -> dict[str, Executor]:
         "wasm": WasmExecutor(scratch=scratch / "wasm", cache=home.root / "modules"),
         "docker": DockerExecutor(home=home_id, scratch=scratch / "docker"),
     }
+
+
+def _images(config: Config, home: Home, blobs: BlobStore, engine: DockerImages) -> tuple[Shelf, Images]:
+    folder = home.root / "images"
+    shelf = Shelf(folder, blobs, engine, this_machine())
+    loaded = folder / "loaded"
+    return shelf, Images(loaded, blobs, engine, shelf, bytes_max=config.images_max, registries=config.registries)
 
 
 async def _restore(config: Config, seed: bytes, store: Store, parts: Parts) -> Node:
@@ -173,6 +186,8 @@ async def _serve(
     blobs: BlobStore,
     executors: Mapping[str, Executor],
     node: Node,
+    shelf: Shelf,
+    images: Images,
 ) -> None:
     stop = Stop()
     hub = Hub()
@@ -206,7 +221,7 @@ async def _serve(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_watch_signals, stop)
         nursery.start_soon(exchange.run)
-        tasks = TaskRunner(home.tasks, blobs, exchange, executors, engine.post, nursery)
+        tasks = TaskRunner(home.tasks, blobs, exchange, executors, engine.post, nursery, images)
         await trio.to_thread.run_sync(tasks.clean, frozenset(node.worker.attempts))
         await nursery.start(mesh.run)
         dht = Dht(mesh.host, config.network, server=True)
@@ -219,7 +234,7 @@ async def _serve(
             tasks=tasks,
             hub=hub,
             post=engine.post,
-            held=node.held_blobs,
+            held=lambda: node.held_blobs() | shelf.held,
             nursery=nursery,
         )
         machine = Machine(
@@ -231,6 +246,8 @@ async def _serve(
             work=config.work,
             serves=bool(mesh.addrs),
             post=engine.post,
+            images=images.told,
+            registries=images.registries,
         )
         await machine.probe()
         nursery.start_soon(performer.run)
@@ -243,12 +260,14 @@ async def _serve(
             tasks=tasks,
             hub=hub,
             machine=machine,
+            shelf=shelf,
             home=home.root,
             listen=lambda: mesh.addrs,
             bootstrap=config.bootstrap,
             foreign=joints.foreign,
             counters=lambda: {
                 **mesh.counts(),
+                **images.counts,
                 **_prefixed("engine_dropped", engine),
                 **_prefixed("dropped", performer),
                 "blob_questions_dropped": exchange.questions_dropped,

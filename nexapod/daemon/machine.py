@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,9 +42,14 @@ class Machine:
         work: bool,
         serves: bool,
         post: Callable[[Event], None],
+        images: Callable[[], Awaitable[tuple[str, ...]]],
+        registries: Sequence[str],
         gpus: GpuDesk | None = None,
     ) -> None:
-        """`gpus`: where tasks get theirs; a desk that lends all of them when not given."""
+        """`images`: what others may know of the container images here. `gpus`: where tasks get theirs; a desk that
+        lends all of them when not given."""
+        self._images = images
+        self._registries = tuple(registries)
         self._network = network
         self._home = home
         self._executors = executors
@@ -79,8 +84,8 @@ class Machine:
             disk_free=machine.disk_free // DISK_STEP * DISK_STEP,
             gpus=self.gpus.told(),
             executors=tuple(types.Executor(self._executors[n].name, f.version[:100]) for n, f in usable.items()),
-            images=tuple(image for found in usable.values() for image in found.images)[:IMAGES_MAX],
-            registries=(),
+            images=(await self._images())[:IMAGES_MAX] if "docker" in usable else (),
+            registries=self._registries if "docker" in usable else (),
             addrs=tuple(self._addrs())[:ADDRS_MAX],
             serves=self._serves,
             slots=slots,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,8 +17,12 @@ from nexapod.blobs.store import BlobStore
 from nexapod.daemon import explain, views
 from nexapod.daemon.engine import Engine
 from nexapod.daemon.hub import Hub, TooManyWatchers
+from nexapod.daemon.image_shelf import Added, Shelf, UnknownImage
 from nexapod.daemon.machine import Machine
 from nexapod.daemon.tasks import TaskRunner
+from nexapod.executor.image_errors import BadImage, ImageError
+from nexapod.executor.images import ImageNotHere
+from nexapod.executor.oci import Platform
 from nexapod.protocol.errors import LocalError
 from nexapod.protocol.events import CancelJob, Submit, Trace
 from nexapod.protocol.node import JobEntry
@@ -55,6 +59,7 @@ class Service:
         tasks: TaskRunner,
         hub: Hub,
         machine: Machine,
+        shelf: Shelf,
         home: Path,
         listen: Callable[[], Sequence[str]],
         bootstrap: Sequence[str],
@@ -68,6 +73,7 @@ class Service:
         self._tasks = tasks
         self._hub = hub
         self._machine = machine
+        self._shelf = shelf
         self._home = home
         self._listen = listen
         self._bootstrap = bootstrap
@@ -151,6 +157,26 @@ class Service:
             raise NotFound(str(error)) from None
         except BlobError as error:
             raise Busy(str(error)) from None
+
+    # --- images ----------------------------------------------------------------------------------------------------
+    async def images(self) -> list[Json]:
+        return [views.image_view(image) for image in self._shelf.images()]
+
+    async def image(self, name: str) -> Json:
+        with _image_errors():
+            return views.image_view(self._shelf.find(name))
+
+    async def add_image(self, name: str, platform: str) -> Json:
+        with _image_errors():
+            return _added(await self._shelf.add_from_engine(name, _platform(platform)))
+
+    async def add_image_archive(self, stream: AsyncIterator[bytes], size: int, platform: str) -> Json:
+        with _image_errors():
+            return _added(await self._shelf.add_archive(stream, size, _platform(platform)))
+
+    async def remove_image(self, name: str) -> Json:
+        with _image_errors():
+            return views.image_view(await self._shelf.remove(name))
 
     # --- jobs ------------------------------------------------------------------------------------------------------
     async def submit(self, spec: JobSpec) -> JobId:
@@ -320,3 +346,29 @@ class Service:
                 [({"event": name}, count) for name, count in sorted(self._counters().items())],
             ),
         ]
+
+
+def _platform(text: str) -> Platform | None:
+    return Platform.parse(text) if text else None
+
+
+def _added(added: Added) -> Json:
+    return views.image_view(added.image) | {"new_blobs": added.new_blobs, "new_bytes": added.new_bytes}
+
+
+@contextmanager
+def _image_errors() -> Iterator[None]:
+    """What went wrong with an image, as the API says it."""
+    try:
+        yield
+    except UnknownImage as error:
+        raise NotFound(
+            str(error), "Add it: nexapod image add NAME. `nexapod image list` shows what was added."
+        ) from None
+    except ImageNotHere as error:
+        raise NotFound(str(error), "`docker image ls` shows what the engine holds; or give an archive of it.") from None
+    except BadImage as error:
+        raise Invalid(str(error)) from None
+    except (ImageError, DiskFull) as error:
+        remedy = "Correct that, then try again. An archive (docker save NAME -o FILE.tar) needs no engine."
+        raise Busy(str(error), remedy) from None

@@ -20,7 +20,9 @@ import trio
 
 from nexapod.blobs.exchange import Exchange
 from nexapod.blobs.store import BlobStore
+from nexapod.daemon.images import Images
 from nexapod.executor.contract import Ended, Executor, TaskRun
+from nexapod.executor.image_errors import BadImage
 from nexapod.executor.outputs import OutputRefused, collect
 from nexapod.protocol.events import Event, Finished, Progressed, Run
 from nexapod.protocol.types import BlobRef, File, JobSpec, PeerId, RunResult, TaskId
@@ -53,7 +55,9 @@ class TaskRunner:
         executors: Mapping[str, Executor],
         post: Callable[[Event], None],
         nursery: trio.Nursery,
+        images: Images | None = None,
     ) -> None:
+        self._images = images
         self._folder = folder
         self._blobs = blobs
         self._exchange = exchange
@@ -119,13 +123,16 @@ class TaskRunner:
     # --- before ----------------------------------------------------------------------------------------------------
     async def _prepare(self, effect: Run, folder: Path) -> TaskRun:
         spec = effect.spec
-        await self._fetch_all(spec.blobs, effect.sources)
+        image = await self._image(spec, effect.sources)
+        in_image = set(spec.run.image_blobs)
+        await self._fetch_all([ref for ref in spec.blobs if ref not in in_image], effect.sources)
         run = TaskRun(
             label=label_of(effect.task),
             executor=spec.run.executor,
             module=self._blobs.path(spec.run.module) if spec.run.module else None,
-            image=spec.run.image,
+            image=image,
             command=spec.run.command,
+            workdir=spec.run.workdir,
             env=(*spec.run.env, *await self._environment(effect)),
             input=folder / "input",
             output=folder / "output",
@@ -139,6 +146,16 @@ class TaskRunner:
         if spec.split is not None:
             await self._place_piece(spec, effect.task.index, run.input)
         return run
+
+    async def _image(self, spec: JobSpec, sources: Sequence[PeerId]) -> str | None:
+        """The content id that the engine now holds. Raises InputError when the image itself is at fault."""
+        if spec.run.image is None:
+            return None
+        assert self._images is not None
+        try:
+            return await self._images.ensure(spec.run, lambda ref: self._fetch_all([ref], sources))
+        except BadImage as error:
+            raise InputError(str(error)) from None
 
     async def _fetch_all(self, refs: Sequence[BlobRef], sources: Sequence[PeerId]) -> None:
         for ref in refs:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nexapod.daemon.gpus import GpuState
+from nexapod.daemon.image_shelf import Shelved
 from nexapod.protocol.limits import SHARD_TASKS
 from nexapod.protocol.messages import ActiveTask
 from nexapod.protocol.node import JobEntry, Node
@@ -59,6 +60,19 @@ def gpus_view(states: Sequence[GpuState]) -> list[dict[str, Any]]:
         }
         for state in states
     ]
+
+
+def image_view(image: Shelved) -> dict[str, Any]:
+    """A container image that was added here."""
+    return {
+        "image": image.image,
+        "names": list(image.names),
+        "platform": image.platform,
+        "arch": image.arch,
+        "size": image.size,
+        "blobs": [str(ref) for ref in image.blobs],
+        "added": image.added,
+    }
 
 
 def peers_view(node: Node) -> list[dict[str, Any]]:

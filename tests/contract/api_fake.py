@@ -16,7 +16,7 @@ from typing import Any
 import trio
 
 from nexapod.api.app import create_app
-from nexapod.api.backend import Forbidden, Json, Metric, NotFound, NotReady, Over
+from nexapod.api.backend import Forbidden, Invalid, Json, Metric, NotFound, NotReady, Over
 from nexapod.api.serve import serve
 from nexapod.protocol.types import BlobRef, JobId, JobSpec, PeerId, blob_of, peer_id_of_key
 
@@ -62,6 +62,9 @@ class FakeBackend:
         self.reads: list[tuple[int, int]] = []
         self.watchers: list[tuple[JobId, trio.MemorySendChannel[tuple[str, Json]]]] = []
         self.fail_with: Exception | None = None
+        self.images_added: dict[str, Json] = {}
+        self.engine_images: dict[str, list[bytes]] = {}
+        """What the local engine holds, by name: configuration, then layers."""
 
     # --- what a test does ----------------------------------------------------------------------------------------
     def put(self, data: bytes) -> BlobRef:
@@ -140,6 +143,40 @@ class FakeBackend:
             raise NotFound("the blob is not here")
         self.reads.append((offset, length))
         return self.blobs[ref][offset : offset + length]
+
+    async def images(self) -> list[Json]:
+        return list(reversed(self.images_added.values()))
+
+    async def image(self, name: str) -> Json:
+        for view in self.images_added.values():
+            if name == view["image"] or name in view["names"]:
+                return view
+        raise NotFound(f"no image {name} has been added here", "Add it")
+
+    async def add_image(self, name: str, platform: str) -> Json:
+        if name not in self.engine_images:
+            raise NotFound(f"the container engine holds no such image ({name})")
+        return self._add_image(self.engine_images[name], [name])
+
+    async def add_image_archive(self, stream: AsyncIterator[bytes], size: int, platform: str) -> Json:
+        data = b"".join([piece async for piece in stream])
+        assert len(data) == size
+        if not data.startswith(b"image"):
+            raise Invalid("the archive is not one", "save it anew")
+        return self._add_image([data, b"layer"], [f"for {platform}", NASTY])
+
+    async def remove_image(self, name: str) -> Json:
+        view = await self.image(name)
+        return self.images_added.pop(view["image"])
+
+    def _add_image(self, parts: list[bytes], names: list[str]) -> Json:
+        refs = [self.put(part) for part in parts]
+        image = f"sha256:{refs[0].digest.hex()}"
+        self.images_added[image] = {
+            "image": image, "names": names, "platform": "linux/amd64", "arch": "x86_64", "added": 1,
+            "size": sum(ref.size for ref in refs), "blobs": [str(ref) for ref in refs],
+        }  # fmt: skip
+        return self.images_added[image] | {"new_blobs": len(refs), "new_bytes": sum(ref.size for ref in refs)}
 
     async def submit(self, spec: JobSpec) -> JobId:
         job = JobId(hashlib.sha256(spec.nonce).digest())

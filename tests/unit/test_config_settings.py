@@ -228,3 +228,17 @@ def test_a_huge_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"#" * (4 << 20 | 1))
     with pytest.raises(ConfigError, match="larger than 4 MiB"):
         Document.open(tmp_path / "x")
+
+
+def test_what_images_may_take_and_where_they_may_come_from(environ: dict[str, str]) -> None:
+    assert (load(Flags(), environ).images_max, load(Flags(), environ).registries) == (10 << 30, ())
+    write(environ, '[storage]\nimages_max = "500MiB"\n[images]\nregistries = ["docker.io", "lab.example:5000"]')
+    config = load(Flags(), environ)
+    assert (config.images_max, config.registries) == (500 << 20, ("docker.io", "lab.example:5000"))
+    write(environ, '[storage]\nimages_max = "1kB"\nimagesmax = 1\n[images]\nregistries = ["https://x/", "ok.example"]')
+    said = problems(environ)
+    assert "storage.images_max: '1kB' is not possible: from 1048576" in said
+    assert "imagesmax: unknown key; did you mean 'images_max'?" in said
+    assert "'https://x/' is not a registry's host" in said
+    write(environ, '[storage]\nimages_max = "lots"')
+    assert "is not a size" in problems(environ)

@@ -106,10 +106,10 @@ def test_what_is_left_out_has_the_protocols_defaults(folder: Path) -> None:
     assert (spec.limits, spec.requires, spec.validate) == (Limits(), Requires(), Validate())
 
 
-def test_a_docker_run_names_a_content_id(folder: Path) -> None:
+def test_a_docker_run_names_an_image(folder: Path) -> None:
     run = f'[job]\nname = "x"\n[run]\nexecutor = "docker"\nimage = "sha256:{"ab" * 32}"\n[tasks]\ncount = 1'
     assert JobBody.model_validate(read(folder, run).body).run.image == f"sha256:{'ab' * 32}"
-    assert "docker image inspect" in problems(folder, run.replace("sha256:", "python:"))
+    assert "names no image" in problems(folder, run.replace("sha256:", "python@"))
     assert "and no module" in problems(folder, run.replace("image =", 'module = "m.wasm"\nimage ='))
 
 

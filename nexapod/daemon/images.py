@@ -1,0 +1,288 @@
+"""Container images for the tasks of this machine: in the engine before a task starts, out of it when room is needed.
+
+Joins the engine and the blob store: fetches what is missing, checks it, loads it, remembers what it loaded, and lets go
+of what has not been used for longest. Never removes an image that it did not load itself. Decides nothing about who
+runs what; where blobs come from is the caller's `fetch`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import structlog
+import trio
+
+from nexapod.blobs.errors import disk_errors
+from nexapod.blobs.store import BlobStore
+from nexapod.daemon.image_shelf import Shelf, check_layer_blob, write_durably
+from nexapod.executor import oci
+from nexapod.executor.image_errors import BadImage, ImageUnavailable
+from nexapod.executor.images import Engine, ImageNotHere, is_id
+from nexapod.protocol.statements import registry_host
+from nexapod.protocol.types import BlobRef, Run
+
+log = structlog.get_logger()
+
+IMAGES_MAX_DEFAULT: Final = 10 << 30
+TAG: Final = "nexapod-image"
+"""The engine shows a loaded image as `nexapod-image:<digits of its id>`: untagged, a clean-up would take it."""
+NAMES_TOLD_MAX: Final = 64
+Fetch: TypeAlias = Callable[[BlobRef], Awaitable[object]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """An image that this daemon brought into the engine, and when a task last asked for it (seconds since 1970)."""
+
+    image: str
+    size: int
+    used: float
+
+
+class Images:
+    """The images of this machine, as its tasks need them."""
+
+    def __init__(
+        self,
+        folder: Path,
+        blobs: BlobStore,
+        engine: Engine,
+        shelf: Shelf,
+        *,
+        bytes_max: int = IMAGES_MAX_DEFAULT,
+        registries: Sequence[str] = (),
+    ) -> None:
+        """`folder` remembers what was loaded. `bytes_max`: what loaded images may take in the engine together.
+        `registries`: the hosts that images may be pulled from; none are, unless named. Blocks: call it in a thread."""
+        self._folder = folder
+        self._blobs = blobs
+        self._engine = engine
+        self._shelf = shelf
+        self._bytes_max = bytes_max
+        self.registries = tuple(registries)
+        self._turns: dict[str, trio.Lock] = {}
+        self._changing = trio.Lock()
+        """Held by whoever changes what the engine holds: the quota is counted by one at a time."""
+        self.counts: Counter[str] = Counter()
+        with disk_errors(folder):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    async def ensure(self, run: Run, fetch: Fetch) -> str:
+        """The content id of the run's image, which the engine now holds. `fetch(ref)` brings a blob into the store.
+
+        Raises BadImage when the image itself is at fault: it is so everywhere. Raises ImageUnavailable, BlobError and
+        what `fetch` raises when this machine is: another may do better.
+        """
+        assert run.image is not None
+        try:
+            found = await self._engine.find(run.image)
+            await self._used(found.id)
+        except ImageNotHere:
+            pass
+        else:
+            return found.id
+        async with self._turn(run.image):
+            try:
+                return (await self._engine.find(run.image)).id  # somebody else's turn brought it
+            except ImageNotHere:
+                return await (self._load(run, fetch) if is_id(run.image) else self._pull(run.image))
+
+    async def told(self) -> tuple[str, ...]:
+        """What others may know is here: content ids, and references of registries that this owner pulls from."""
+        added = [image.image for image in self._shelf.images()]
+        try:
+            held = await self._engine.images()
+        except ImageUnavailable:
+            return ()  # with no engine no image can be run
+        references = [ref for image in held for ref in image.references if registry_host(ref) in self.registries]
+        names = dict.fromkeys((*added, *references, *(image.id for image in held)))
+        return tuple(sorted(list(names)[:NAMES_TOLD_MAX]))
+
+    @asynccontextmanager
+    async def _turn(self, image: str) -> AsyncIterator[None]:
+        """One at a time for each image: who waits finds it done, or takes over from one that was cancelled."""
+        lock = self._turns.setdefault(image, trio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            if not lock.locked():
+                self._turns.pop(image, None)
+
+    # --- from blobs ------------------------------------------------------------------------------------------------
+    async def _load(self, run: Run, fetch: Fetch) -> str:
+        image = run.image or ""
+        shelved = self._shelf.get(image)
+        refs = run.image_blobs or (shelved.blobs if shelved else ())
+        if not refs:
+            raise ImageUnavailable(f"this machine does not hold the image {image}, and the job does not bring it")
+        size = sum(ref.size for ref in refs)
+        self._refuse_too_large(image, size)
+        for ref in refs:
+            if not await self._blobs.touch(ref):
+                await fetch(ref)
+                self.counts["image_blobs_fetched"] += 1
+                self.counts["image_bytes_fetched"] += ref.size
+        configuration = await self._checked(image, refs)
+        async with self._changing:
+            await self._make_room(size)
+            # Before it is there: whatever ends this daemon in between, nothing stays in the engine unremembered.
+            await self._remember(image, size)
+            try:
+                await self._engine.load(lambda: self._archive(configuration, refs))
+                await self._expect(image)
+            except ImageUnavailable:
+                await trio.to_thread.run_sync(_forget, self._folder, image)
+                raise
+        self.counts["images_loaded"] += 1
+        log.info("image_loaded", image=image, bytes=size, layers=len(refs) - 1)
+        return image
+
+    async def _checked(self, image: str, refs: Sequence[BlobRef]) -> oci.Configuration:
+        """Raises BadImage: the blobs are what their names say, and still not the image."""
+        if refs[0].chunks != 1 or refs[0].digest.hex() != image[7:]:
+            raise BadImage("the first blob of the image is not the configuration that its content id names")
+        configuration = oci.parse_configuration(await self._blobs.read(refs[0], 0, refs[0].size))
+        if configuration.content_id != image:
+            await self._blame(refs[0], "the image's configuration")
+        if len(configuration.diff_ids) != len(refs) - 1:
+            raise BadImage(f"the image has {len(configuration.diff_ids)} layers, and the job brings {len(refs) - 1}")
+        for number, (digest, ref) in enumerate(zip(configuration.diff_ids, refs[1:], strict=True)):
+            check = trio.from_thread.check_cancelled
+            hashed = await trio.to_thread.run_sync(_sha256, self._blobs.path(ref), check)
+            if hashed != digest:
+                await self._blame(ref, f"layer {number} of the image")
+            await trio.to_thread.run_sync(check_layer_blob, self._blobs, ref)
+        return configuration
+
+    async def _blame(self, ref: BlobRef, what: str) -> None:
+        """Whose fault wrong bytes are: this disk's, or the job's."""
+        if await self._blobs.verify(ref):
+            raise BadImage(f"{what} is not the one that its content id names: whoever submitted the job damaged it")
+        await self._blobs.delete(ref)
+        raise ImageUnavailable(f"{what} was damaged on this machine's disk, and has been deleted")
+
+    def _archive(self, configuration: oci.Configuration, refs: Sequence[BlobRef]) -> Iterator[bytes]:
+        layers = [(ref.size, _read(self._blobs.path(ref))) for ref in refs[1:]]
+        return oci.docker_archive(configuration, f"{TAG}:{configuration.content_id[7:]}", layers)
+
+    async def _expect(self, image: str) -> None:
+        try:
+            found = await self._engine.find(image)
+        except ImageNotHere:
+            raise ImageUnavailable(
+                f"the container engine took the image {image}, and gave it another id: it does not name images by "
+                "their configuration"
+            ) from None
+        if found.id != image:
+            raise ImageUnavailable(f"the container engine calls the image {image} by another id, {found.id}")
+
+    # --- from a registry -------------------------------------------------------------------------------------------
+    async def _pull(self, reference: str) -> str:
+        host = registry_host(reference)
+        if host is None or host not in self.registries:
+            raise ImageUnavailable(f"this machine does not pull images from {host}: its owner has not allowed it")
+        async with self._changing:
+            # Its size is not known before: whatever the others leave of the quota is its limit.
+            found = await self._engine.pull(reference, self._bytes_max)
+            with trio.CancelScope(shield=True):
+                await self._remember(found.id, found.size)
+            await self._make_room(0, spare=found.id)
+        self.counts["images_pulled"] += 1
+        log.info("image_pulled", reference=reference, image=found.id, bytes=found.size)
+        return found.id
+
+    # --- the quota -------------------------------------------------------------------------------------------------
+    def _refuse_too_large(self, image: str, size: int) -> None:
+        if size > self._bytes_max:
+            raise ImageUnavailable(
+                f"the image {image[:19]} has {size} bytes: more than the {self._bytes_max} that images may take here"
+            )
+
+    async def _make_room(self, size: int, *, spare: str = "") -> None:
+        """Remove what was not used for longest, until so many bytes more fit. What a container uses, the engine keeps.
+        Raises ImageUnavailable."""
+        loaded = await trio.to_thread.run_sync(_loaded, self._folder)
+        taken = sum(image.size for image in loaded)
+        for oldest in sorted(loaded, key=lambda image: (image.used, image.image)):
+            if taken + size <= self._bytes_max:
+                return
+            if oldest.image != spare and await self._let_go(oldest):
+                taken -= oldest.size
+        if taken + size > self._bytes_max and not spare:
+            raise ImageUnavailable(
+                f"images of running tasks take {taken} of the {self._bytes_max} bytes that images may take here"
+            )
+
+    async def _let_go(self, loaded: _Loaded) -> bool:
+        """Remove an image, or leave it to its owner; whether it no longer counts."""
+        removed = await self._engine.remove(loaded.image)
+        if not removed:
+            found = await self._engine.find(loaded.image)
+            if all(tag.startswith(f"{TAG}:") for tag in found.tags):
+                return False
+        await trio.to_thread.run_sync(_forget, self._folder, loaded.image)
+        self.counts["images_evicted"] += removed
+        log.info("image_evicted" if removed else "image_left_to_owner", image=loaded.image, bytes=loaded.size)
+        return True
+
+    async def _remember(self, image: str, size: int) -> None:
+        data = json.dumps({"size": size}).encode("ascii")
+        await trio.to_thread.run_sync(write_durably, _record(self._folder, image), data)
+
+    async def _used(self, image: str) -> None:
+        """Note that a loaded image is wanted now. Not durable: after a crash it is the last use but one."""
+
+        def touch() -> None:
+            try:
+                os.utime(_record(self._folder, image))
+            except FileNotFoundError:
+                pass  # it was not loaded by this daemon
+            except OSError as error:
+                log.warning("image_use_not_noted", image=image, error=str(error))
+
+        await trio.to_thread.run_sync(touch)
+
+
+# --- what follows blocks -------------------------------------------------------------------------------------------
+def _record(folder: Path, image: str) -> Path:
+    return folder / f"{image[7:]}.loaded"
+
+
+def _loaded(folder: Path) -> list[_Loaded]:
+    found = []
+    for path in folder.glob("*.loaded"):
+        try:
+            size = int(json.loads(path.read_bytes())["size"])
+            found.append(_Loaded(f"sha256:{path.stem}", size, path.stat().st_mtime))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.warning("image_record_unreadable", path=str(path), error=f"{type(error).__name__}: {error}")
+    return found
+
+
+def _forget(folder: Path, image: str) -> None:
+    with disk_errors(folder):
+        _record(folder, image).unlink(missing_ok=True)
+
+
+def _sha256(path: Path, check: Callable[[], None]) -> bytes:
+    hashed = hashlib.sha256()
+    for piece in _read(path):
+        check()
+        hashed.update(piece)
+    return hashed.digest()
+
+
+def _read(path: Path) -> Iterator[bytes]:
+    """Raises BlobError: also when a blob has gone in the meantime."""
+    with disk_errors(path), path.open("rb") as file:
+        while piece := file.read(oci.PIECE_BYTES):
+            yield piece
