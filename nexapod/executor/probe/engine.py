@@ -11,7 +11,7 @@ import os
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from nexapod.executor.capture import reason_text
 from nexapod.executor.container import LABEL_HOME
@@ -32,12 +32,12 @@ _NEEDED: Final = {
 
 
 class EngineAway(Exception):
-    """No engine can be used. `there`: whether something is there that could be mended; `remedy` says how."""
+    """No engine can be used: there is none, this user may not use it, or it does not do what is asked of it."""
 
-    def __init__(self, reason: str, remedy: str, *, there: bool = True) -> None:
+    def __init__(self, reason: str, remedy: str, how: Literal["absent", "closed", "faulty"] = "faulty") -> None:
         super().__init__(reason_text(reason))
         self.remedy = remedy
-        self.there = there
+        self.how = how
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,12 +148,13 @@ def _away(path: str, error: OSError) -> EngineAway:
             "Add your user to the group that owns the socket (`sudo usermod -aG docker $USER`, then log in again): it"
             " can then become root. Or run a rootless engine, and name its socket with DOCKER_HOST."
         )
-        return EngineAway(f"this user may not use the container engine ({reason})", remedy)
+        return EngineAway(f"this user may not use the container engine ({reason})", remedy, "closed")
     if error.errno == errno.ECONNREFUSED:
-        return EngineAway(f"the container engine is not running ({reason})", "Start it: `sudo systemctl start docker`.")
+        remedy = "Start it: `sudo systemctl start docker`."
+        return EngineAway(f"the container engine is not running ({reason})", remedy, "absent")
     remedy = "Install Docker or Podman to run container jobs; wasm jobs need neither. DOCKER_HOST names another socket."
-    there = error.errno not in (errno.ENOENT, errno.ENOTDIR)
-    return EngineAway(f"there is no container engine ({reason})", remedy, there=there)
+    how: Literal["absent", "faulty"] = "absent" if error.errno in (errno.ENOENT, errno.ENOTDIR) else "faulty"
+    return EngineAway(f"there is no container engine ({reason})", remedy, how)
 
 
 def _connect(url: str | None) -> Any:

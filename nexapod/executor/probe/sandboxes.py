@@ -33,7 +33,8 @@ _FENCE_KEYS: Final = ("NoNewPrivs", "Seccomp")
 class Sandbox(Protocol):
     """An executor with the probe."""
 
-    executor: Executor
+    @property
+    def executor(self) -> Executor: ...
 
     def task(self, promise: Promise, label: str, folder: Path, seed: bytes = _SEED) -> TaskRun:
         """The attempt as a run. `folder` holds input, output and checkpoint."""
