@@ -58,7 +58,7 @@ async def _examine(config: Config, wishes: Wishes, running: Running | None, desk
         for look in _looks(config, wishes, running):
             await take(desk, look)
         desk.begin("network", "bootstrap")
-        desk.end(await network.bootstrap(config.bootstrap))
+        desk.end(await network.bootstrap(config.bootstrap, running))
         await _look_at_sandboxes(config, wishes, desk)
     if deadline.cancelled_caught:
         desk.begin("machine", "examination")
@@ -79,7 +79,8 @@ def _looks(config: Config, wishes: Wishes, running: Running | None) -> list[Look
     ]
     if not wishes.quick:
         looks.append(Look("disk speed", "machine", lambda: machine.disk_speed(_base(home.root))))
-    looks += [Look("port", "network", partial(network.port, text, running)) for text in config.listen]
+    listen = network.distinct_ports(running.listen) if running else config.listen
+    looks += [Look("port", "network", partial(network.port, text, running)) for text in listen]
     looks.append(Look("API", "network", partial(network.api_port, config, running)))
     looks.append(Look("reachable", "network", partial(network.reach, config.listen, running)))
     return looks

@@ -33,9 +33,9 @@ class Running:
 
 
 def port(text: str, running: Running | None) -> Finding:
-    """Whether a configured address can be listened on. Blocks for an instant."""
-    addr = parse(text, listen=True)
-    if running and any(parse_own(own).port == addr.port for own in running.listen):
+    """Whether an address can be listened on, or is by the daemon that runs. Blocks for an instant."""
+    addr = parse_own(text)
+    if running:
         return Finding("ok", f"{addr.host} port {addr.port}: held by the daemon of this home (process {running.pid})")
     return bindable(addr.host, addr.port, "choose another with --listen")
 
@@ -62,8 +62,10 @@ def bindable(host: str, number: int, otherwise: str) -> Finding:
     return Finding("ok", f"{where}: free")
 
 
-async def bootstrap(addresses: Sequence[str]) -> Finding:
+async def bootstrap(addresses: Sequence[str], running: Running | None) -> Finding:
     """Whether anyone who is dialled first answers. A plain TCP connection, closed at once."""
+    if not addresses and running and running.connected:
+        return Finding("ok", f"none is configured; the daemon of this home is connected to {running.connected} peers")
     if not addresses:
         return Finding("warning", "no bootstrap peer is known: this peer waits until others dial it", _NO_BOOTSTRAP)
     said: dict[str, str] = {}
@@ -78,6 +80,11 @@ async def bootstrap(addresses: Sequence[str]) -> Finding:
     return Finding("ok", f"{len(good)} of {len(said)} answer" + (f"; silent: {'; '.join(bad[:3])}" if bad else ""))
 
 
+def distinct_ports(listen: Sequence[str]) -> list[str]:
+    """One address for each port: a daemon names each of its interfaces."""
+    return list({parse_own(text).port: text for text in reversed(listen)}.values())[::-1]
+
+
 def reach(listen: Sequence[str], running: Running | None) -> Finding:
     """Who could dial this peer, going by its addresses alone."""
     hosts = _hosts([parse_own(own) for own in running.listen] if running else [parse(a, listen=True) for a in listen])
@@ -86,8 +93,8 @@ def reach(listen: Sequence[str], running: Running | None) -> Finding:
     if any(host.is_global for host in hosts):
         return Finding("ok", f"{shown}: a public address, where others can dial it unless a firewall forbids{linked}")
     if any(not host.is_loopback for host in hosts):
-        said = f"{shown}: private addresses, so only its own network can dial it. It works for others all the same"
-        return Finding("ok", f"{said}; it cannot be a steward of theirs{linked}")
+        said = f"{shown}: private addresses, which only peers of the same network can dial; others it dials itself"
+        return Finding("ok", f"{said}{linked}")
     remedy = "Listen on an address of the network: --listen /ip4/0.0.0.0/tcp/4747."
     return Finding("warning", f"{shown or 'no address'}: nobody but this machine can dial it{linked}", remedy)
 

@@ -164,12 +164,12 @@ static void try_to_write(const char *place) {
 
 /* What came in must stay as it was. */
 static void deface_input(void) {
-    const char *file = "/input/in.txt", *moved = "/input/moved.txt";
+    const char *file = "/input/in.txt", *moved = "/input/moved.txt", *inside = "/input/linked", *out = "/output/linked";
     open_list("defaced");
     if (opens(file, O_WRONLY)) item("open");
     if (opens(file, O_WRONLY | O_TRUNC)) item("truncate");
-    if (link(file, "/input/linked.txt") == 0) item("link");
-    if (link(file, "/output/linked.txt") == 0) item("link out");
+    if (link(file, inside) == 0 && unlink(inside) == 0) item("link");
+    if (link(file, out) == 0 && unlink(out) == 0) item("link out");
     if (rename(file, moved) == 0) item("rename");
     if (unlink(file) == 0 || unlink(moved) == 0) item("unlink");
     close_list();
@@ -180,12 +180,12 @@ static void deface_input(void) {
 static char block[64 << 10];
 
 /* Whoever is over a limit is ended while it runs: so it must not be over before it can be seen. */
-static void linger(void) {
-#ifdef __wasi__
-    for (volatile unsigned long turns = 0; turns < 4000000000; turns++) {
+static void linger(long seconds) {
+#ifdef __wasi__ /* its clock is not this world's */
+    for (volatile long long turns = 0; turns < seconds * 400000000LL; turns++) {
     }
 #else
-    sleep(10);
+    sleep((unsigned)seconds);
 #endif
 }
 
@@ -202,7 +202,7 @@ static int fill_memory(long mib_max) {
 }
 
 /* File after file, since one may be bounded by itself. Ends at the first that takes nothing. */
-static int fill_disk(long mib_max) {
+static int fill_disk(long mib_max, long seconds) {
     long long written = 0;
     char path[] = "/output/big-00", *digits = path + sizeof path - 3;
     memset(block, 'x', sizeof block);
@@ -218,13 +218,13 @@ static int fill_disk(long mib_max) {
         if (fd >= 0) close(fd);
         if (!here) break;
     }
-    linger();
+    linger(seconds);
     put("written", written);
     finish(1);
     return 0;
 }
 
-static int make_files(long files_max) {
+static int make_files(long files_max, long seconds) {
     long made = 0;
     char path[64];
     for (; made < files_max; made++) {
@@ -236,7 +236,7 @@ static int make_files(long files_max) {
         join(path, sizeof path, "/output", at);
         if (!touch(path)) break;
     }
-    linger();
+    linger(seconds);
     put("made", made);
     finish(1);
     return 0;
@@ -684,7 +684,7 @@ static int try_here(const char *name, long argument) {
 
 int main(int count, char **words) {
     const char *name = count > 1 ? words[1] : "";
-    long argument = count > 2 ? strtol(words[2], 0, 10) : 0;
+    long argument = count > 2 ? strtol(words[2], 0, 10) : 0, seconds = count > 3 ? strtol(words[3], 0, 10) : 0;
 #ifndef __wasi__
     signal(SIGXFSZ, SIG_IGN);
 #endif
@@ -692,8 +692,8 @@ int main(int count, char **words) {
     key("probe");
     quoted(name);
     if (!strcmp(name, "memory")) return fill_memory(argument);
-    if (!strcmp(name, "disk")) return fill_disk(argument);
-    if (!strcmp(name, "files")) return make_files(argument);
+    if (!strcmp(name, "disk")) return fill_disk(argument, seconds);
+    if (!strcmp(name, "files")) return make_files(argument, seconds);
     if (!strcmp(name, "log")) return flood_log(argument);
     if (!strcmp(name, "spin")) return spin();
     if (!strcmp(name, "tricks")) return make_tricks();

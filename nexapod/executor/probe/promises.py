@@ -341,8 +341,9 @@ def _mib(size: int) -> str:
 # --- the tables ----------------------------------------------------------------------------------------------------
 _SMALL: Final = Limits(memory=64 << 20, output=4 << 20, disk=8 << 20, wall_ms=20_000, pids=256)
 _BOMB_MEMORY_MIB: Final = "192"
-_BOMB_DISK_MIB: Final = "128"
-_BOMB_FILES: Final = "5000"
+_DISK_BOMB: Final = ("disk", "128", "10")
+"""So many MiB; a bomb that went off waits so many seconds to be found."""
+_FILE_BOMB: Final = ("files", "5000", "10")
 _BOMB_FORKS: Final = "1024"
 _BOMB_LOG_MIB: Final = "8"
 
@@ -354,6 +355,7 @@ _CGROUPS: Final = (
     "The engine does not enforce its limits: check `docker info` for warnings; a rootless engine needs cgroup v2 with"
     " the memory, cpu and pids controllers delegated to your user."
 )
+_LOGS: Final = "Let the engine keep logs by its json-file driver; if it does, report this (SECURITY.md)."
 _WATCH: Final = (
     "The daemon watches what tasks write: check that their folder lies on a local disk that is not overloaded."
 )
@@ -372,11 +374,11 @@ DOCKER: Final[tuple[Promise, ...]] = (
     Promise("fork bomb", "The number of a task's processes is bounded.", ("fork", _BOMB_FORKS), judge_fork, _CGROUPS,
             _SMALL),
     Promise("memory bomb", "A task's memory is bounded.", ("memory", _BOMB_MEMORY_MIB), judge_memory, _CGROUPS, _SMALL),
-    Promise("disk bomb", "What a task writes is bounded.", ("disk", _BOMB_DISK_MIB), judge_disk, _WATCH, _SMALL),
-    Promise("file bomb", "The number of a task's files is bounded.", ("files", _BOMB_FILES), judge_files, _WATCH,
+    Promise("disk bomb", "What a task writes is bounded.", _DISK_BOMB, judge_disk, _WATCH, _SMALL),
+    Promise("file bomb", "The number of a task's files is bounded.", _FILE_BOMB, judge_files, _WATCH,
             _SMALL),
     Promise("log bomb", "A task's log is bounded and harmless; head and tail are kept.", ("log", _BOMB_LOG_MIB),
-            judge_log, _ENGINE, _SMALL),
+            judge_log, _LOGS, _SMALL),
     Promise("wall limit", "A task ends when its time is over.", ("spin",), judge_wall,
             "The engine does not kill: restart it.", replace(_SMALL, wall_ms=1_000)),
     Promise("kill", "A task that ignores every signal ends with all its children.", ("stubborn",), judge_kill,
@@ -396,8 +398,8 @@ WASM: Final[tuple[Promise, ...]] = (
     Promise("sameness", "Replicas see the same clock and randomness.", ("look",), judge_sameness, _REPORT, _SMALL,
             how="repeat", quick=True),
     Promise("memory bomb", "A task's memory is bounded.", ("memory", _BOMB_MEMORY_MIB), judge_memory, _REPORT, _SMALL),
-    Promise("disk bomb", "What a task writes is bounded.", ("disk", _BOMB_DISK_MIB), judge_disk, _WATCH, _SMALL),
-    Promise("file bomb", "The number of a task's files is bounded.", ("files", _BOMB_FILES), judge_files, _WATCH,
+    Promise("disk bomb", "What a task writes is bounded.", _DISK_BOMB, judge_disk, _WATCH, _SMALL),
+    Promise("file bomb", "The number of a task's files is bounded.", _FILE_BOMB, judge_files, _WATCH,
             _SMALL),
     Promise("log bomb", "A task's log is bounded and harmless; head and tail are kept.", ("log", _BOMB_LOG_MIB),
             judge_log, _REPORT, _SMALL),
