@@ -64,10 +64,11 @@ def home_id(pid: int) -> str:
 class Engine:
     """A connected engine. Every method raises EngineAway."""
 
-    def __init__(self, url: str | None = None) -> None:
+    def __init__(self, url: str | None = None, *, ask_s: int = ASK_S) -> None:
         """`url` None: DOCKER_HOST, or the usual socket."""
-        _refuse_unreachable(url or os.environ.get("DOCKER_HOST") or USUAL_SOCKET)
-        self._client = _asked(_connect, url)
+        self._ask_s = ask_s
+        _refuse_unreachable(url or os.environ.get("DOCKER_HOST") or USUAL_SOCKET, ask_s)
+        self._client = _asked(_connect, url, ask_s)
 
     def facts(self) -> EngineFacts:
         return facts_of(_asked(self._client.info), _asked(self._client.version))
@@ -79,7 +80,7 @@ class Engine:
             _asked(lambda: list(self._client.load_image(archive)))
             return str(_asked(self._client.inspect_image, f"{REPOSITORY}:{tag}")["Id"])
         finally:
-            self._client.timeout = ASK_S
+            self._client.timeout = self._ask_s
 
     def unload(self, tag: str) -> None:
         """Remove the image of this tag; another doctor's, with the same content, stays."""
@@ -128,20 +129,21 @@ def facts_of(info: Mapping[str, Any], version: Mapping[str, Any]) -> EngineFacts
     )
 
 
-def _refuse_unreachable(url: str) -> None:
+def _refuse_unreachable(url: str, ask_s: int) -> None:
     """A plain connection first: what is wrong with a socket, the SDK tells in too many ways."""
     if not url.startswith("unix://"):
         return
     path = url.removeprefix("unix://")
     with socket.socket(socket.AF_UNIX) as plug:
-        plug.settimeout(ASK_S)
+        plug.settimeout(ask_s)
         try:
             plug.connect(path)
         except OSError as error:
-            raise _away(path, error) from None
+            raise away_from(path, error) from None
 
 
-def _away(path: str, error: OSError) -> EngineAway:
+def away_from(path: str, error: OSError) -> EngineAway:
+    """What it means that an engine's socket cannot be connected to."""
     reason = f"{path}: {error.strerror or error}"
     if error.errno in (errno.EACCES, errno.EPERM):
         remedy = (
@@ -157,12 +159,12 @@ def _away(path: str, error: OSError) -> EngineAway:
     return EngineAway(f"there is no container engine ({reason})", remedy, how)
 
 
-def _connect(url: str | None) -> Any:
+def _connect(url: str | None, ask_s: int) -> Any:
     import docker
     import docker.utils
 
     where = {"base_url": url} if url else docker.utils.kwargs_from_env()
-    return docker.APIClient(version="auto", timeout=ASK_S, **where)
+    return docker.APIClient(version="auto", timeout=ask_s, **where)
 
 
 def _asked(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
