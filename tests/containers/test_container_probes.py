@@ -21,7 +21,7 @@ from containers.engine_kit import NoEngine, connect
 from nexapod.executor.container import LABEL_HOME
 from nexapod.executor.contract import Ended
 from nexapod.executor.probe import image
-from nexapod.executor.probe.engine import REPOSITORY, Engine, home_id
+from nexapod.executor.probe.engine import PID_MAX, REPOSITORY, Engine, home_id
 from nexapod.executor.probe.promises import (
     DOCKER,
     LEFTOVERS,
@@ -229,7 +229,7 @@ def test_what_is_left_in_the_engine_is_seen(weak: Weak) -> None:
 
 
 def test_the_next_doctor_removes_what_a_killed_one_left(client: Any, weak: Weak) -> None:
-    gone = 4_194_303  # the largest number a process may have: none has it here
+    gone = PID_MAX  # one more than the largest number that a process may have
     tar, _ = image.archive(ARCH, REPOSITORY, str(gone))
     list(client.load_image(tar))
     made = client.create_container_from_config(

@@ -8,6 +8,8 @@ import io
 import json
 import os
 import socket
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from typing import Any
 import pytest
 
 from nexapod.executor.probe import image
-from nexapod.executor.probe.engine import Engine, EngineAway, away_from, facts_of, home_id
+from nexapod.executor.probe.engine import PID_MAX, Engine, EngineAway, away_from, facts_of, home_id, is_of_the_dead
 
 
 def _members(tar: bytes) -> dict[str, bytes]:
@@ -100,6 +102,21 @@ def test_an_engine_that_takes_a_connection_and_says_nothing_is_given_up(tmp_path
     assert raised.value.how == "faulty"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_an_engine_of_a_group_that_this_user_is_not_in_is_closed(tmp_path: Path) -> None:
+    code = "import os, sys; from nexapod.executor.probe import engine; os.setgroups([]); os.setegid(65534); os.seteuid(65534)\n"
+    code += "try: engine.Engine(f'unix://{sys.argv[1]}')\nexcept engine.EngineAway as away: print(away.how)"
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    with socket.socket(socket.AF_UNIX) as closed:
+        closed.bind(str(tmp_path / "s"))
+        (tmp_path / "s").chmod(0o660)
+        closed.listen(8)
+        words = [sys.executable, "-c", code, str(tmp_path / "s")]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.stdout.strip(), done.stderr) == ("closed", "")
+
+
 def test_an_engine_that_is_not_there_is_absent(tmp_path: Path) -> None:
     with pytest.raises(EngineAway) as raised:
         Engine(f"unix://{tmp_path}/none")
@@ -109,3 +126,11 @@ def test_an_engine_that_is_not_there_is_absent(tmp_path: Path) -> None:
 def test_the_home_of_a_doctor_names_its_process() -> None:
     assert home_id(4711) == "d0c7" + f"{4711:012x}"
     assert len(home_id(1 << 22)) == 16
+
+
+def test_a_home_of_the_dead_is_a_doctor_s_and_nobody_else_s() -> None:
+    assert is_of_the_dead(home_id(PID_MAX))
+    assert is_of_the_dead(home_id(os.getpid())), "from an earlier process of this number"
+    assert not is_of_the_dead(home_id(1))
+    for other in ("0123456789abcdef", "d0c7fedcba987654", "d0c7", "d0c70000000000zz"):
+        assert not is_of_the_dead(other)

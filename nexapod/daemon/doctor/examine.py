@@ -46,7 +46,12 @@ class Wishes:
 def run(config: Config, wishes: Wishes, running: Running | None, on_begin: Callable[[str, str], None]) -> list[Check]:
     """Examine this machine; the rows, in their order. `running`: what the daemon of this home says, if one runs."""
     setup_logging("error", config.log_format)  # what is wrong is a row; stdout is the rows' alone
-    return trio.run(_examine, config, wishes, running, Desk(on_begin))
+    try:
+        return trio.run(_examine, config, wishes, running, Desk(on_begin))
+    except BaseExceptionGroup as group:
+        if group.subgroup(KeyboardInterrupt):
+            raise KeyboardInterrupt from None  # all is cleared away: no traceback says more than the user knows
+        raise
 
 
 def all_well(checks: Sequence[Check]) -> bool:

@@ -22,6 +22,7 @@ LOAD_S: Final = 20
 REPOSITORY: Final = "nexapod-probe"
 HOME_MARK: Final = "d0c7"
 """The home ids of doctors begin so, and end in the process id: the next one finds what a killed one left."""
+PID_MAX: Final = 1 << 22
 USUAL_SOCKET: Final = "unix:///var/run/docker.sock"
 _NEEDED: Final = {
     "MemoryLimit": "memory limits",
@@ -59,6 +60,11 @@ class EngineFacts:
 
 def home_id(pid: int) -> str:
     return f"{HOME_MARK}{pid:012x}"
+
+
+def is_of_the_dead(home: str) -> bool:
+    """Whether this is the home of a doctor whose process is no more."""
+    return home.startswith(HOME_MARK) and _dead(home.removeprefix(HOME_MARK), 16)
 
 
 class Engine:
@@ -100,8 +106,7 @@ class Engine:
     def sweep(self) -> None:
         """Remove what doctors left here that were killed."""
         for container in _asked(self._client.containers, all=True, filters={"label": LABEL_HOME}):
-            home = str(container["Labels"].get(LABEL_HOME))
-            if home.startswith(HOME_MARK) and _dead(home.removeprefix(HOME_MARK), 16):
+            if is_of_the_dead(str(container["Labels"].get(LABEL_HOME))):
                 _asked(self._client.remove_container, container["Id"], v=True, force=True)
         for image in _asked(self._client.images, name=REPOSITORY):
             for name in image.get("RepoTags") or ():
@@ -195,4 +200,6 @@ def _dead(pid: str, base: int) -> bool:
         number = int(pid, base)
     except ValueError:
         return False
+    if not 0 < number <= PID_MAX:
+        return False  # no process has it: the home of a daemon, which begins like ours by chance
     return number == os.getpid() or not os.path.exists(f"/proc/{number}")

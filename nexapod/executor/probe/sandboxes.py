@@ -15,10 +15,11 @@ from typing import Any, Final, Protocol, TypeVar
 import psutil
 import trio
 
+from nexapod.executor import cgroups
 from nexapod.executor.contract import Executor, TaskRun
 from nexapod.executor.docker import DockerExecutor
 from nexapod.executor.probe import image
-from nexapod.executor.probe.engine import REPOSITORY, Engine, EngineAway, home_id
+from nexapod.executor.probe.engine import HOME_MARK, REPOSITORY, Engine, EngineAway, home_id, is_of_the_dead
 from nexapod.executor.probe.promises import Promise, Traces
 from nexapod.executor.wasm import WasmExecutor
 from nexapod.protocol.types import ExecutorName
@@ -94,6 +95,7 @@ class DockerSandbox:
         """Load the image. `arch` is one of image.GO_ARCHITECTURES. Raises EngineAway."""
         pid = os.getpid()
         await _in_thread(engine.sweep)
+        await _in_thread(_sweep_cgroups)
         tar, _ = await _in_thread(partial(image.archive, arch, REPOSITORY, str(pid)))
         content_id = await _in_thread(partial(engine.load, tar, str(pid)))
         return cls(engine, content_id, place, pid)
@@ -170,8 +172,16 @@ def _names(folder: Path) -> tuple[str, ...]:
     return tuple(f"{folder.name}/{name}" for name in sorted(os.listdir(folder))) if folder.is_dir() else ()
 
 
+def _sweep_cgroups() -> None:
+    """Remove the cgroups of doctors that were killed; their containers are gone by now."""
+    for path in cgroups.ROOT.glob(f"**/nexapod-{HOME_MARK}*"):
+        home = path.name.removeprefix("nexapod-")
+        if is_of_the_dead(home):
+            cgroups.Cgroups(cgroups.ROOT, 2 if path.parent == cgroups.ROOT else 1, path.name).remove_leftovers()
+
+
 def _cgroups(home: str) -> tuple[str, ...]:
-    return tuple(str(path) for path in sorted(Path("/sys/fs/cgroup").glob(f"**/nexapod-{home[:16]}")))
+    return tuple(str(path) for path in sorted(cgroups.ROOT.glob(f"**/nexapod-{home[:16]}")))
 
 
 def _is_runner(process: psutil.Process) -> bool:
