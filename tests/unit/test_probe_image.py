@@ -104,7 +104,8 @@ def test_an_engine_that_takes_a_connection_and_says_nothing_is_given_up(tmp_path
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_an_engine_of_a_group_that_this_user_is_not_in_is_closed(tmp_path: Path) -> None:
-    code = "import os, sys; from nexapod.executor.probe import engine; os.setgroups([]); os.setegid(65534); os.seteuid(65534)\n"
+    code = "import os, sys; from nexapod.executor.probe import engine\n"
+    code += "os.setgroups([]); os.setegid(65534); os.seteuid(65534)\n"
     code += "try: engine.Engine(f'unix://{sys.argv[1]}')\nexcept engine.EngineAway as away: print(away.how)"
     for folder in (tmp_path, *tmp_path.parents[:2]):
         folder.chmod(0o755)
