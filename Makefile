@@ -63,8 +63,9 @@ $(WASM_VENV)/.ready: requirements-wasm.lock
 	$(WASM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-wasm.lock
 	@touch $@
 
-wasm: $(WASM_VENV)/.ready ## build the example's module again (WASM_FLAGS=--check compares it with the committed bytes)
+wasm: $(WASM_VENV)/.ready ## build the example's module and the sandbox probe again (WASM_FLAGS=--check compares them with the committed bytes)
 	$(WASM_VENV)/bin/python $(EXAMPLE)/build.py $(WASM_FLAGS)
+	$(WASM_VENV)/bin/python nexapod/executor/probe/build.py $(WASM_FLAGS)
 
 lock: $(DEV) ## renew the lock files from pyproject.toml
 	$(BIN)/python -m pip install --quiet uv

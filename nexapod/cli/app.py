@@ -295,6 +295,14 @@ def image_remove(name: Image, home: Home = None, as_json: Json = False) -> None:
 
 
 @app.command(context_settings=_HANDED_ON, add_help_option=False)
+def doctor(context: typer.Context) -> None:
+    """Try what this machine promises to volunteers, and look at what a daemon needs. Exit 1 when a promise fails."""
+    from nexapod.cli.doctor import doctor as command
+
+    _hand_on(command, context)
+
+
+@app.command(context_settings=_HANDED_ON, add_help_option=False)
 def demo(context: typer.Context) -> None:
     """A mesh of daemons on this machine does a real job, loses a peer, and proves the result."""
     from nexapod.cli.demo import demo as command

@@ -19,6 +19,7 @@ def profile_view(profile: Profile) -> dict[str, Any]:
     """A profile's facts."""
     return {
         "agent": profile.agent,
+        "stamp": profile.stamp,
         "os": profile.os,
         "arch": profile.arch,
         "cpu_model": profile.cpu_model,
