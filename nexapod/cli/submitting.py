@@ -11,7 +11,8 @@ from typing import IO, Any, Final
 from nexapod.cli.client import Client
 from nexapod.cli.console import byte_progress, note, print_json, say, short
 from nexapod.cli.errors import OK, BadFile, ConnectionLost, FileChanged
-from nexapod.cli.jobfile import Plan, Upload, read_job
+from nexapod.cli.jobfile import Plan, read_job
+from nexapod.cli.jobfile_files import Upload
 from nexapod.cli.safe import safe
 from nexapod.cli.watching import watch
 from nexapod.config import ConfigError

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nexapod.api.models import JobBody
-from nexapod.cli.jobfile import hash_file, read_job
-from nexapod.cli.splitting import pieces, split_index
+from nexapod.cli.hashing import hash_file
+from nexapod.cli.jobfile import read_job
+from nexapod.cli.splitting import Cut, pieces, split_file
 from nexapod.config import ConfigError
 from nexapod.protocol import statements
 from nexapod.protocol.limits import CHUNK_BYTES
@@ -173,7 +174,7 @@ def test_a_fasta_file_is_cut_at_its_records(folder: Path) -> None:
 
 def test_lines_are_cut_at_lines_that_say_something(folder: Path) -> None:
     data = (folder / "in.txt").read_bytes()
-    cuts = pieces(split_index(folder / "in.txt", "lines", 1))
+    cuts = pieces(split_file(folder / "in.txt", Cut("lines", size=1)).index)
     assert [data[o : o + n] for o, n in cuts] == [b"one\r\n\n  \n", b"two\n", b"three"]
 
 
@@ -193,7 +194,7 @@ def test_pieces_cover_every_record_once_in_order(
     path = tmp_path_factory.mktemp("split") / "x.fasta"
     text = "".join(f">{name}\n" + "".join(f"{line}\n" for line in lines) for name, lines in records)
     path.write_text(text)
-    cuts = pieces(split_index(path, "fasta", size))
+    cuts = pieces(split_file(path, Cut("fasta", size=size)).index)
     parts = [text[o : o + n] for o, n in cuts]
     assert "".join(parts) == text
     assert [part.count(">") for part in parts[:-1]] == [size] * (len(parts) - 1)
@@ -227,7 +228,7 @@ def test_too_many_pieces_are_refused_before_they_are_counted(folder: Path, monke
         (("agree = 3", "agree = 9"), "validate.agree: 9 results cannot agree among at most 6"),
         (('mode = "exact"', 'mode = "exakt"'), "validate.mode: 'exakt' is not possible: did you mean 'exact'?"),
         (('module = "m.wasm"', 'module = "none.wasm"'), "run.module: 'none.wasm' does not exist"),
-        (('module = "m.wasm"', 'module = "."'), "run.module: '.' is not a regular file"),
+        (('module = "m.wasm"', 'module = "."'), "run.module: '.' is a folder, not a file"),
         (('module = "m.wasm"', ""), "run.module: a wasm run names a module"),
         (('"data/weights.bin"', '"../weights.bin"'), "cannot be a path below /input"),
         (('"data/weights.bin"', '"/weights.bin"'), "cannot be a path below /input"),
