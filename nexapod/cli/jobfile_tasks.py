@@ -23,6 +23,8 @@ from nexapod.protocol.types import blob_of
 PARAMS_MAX: Final = 64
 PARAMS_BYTES_MAX: Final = 64 << 20
 HEADER_LINES_MAX: Final = 10_000
+PIECE_MAX: Final = 4095 << 20
+assert PIECE_MAX <= PIECE_BYTES_MAX
 _WAYS: Final = ("count", "params", "split")
 _BY: Final = ("lines", "fasta", "sdf", "csv")
 _AS: Final = {"lines": "record.txt", "fasta": "record.fasta", "sdf": "record.sdf", "csv": "record.csv"}
@@ -79,7 +81,7 @@ def _cut(table: Table, by: By) -> Cut:
         return Cut(by, size=1)
     header = _header(table, by)
     if given == ["bytes"]:
-        return Cut(by, bytes_max=take_size(table, "bytes", 1, 1, PIECE_BYTES_MAX), header=header)
+        return Cut(by, bytes_max=take_size(table, "bytes", 1, 1, PIECE_MAX), header=header)
     if given == ["pieces"]:
         return Cut(by, pieces=table.whole("pieces", 1, 1, limits.TASKS_MAX), header=header)
     return Cut(by, size=table.whole("size", 1, 1, limits.BLOB_BYTES_MAX), header=header)

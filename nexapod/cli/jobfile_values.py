@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Final
 
-from nexapod.cli.quantities import parse_duration, parse_size, show_duration, show_size
+from nexapod.cli.quantities import parse_duration, parse_size, spell_duration, spell_size
 from nexapod.cli.safe import is_plain_path
 from nexapod.config.document import Table, kind_of
 from nexapod.protocol import limits
@@ -19,16 +19,16 @@ ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}\Z")
 
 def take_size(table: Table, key: str, default: int, low: int, high: int = BYTES_MAX) -> int:
     """Bytes."""
-    return _take(table, key, default, low, high, parse_size, show_size)
+    return _take(table, key, default, low, high, parse_size, spell_size)
 
 
 def take_duration(table: Table, key: str, default: int, low: int, high: int) -> int:
     """Milliseconds."""
-    return _take(table, key, default, low, high, parse_duration, show_duration)
+    return _take(table, key, default, low, high, parse_duration, spell_duration)
 
 
 def _take(
-    table: Table, key: str, default: int, low: int, high: int, parse: Callable[[str], int], show: Callable[[int], str]
+    table: Table, key: str, default: int, low: int, high: int, parse: Callable[[str], int], spell: Callable[[int], str]
 ) -> int:
     raw = table.raw(key)
     if raw is None:
@@ -42,7 +42,7 @@ def _take(
         table.problem(key, str(error))
         return default
     if not low <= value <= high:
-        table.problem(key, f"{raw!r} is not possible: from {show(low)} to {show(high)} is allowed")
+        table.problem(key, f"{raw!r} is not possible: from {spell(low)} to {spell(high)} is allowed")
         return default
     return value
 
