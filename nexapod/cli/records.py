@@ -17,6 +17,7 @@ BLANKS_MAX: Final = 1 << 20
 CSV_RECORD_MAX: Final = 16 << 20
 """A longer record means that a quote is missing, and that the rest of the file would be read inside out."""
 SDF_LINE_MAX: Final = 1 << 20
+_SPACE: Final = ord(" ")
 _BLANK: Final = b" \t\r\n\v\f"
 _BOM: Final = b"\xef\xbb\xbf"
 _TEXT = re.compile(rb"[^ \t\r\n\v\f]")
@@ -26,7 +27,7 @@ _SDF_END = re.compile(rb"\n\$\$\$\$[^\n]*+(?=\n)")
 _SDF_MARK: Final = b"\n$$$$"
 _CSV = re.compile(rb'[^"\n]*+(?:"[^"]*+"[^"\n]*+)*+\n')
 """One record with its line end. A line end between quotes is text."""
-_CSV_BLANKS = re.compile(rb"(?:[ \t\r\v\f]*+\n)*+")
+_LINE_END = re.compile(rb"\n")
 _CSV_QUOTES = re.compile(
     rb'[^"]*+(?:(?<![^,;|\t ])"[^"]*+(?:""[^"]*+)*+"(?![^,;|\t \r\n])[^"]*+)*+',
 )
@@ -223,20 +224,30 @@ class _Csv:
         if b'"' not in block:
             return self._plain(block)
         starts = []
-        at = self._after_blanks(block, 0)
-        while found := _CSV.match(block, at):
-            starts.append(self._at + at)
-            lines = block.find(b"\n", at) != found.end() - 1
-            if lines and not _CSV_QUOTES.fullmatch(found[0]):
-                what = "a quote stands inside a field of this record: put such a field in quotes and double the quote"
-                raise BadRecord(self._at + at, what)
-            at = self._after_blanks(block, found.end())
+        at = line = 0
+        inside = several = False
+        for found in _LINE_END.finditer(block):
+            end = found.end()
+            # Doubled quotes included, a line that opens no more than it closes has an even number of them.
+            if block.count(b'"', line, end) % 2:
+                inside = not inside
+                several = several or inside
+            line = end
+            if inside:
+                continue
+            if several:
+                self._check_quotes(block[at:end], at)
+                several = False
+            if block[at] > _SPACE or not block[at:end].isspace():
+                starts.append(self._at + at)
+            at = end
         return starts, at
 
-    def _after_blanks(self, block: bytes, at: int) -> int:
-        found = _CSV_BLANKS.match(block, at)
-        assert found is not None
-        return found.end()
+    def _check_quotes(self, record: bytes, at: int) -> None:
+        # Within one line a stray quote does no harm; here it has been taken for the border of a field.
+        if b"\n" in record[:-1] and not _CSV_QUOTES.fullmatch(record):
+            what = "a quote stands inside a field of this record: put such a field in quotes and double the quote"
+            raise BadRecord(self._at + at, what)
 
     def _plain(self, block: bytes) -> tuple[list[int], int]:
         end = block.rfind(b"\n") + 1

@@ -51,7 +51,7 @@ def test_what_is_no_duration(text: str) -> None:
         parse_duration(text)
 
 
-@given(st.integers(0, 1 << 50))
+@given(st.integers(0, 1 << 49))
 def test_what_is_spelled_is_read_as_the_same(amount: int) -> None:
     assert parse_duration(spell_duration(amount % 10**9)) == amount % 10**9
     assert parse_size(spell_size(amount)) == amount
