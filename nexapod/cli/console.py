@@ -84,6 +84,19 @@ def byte_progress(what: str, total: int, *, quiet: bool) -> Iterator[Callable[[i
         yield lambda count: progress.advance(bar, count)
 
 
+@contextmanager
+def waiting(what: str, *, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """A line on stderr that moves while nothing else does, when someone looks. Yields what changes its text."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda text: None
+        return
+    from rich.console import Console
+    from rich.markup import escape
+
+    with Console(stderr=True).status(escape(safe(what))) as status:
+        yield lambda text: status.update(escape(safe(text)))
+
+
 def short(identity: Any) -> str:
     """The beginning of a job id, or the end of a peer id: what differs."""
     text = safe(identity)

@@ -22,6 +22,18 @@ def parse_duration(text: str) -> int:
     return round(sum(float(n) * _TIME_MS[unit] for n, unit in parts))
 
 
+def spell_size(count: int) -> str:
+    """Exactly so many bytes, as parse_size reads them: 512MiB."""
+    unit = next(u for u in ("TiB", "GiB", "MiB", "KiB", "B") if count % _UNITS[u] == 0) if count else "B"
+    return f"{count // _UNITS[unit]}{unit}"
+
+
+def spell_duration(ms: int) -> str:
+    """Exactly so many milliseconds, as parse_duration reads them: 90s."""
+    unit = next(u for u, size in _TIME_MS.items() if ms % size == 0) if ms else "s"
+    return f"{ms // _TIME_MS[unit]}{unit}"
+
+
 def show_size(count: int) -> str:
     """Bytes for people: 34 MiB."""
     value, unit = float(count), "B"

@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import io
 import time
-from contextlib import closing
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Final
 
 from nexapod.cli.client import Client
-from nexapod.cli.console import byte_progress, note, print_json, say, short
-from nexapod.cli.errors import OK, BadFile, ConnectionLost, FileChanged
+from nexapod.cli.console import byte_progress, note, print_json, say, short, waiting
+from nexapod.cli.errors import OK, BadFile, CliError, FileChanged
 from nexapod.cli.image_commands import with_image
-from nexapod.cli.jobfile import Plan, Upload, read_job
+from nexapod.cli.jobfile import Plan, read_job
+from nexapod.cli.jobfile_files import Upload
 from nexapod.cli.safe import safe
 from nexapod.cli.watching import watch
 from nexapod.config import ConfigError
 
 PLACED_WAIT_S: Final = 30.0
+LOOK_S: Final = 0.2
+"""Between two looks at whether the job is placed: a stream of events says nothing of how many hold it so far."""
+REASONS_SHOWN: Final = 6
 _ENDS: Final = frozenset({"complete", "cancelled"})
 
 
 def submit(client: Client, path: Path, *, wait: bool, and_watch: bool, as_json: bool) -> int:
     """Returns the exit status. Raises CliError."""
     try:
-        plan = read_job(path)
+        plan = read_job(path, partial(byte_progress, quiet=as_json))
     except ConfigError as error:
         raise BadFile("\n".join(safe(line) for line in str(error).split("\n"))) from None
     plan = with_image(client, plan, quiet=as_json)
@@ -33,48 +38,56 @@ def submit(client: Client, path: Path, *, wait: bool, and_watch: bool, as_json: 
     if not as_json:
         say(f"job {job}")
         say(f"{safe(plan.name)}: {plan.tasks} {'task' if plan.tasks == 1 else 'tasks'} submitted")
-    view = wait_placed(client, job, PLACED_WAIT_S) if wait else {"placed": False, "placed_on": []}
+    view = wait_placed(client, job, PLACED_WAIT_S, quiet=as_json) if wait else {"placed": False, "placed_on": []}
     if as_json:
         print_json({"job_id": job, "tasks": plan.tasks, "placed": view["placed"], "placed_on": view["placed_on"]})
     elif wait:
-        say(_placed_sentence(view))
+        for line in placed_lines(view, lambda: _missing(client, job)):
+            say(line)
     return watch(client, job, as_json=as_json) if and_watch else OK
 
 
-def _placed_sentence(view: dict[str, Any]) -> str:
+def placed_lines(view: dict[str, Any], missing: Callable[[], list[str]]) -> list[str]:
+    """Whether this machine may go offline, and what is missing if it may not."""
     if view["placed"]:
-        count = len(view["placed_on"])
-        return f"the job is held by {count} other {'peer' if count == 1 else 'peers'}: this machine may go offline"
+        return [
+            f"the job and all its inputs are held by {_holders(view)}: this machine may go offline, a laptop closed"
+        ]
     if view.get("state") in _ENDS:
-        return f"the job is {view['state']} already"
-    return (
-        "no other peers hold the job and its inputs yet: keep this machine running. `nexapod why` says what is missing"
-    )
+        return [f"the job is {safe(view['state'])} already"]
+    held = f"only {_holders(view)} hold" if view["placed_on"] else "no other peers hold"
+    first = f"{held} the job and all its inputs yet: keep this machine running"
+    return [first, *(f"  {safe(sentence)}" for sentence in missing())]
 
 
-def wait_placed(client: Client, job: str, seconds: float) -> dict[str, Any]:
-    """Wait until other peers hold the job, at most so long. Returns {placed, placed_on, state}."""
+def _holders(view: dict[str, Any]) -> str:
+    """How many, of how many: of each part where the job has so many tasks that several groups keep it."""
+    count, needed = len(view["placed_on"]), int(view.get("holders_needed") or 0)
+    if not needed:
+        return f"{count} other {'peer' if count == 1 else 'peers'}"
+    if count <= needed:
+        return f"{count} of {needed} other peers"
+    return f"{count} other peers ({needed} are needed for each part)"
+
+
+def _missing(client: Client, job: str) -> list[str]:
+    try:
+        return [str(sentence) for sentence in client.get(f"/v1/jobs/{job}/why")["sentences"]][:REASONS_SHOWN]
+    except CliError as error:
+        # The job is submitted: that its state cannot be explained now does not undo that.
+        return [error.facts]
+
+
+def wait_placed(client: Client, job: str, seconds: float, *, quiet: bool) -> dict[str, Any]:
+    """Wait until other peers hold the job, at most so long. Returns the job's view. Raises CliError."""
     end = time.monotonic() + seconds
-    view: dict[str, Any] = {"placed": False, "placed_on": [], "state": "placing"}
-    while not (view["placed"] or view["state"] in _ENDS) and (left := end - time.monotonic()) > 0:
-        try:
-            with closing(client.events(job, timeout_s=left)) as events:
-                for name, data in events:
-                    if name == "snapshot":
-                        view = {key: data[key] for key in ("placed", "placed_on", "state")}
-                    if view["placed"] or view["state"] in _ENDS or name in ("placed", "complete"):
-                        break
-                    if time.monotonic() > end:
-                        return view
-        except ConnectionLost:
-            if time.monotonic() < end:
-                raise
-            return view
-        # Ask again: the facts of `placed` are the backend's, its snapshot is the whole truth.
-        if not view["placed"]:
-            answer = client.get(f"/v1/jobs/{job}?count=0")
-            view = {key: answer[key] for key in ("placed", "placed_on", "state")}
-    return view
+    with waiting("placing the job", quiet=quiet) as show:
+        while True:
+            view: dict[str, Any] = client.get(f"/v1/jobs/{job}?count=0")
+            if view["placed"] or view["state"] in _ENDS or (left := end - time.monotonic()) <= 0:
+                return view
+            show(f"placing the job: held by {_holders(view)}")
+            time.sleep(min(LOOK_S, left))
 
 
 def upload(client: Client, plan: Plan, *, quiet: bool) -> None:

@@ -215,10 +215,10 @@ def test_stop_drains_unless_told_otherwise(daemon: Daemon, cli: Cli) -> None:
 
 def test_submit_uploads_waits_until_placed_and_says_so(daemon: Daemon, cli: Cli, tmp_path: Path) -> None:
     backend = daemon.backend
-    thread = daemon.when(lambda: bool(backend.watchers), lambda: backend.place(next(iter(backend.known))))
+    thread = daemon.when(lambda: bool(backend.known), lambda: backend.place(next(iter(backend.known))))
     assert cli("submit", write_job(tmp_path)) == 0
     thread.join()
-    assert "held by 2 other peers: this machine may go offline" in cli.out
+    assert "the job and all its inputs are held by 2 other peers: this machine may go offline" in cli.out
     (job,) = backend.known.values()
     assert job.spec.name == "a sweep"
     assert backend.blobs[job.spec.run.module].startswith(b"\0asm")  # type: ignore[index]
@@ -233,9 +233,38 @@ def test_submit_is_honest_when_nobody_holds_the_job(
 ) -> None:
     monkeypatch.setattr(submitting, "PLACED_WAIT_S", 0.1)
     assert cli("submit", write_job(tmp_path)) == 0
-    assert "keep this machine running" in cli.out
+    assert "no other peers hold the job and all its inputs yet: keep this machine running" in cli.out
+    assert "Only 1 known peer can run it." in cli.out, "what is missing"
     assert cli("submit", "--json", write_job(tmp_path)) == 0
     assert cli.json["placed_on"] == []
+
+
+@pytest.mark.parametrize(
+    ("held", "needed", "placed", "said"),
+    [
+        (3, 3, True, "are held by 3 of 3 other peers: this machine may go offline"),
+        (9, 3, True, "are held by 9 other peers (3 are needed for each part): this machine may go offline"),
+        (1, None, True, "are held by 1 other peer: this machine may go offline"),
+        (1, 2, False, "only 1 of 2 other peers hold the job and all its inputs yet: keep this machine running"),
+        (0, 2, False, "no other peers hold the job and all its inputs yet: keep this machine running"),
+    ],
+)
+def test_how_many_hold_the_job_of_how_many_is_said(held: int, needed: int | None, placed: bool, said: str) -> None:
+    view: dict[str, Any] = {"placed": placed, "placed_on": ["p"] * held, "holders_needed": needed, "state": "placing"}
+    first, *more = submitting.placed_lines(view, lambda: ["It waits."])
+    assert said in first
+    assert more == ([] if placed else ["  It waits."])
+
+
+def test_waiting_ends_although_the_daemon_pings(
+    daemon: Daemon, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream of events is kept alive by pings: to wait for its silence would be to wait for ever."""
+    monkeypatch.setattr("nexapod.api.answers.PING_S", 0.05)
+    monkeypatch.setattr(submitting, "PLACED_WAIT_S", 0.3)
+    began = time.monotonic()
+    assert cli("submit", write_job(tmp_path)) == 0
+    assert time.monotonic() - began < 10
 
 
 def test_a_bad_job_file_submits_nothing(daemon: Daemon, cli: Cli, tmp_path: Path) -> None:
@@ -287,7 +316,7 @@ def test_submit_and_watch_in_one(daemon: Daemon, cli: Cli, tmp_path: Path) -> No
         for index in range(3):
             backend.settle(job, index, {})
 
-    thread = daemon.when(lambda: bool(backend.watchers), live)
+    thread = daemon.when(lambda: bool(backend.known), live)
     assert cli("submit", "--watch", write_job(tmp_path)) == 0
     thread.join()
     assert "complete: 3 settled, 0 failed" in cli.out

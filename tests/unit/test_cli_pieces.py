@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nexapod.cli.collecting import BlobHash, names_of
-from nexapod.cli.quantities import parse_duration, parse_size, show_duration, show_size
+from nexapod.cli.quantities import (
+    parse_duration,
+    parse_size,
+    show_duration,
+    show_size,
+    spell_duration,
+    spell_size,
+)
 from nexapod.cli.safe import is_plain_name, is_plain_path, safe
 from nexapod.cli.watching import Standing
 from nexapod.protocol.limits import CHUNK_BYTES
@@ -42,6 +49,17 @@ def test_durations(text: str, value: int) -> None:
 def test_what_is_no_duration(text: str) -> None:
     with pytest.raises(ValueError, match="not a duration"):
         parse_duration(text)
+
+
+@given(st.integers(0, 1 << 49))
+def test_what_is_spelled_is_read_as_the_same(amount: int) -> None:
+    assert parse_duration(spell_duration(amount % 10**9)) == amount % 10**9
+    assert parse_size(spell_size(amount)) == amount
+
+
+def test_amounts_are_spelled_short() -> None:
+    assert [spell_size(n) for n in (0, 1, 1 << 20, 3 << 40, 1000)] == ["0B", "1B", "1MiB", "3TiB", "1000B"]
+    assert [spell_duration(n) for n in (0, 1, 60_000, 5_400_000, 7 * 86_400_000)] == ["0s", "1ms", "1m", "90m", "7d"]
 
 
 def test_amounts_for_people() -> None:

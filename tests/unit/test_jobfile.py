@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nexapod.api.models import JobBody
-from nexapod.cli.jobfile import hash_file, read_job
-from nexapod.cli.splitting import pieces, split_index
+from nexapod.cli.hashing import hash_file
+from nexapod.cli.jobfile import read_job
+from nexapod.cli.splitting import Cut, pieces, split_file
 from nexapod.config import ConfigError
 from nexapod.protocol import statements
-from nexapod.protocol.limits import CHUNK_BYTES
+from nexapod.protocol.limits import CHUNK_BYTES, INPUTS_MAX, SHARD_TASKS, TASKS_MAX
 from nexapod.protocol.types import blob_of
 
 FULL = """
@@ -32,6 +36,7 @@ executor = "wasm"
 module = "m.wasm"
 command = ["predict", "--fast"]
 env = { MODE = "x" }
+checkpoint = "shared"
 
 [inputs]
 "data/weights.bin" = "w.bin"
@@ -43,7 +48,9 @@ count = 7
 cpus = 0.5
 memory = "512MiB"
 output = "1.5MB"
+disk = "4MB"
 wall = "1h30m"
+idle = "10m"
 gpus = 1
 gpu_memory = "16GiB"
 network = "none"
@@ -53,6 +60,7 @@ arch = "amd64"
 memory = "1GiB"
 executor = "wasm"
 gpu_model = "H200"
+gpu_capability = "8.0"
 
 [validate]
 mode = "exact"
@@ -92,7 +100,10 @@ def test_every_key_reaches_the_job_and_the_api_takes_it(folder: Path) -> None:
     assert [(f.path, f.blob) for f in spec.inputs] == [("data/weights.bin", blob_of(b"weights"))]
     limits = spec.limits
     assert (limits.cpus_milli, limits.memory, limits.output) == (500, 512 << 20, 1_500_000)
-    assert (limits.wall_ms, limits.gpus, limits.gpu_memory) == (5_400_000, 1, 16 << 30)
+    assert (limits.disk, limits.pids) == (4_000_000, 64)
+    assert (limits.wall_ms, limits.idle_ms) == (5_400_000, 600_000)
+    assert (limits.gpus, limits.gpu_memory) == (1, 16 << 30)
+    assert (spec.run.checkpoint, spec.requires.gpu_capability) == ("shared", "8.0")
     assert (spec.requires.arch, spec.requires.memory, spec.requires.gpu_model) == (("amd64",), 1 << 30, "H200")
     assert (spec.validate.agree, spec.validate.max_replicas, spec.retention_ms) == (3, 6, 129_600_000)
     assert {upload.ref for upload in plan.uploads} == set(spec.blobs)
@@ -104,6 +115,20 @@ def test_what_is_left_out_has_the_protocols_defaults(folder: Path) -> None:
 
     spec = JobBody.model_validate(read(folder, SMALL + "[tasks]\ncount = 1").body).spec("net")
     assert (spec.limits, spec.requires, spec.validate) == (Limits(), Requires(), Validate())
+
+
+def test_a_docker_run_has_a_folder_to_start_in_and_a_number_of_processes(folder: Path) -> None:
+    run = f'[job]\nname = "x"\n[run]\nexecutor = "docker"\nimage = "sha256:{"ab" * 32}"\nworkdir = "/output"\n'
+    spec = JobBody.model_validate(read(folder, run + "[limits]\npids = 512\n[tasks]\ncount = 1").body).spec("net")
+    statements.check_body(spec)
+    assert (spec.run.workdir, spec.limits.pids) == ("/output", 512)
+    assert "is not absolute" in problems(folder, run.replace("/output", "output") + "[tasks]\ncount = 1")
+
+
+def test_disk_is_twice_the_output_where_it_is_not_said(folder: Path) -> None:
+    tasks = "[tasks]\ncount = 1\n"
+    assert read(folder, SMALL + tasks + '[limits]\noutput = "3GB"').body["limits"]["disk"] == 6_000_000_000
+    assert read(folder, SMALL + tasks + '[limits]\noutput = "1TiB"').body["limits"]["disk"] == 1 << 40
 
 
 def test_a_docker_run_names_an_image(folder: Path) -> None:
@@ -173,7 +198,7 @@ def test_a_fasta_file_is_cut_at_its_records(folder: Path) -> None:
 
 def test_lines_are_cut_at_lines_that_say_something(folder: Path) -> None:
     data = (folder / "in.txt").read_bytes()
-    cuts = pieces(split_index(folder / "in.txt", "lines", 1))
+    cuts = pieces(split_file(folder / "in.txt", Cut("lines", size=1)).index)
     assert [data[o : o + n] for o, n in cuts] == [b"one\r\n\n  \n", b"two\n", b"three"]
 
 
@@ -193,7 +218,7 @@ def test_pieces_cover_every_record_once_in_order(
     path = tmp_path_factory.mktemp("split") / "x.fasta"
     text = "".join(f">{name}\n" + "".join(f"{line}\n" for line in lines) for name, lines in records)
     path.write_text(text)
-    cuts = pieces(split_index(path, "fasta", size))
+    cuts = pieces(split_file(path, Cut("fasta", size=size)).index)
     parts = [text[o : o + n] for o, n in cuts]
     assert "".join(parts) == text
     assert [part.count(">") for part in parts[:-1]] == [size] * (len(parts) - 1)
@@ -206,11 +231,120 @@ def test_too_many_pieces_are_refused_before_they_are_counted(folder: Path, monke
     assert read(folder, SMALL + '[tasks]\nsplit = "in.txt"\nby = "lines"\nsize = 2').tasks == 2
 
 
+def test_a_split_says_how_and_its_header_is_kept(folder: Path) -> None:
+    (folder / "in.csv").write_bytes(b"id,x\n1,a\n2,b\n3,c\n")
+    plan = read(folder, SMALL + '[tasks]\nsplit = "in.csv"\nby = "csv"\npieces = 2')
+    spec = JobBody.model_validate(plan.body).spec("net")
+    statements.check_body(spec)
+    assert spec.split is not None
+    assert (spec.tasks, spec.split.path, spec.split.header, spec.split.bounds) == (2, "record.csv", 5, (5, 17))
+    assert {upload.ref for upload in plan.uploads} == set(spec.blobs)
+    whole = read(folder, SMALL + '[tasks]\nsplit = "in.csv"\nby = "csv"\nheader = false\nbytes = "1KiB"')
+    assert (whole.tasks, whole.body["split"]["header"]) == (1, 0)
+    two = read(folder, SMALL + '[tasks]\nsplit = "in.csv"\nby = "lines"\nheader = 2')
+    assert (two.tasks, two.body["split"]["header"]) == (2, 9)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ("size = 2\npieces = 3", "tasks.pieces: at most one of size, bytes and pieces is possible"),
+        ("size = 0", "tasks.size: 0 is not possible"),
+        ("pieces = 1000001", "tasks.pieces: 1000001 is not possible"),
+        ("bytes = 100", "tasks.bytes: expected text with a unit"),
+        ('bytes = "4GiB"', "tasks.bytes: '4GiB' is not possible"),
+        ("header = true", "tasks.header: expected a whole number"),
+        ('by = "fasta"\nheader = 1', "tasks.header: it belongs to lines and csv"),
+        ('by = "csv"\nheader = 1', "tasks.header: expected true or false"),
+        ('by = "xml"', "tasks.by: 'xml' is not possible"),
+        ('as = "../x"', "cannot be a path below /input"),
+    ],
+)
+def test_a_bad_split_is_explained(folder: Path, keys: str, said: str) -> None:
+    by = "" if "by =" in keys else 'by = "lines"\n'
+    assert said in problems(folder, SMALL + f'[tasks]\nsplit = "in.txt"\n{by}{keys}')
+
+
+def test_a_job_of_as_many_tasks_as_possible_fits_its_statement(folder: Path) -> None:
+    # The offsets of a terabyte are as long as they get; nothing of the file is read here.
+    step = (1 << 40) // TASKS_MAX
+    bounds = [shard * SHARD_TASKS * step for shard in range(-(-TASKS_MAX // SHARD_TASKS))] + [1 << 40]
+    body = read(folder, FULL).body
+    split = {"path": "x", "ref": f"{'ab' * 32}:{1 << 40}", "index": f"{'cd' * 32}:{12 * TASKS_MAX}", "bounds": bounds}
+    statements.check_body(JobBody.model_validate(body | {"tasks": TASKS_MAX, "split": split}).spec("net"))
+
+
+# --- files and folders ---------------------------------------------------------------------------------------------
+def test_a_folder_is_the_files_below_it(folder: Path) -> None:
+    (folder / "tree/b/c").mkdir(parents=True)
+    for name in ("tree/z", "tree/b/c/deep", "tree/b/a", "tree/.hidden"):
+        (folder / name).write_text(name)
+    plan = read(folder, SMALL + '[inputs]\n"data" = "tree/"\n"w" = "w.bin"\n[tasks]\ncount = 1')
+    paths = [entry["path"] for entry in plan.body["inputs"]]
+    assert paths == ["data/.hidden", "data/b/a", "data/b/c/deep", "data/z", "w"]
+    refs = {entry["path"]: entry["ref"] for entry in plan.body["inputs"]}
+    assert refs["data/b/a"] == str(blob_of(b"tree/b/a"))
+    assert {str(upload.ref) for upload in plan.uploads} >= set(refs.values())
+    plan = read(folder, SMALL + '[inputs]\n"." = "tree"\n[tasks]\ncount = 1')
+    assert [entry["path"] for entry in plan.body["inputs"]] == [".hidden", "b/a", "b/c/deep", "z"]
+
+
+def test_what_a_folder_may_not_hold(folder: Path) -> None:
+    tree = folder / "tree"
+    tree.mkdir()
+    text = SMALL + '[inputs]\n"data" = "tree/"\n[tasks]\ncount = 1'
+    assert "the folder 'tree/' holds no file" in problems(folder, text)
+    (tree / "link").symlink_to(folder / "w.bin")
+    assert "holds a link, 'link': put the file there instead" in problems(folder, text)
+    (tree / "link").unlink()
+    os.mkfifo(tree / "pipe")
+    assert "holds 'pipe', which is no regular file" in problems(folder, text)
+    (tree / "pipe").unlink()
+    (tree / "a\nb").touch()
+    assert "'data/a\\nb' cannot be a path below /input" in problems(folder, text)
+    (tree / "a\nb").unlink()
+    for number in range(INPUTS_MAX + 1):
+        (tree / str(number)).touch()
+    assert f"holds more than {INPUTS_MAX} files: pack them into one (tar -cf" in problems(folder, text)
+    (tree / "0").unlink()
+    assert len(read(folder, text).body["inputs"]) == INPUTS_MAX
+    more = text.replace("[tasks]", '"w" = "w.bin"\n[tasks]')
+    assert f"inputs: there are more than {INPUTS_MAX} input files" in problems(folder, more)
+    assert "'w.bin/' is not a folder" in problems(folder, text.replace("tree/", "w.bin/"))
+
+
+def test_two_inputs_do_not_hide_each_other(folder: Path) -> None:
+    (folder / "tree").mkdir()
+    (folder / "tree/x").touch()
+    same = SMALL + '[inputs]\n"d/x" = "w.bin"\n"d" = "tree/"\n[tasks]\ncount = 1'
+    assert "inputs.d: the input 'd/x' is there twice" in problems(folder, same)
+    above = SMALL + '[inputs]\n"d" = "w.bin"\n"d/y" = "w.bin"\n[tasks]\ncount = 1'
+    assert "inputs.d/y: the input 'd/y' and 'd' cannot both be: one is a folder" in problems(folder, above)
+
+
+def test_a_large_file_is_not_read_for_a_job_file_that_is_wrong(folder: Path) -> None:
+    read_of: list[str] = []
+
+    @contextmanager
+    def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+        read_of.append(what)
+        yield lambda count: None
+
+    text = SMALL + '[inputs]\n"w" = "w.bin"\n[tasks]\nsplit = "in.txt"\nby = "lines"\n'
+    (folder / "job.toml").write_text(text + "bogus = 1")
+    with pytest.raises(ConfigError):
+        read_job(folder / "job.toml", progress)
+    assert read_of == ["reading m.wasm"]
+    (folder / "job.toml").write_text(text)
+    read_job(folder / "job.toml", progress)
+    assert read_of[2:] == ["reading w.bin", "reading in.txt"]
+
+
 # --- what is wrong is said -----------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (("count = 7", "cuont = 7"), "job.toml:19: tasks.cuont: unknown key; did you mean 'count'?"),
+        (("count = 7", "cuont = 7"), "job.toml:20: tasks.cuont: unknown key; did you mean 'count'?"),
         (("count = 7", 'count = 7\nsplit = "w.bin"'), "it has count and split"),
         (("count = 7", "count = 7\nsize = 2"), "tasks.size: it belongs to `split`"),
         (("count = 7", ""), "it has none"),
@@ -220,6 +354,15 @@ def test_too_many_pieces_are_refused_before_they_are_counted(folder: Path, monke
         (('memory = "512MiB"', "memory = 512"), "limits.memory: expected text with a unit, not a whole number"),
         (('memory = "512MiB"', 'memory = "512XB"'), "'512XB' is not a size"),
         (('memory = "512MiB"', 'memory = "1kB"'), "limits.memory: '1kB' is not possible"),
+        (('disk = "4MB"', 'disk = "1MB"'), "limits.disk: it is less than `output`"),
+        (('idle = "10m"', 'idle = "2h"'), "limits.idle: it has no effect: the task is ended by `wall` before"),
+        (('idle = "10m"', 'idle = "1ms"'), "limits.idle: '1ms' is not possible: from 1s to 30d is allowed"),
+        (("gpus = 1", "gpus = 1\npids = 3"), "limits.pids: it belongs to docker runs"),
+        (("gpus = 1", ""), "requires.gpu_model: it has no effect: the tasks are given no GPU"),
+        (('"8.0"', '"8"'), "requires.gpu_capability: '8' is no CUDA compute capability: write it like '8.0'"),
+        (('"8.0"', "8.0"), "requires.gpu_capability: expected text, not a number"),
+        (('"shared"', '"global"'), "run.checkpoint: 'global' is not possible"),
+        (('checkpoint = "shared"', 'workdir = "/x"'), "run.workdir: it belongs to docker runs"),
         (('wall = "1h30m"', 'wall = "90"'), "'90' is not a duration"),
         (('wall = "1h30m"', 'wall = "31d"'), "limits.wall: '31d' is not possible"),
         (('network = "none"', 'network = "host"'), "limits.network: 'host' is not possible"),
@@ -227,7 +370,7 @@ def test_too_many_pieces_are_refused_before_they_are_counted(folder: Path, monke
         (("agree = 3", "agree = 9"), "validate.agree: 9 results cannot agree among at most 6"),
         (('mode = "exact"', 'mode = "exakt"'), "validate.mode: 'exakt' is not possible: did you mean 'exact'?"),
         (('module = "m.wasm"', 'module = "none.wasm"'), "run.module: 'none.wasm' does not exist"),
-        (('module = "m.wasm"', 'module = "."'), "run.module: '.' is not a regular file"),
+        (('module = "m.wasm"', 'module = "."'), "run.module: '.' is a folder, not a file"),
         (('module = "m.wasm"', ""), "run.module: a wasm run names a module"),
         (('"data/weights.bin"', '"../weights.bin"'), "cannot be a path below /input"),
         (('"data/weights.bin"', '"/weights.bin"'), "cannot be a path below /input"),
@@ -306,7 +449,14 @@ TEXTS = st.text(st.characters(codec="ascii", exclude_characters="\x7f"), max_siz
             "tasks.params",
             "tasks.count",
             "tasks.split",
+            "tasks.header",
+            "run.workdir",
+            "run.checkpoint",
             "limits",
+            "limits.disk",
+            "limits.idle",
+            "limits.pids",
+            "requires.gpu_capability",
             "limits.cpus",
             "limits.memory",
             "requires.arch",
