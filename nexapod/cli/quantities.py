@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from nexapod.config.sizes import parse_size
+from nexapod.config.sizes import parse_size, spell_size
 
-__all__ = ["parse_duration", "parse_size", "show_duration", "show_size"]
+__all__ = ["parse_duration", "parse_size", "show_duration", "show_size", "spell_duration", "spell_size"]
 
 _TIME = re.compile(r"(?:([0-9]{1,9}(?:\.[0-9]{1,3})?)(ms|d|h|m|s))")
 _TIME_MS: Final = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1_000, "ms": 1}
@@ -20,12 +20,6 @@ def parse_duration(text: str) -> int:
     if not parts or "".join(n + unit for n, unit in parts) != compact:
         raise ValueError(f"{text!r} is not a duration: write it like '90s', '10m', '1h30m' or '7d'")
     return round(sum(float(n) * _TIME_MS[unit] for n, unit in parts))
-
-
-def spell_size(count: int) -> str:
-    """Exactly so many bytes, as parse_size reads them: 512MiB."""
-    unit = next(u for u in ("TiB", "GiB", "MiB", "KiB", "B") if count % _UNITS[u] == 0) if count else "B"
-    return f"{count // _UNITS[unit]}{unit}"
 
 
 def spell_duration(ms: int) -> str:

@@ -18,3 +18,9 @@ def parse_size(text: str) -> int:
     if match is None or match.group(2) not in _UNITS:
         raise ValueError(f"{text!r} is not a size: write it like '512MiB', '1.5GiB' or '200MB'")
     return round(float(match.group(1)) * _UNITS[match.group(2)])
+
+
+def spell_size(count: int) -> str:
+    """Exactly so many bytes, as parse_size reads them: 512MiB."""
+    unit = next(u for u in ("TiB", "GiB", "MiB", "KiB", "B") if count % _UNITS[u] == 0) if count else "B"
+    return f"{count // _UNITS[unit]}{unit}"

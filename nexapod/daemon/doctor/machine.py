@@ -25,7 +25,7 @@ import psutil
 from nexapod.daemon.doctor.check import Finding
 from nexapod.executor.watch import DISK_FREE_MIN
 from nexapod.mesh import identity
-from nexapod.profile.gpus import gpus
+from nexapod.profile.gpus import NO_DRIVER, GpuReader
 from nexapod.profile.hardware import hardware
 from nexapod.store.home import Home
 from nexapod.version import __version__
@@ -135,10 +135,13 @@ def processor(home: Home) -> Finding:
 
 
 def graphics() -> Finding:
-    found = gpus()
-    if not found:
+    found = GpuReader().look()
+    if found.trouble == NO_DRIVER:
         return Finding("ok", "no NVIDIA GPU, or no driver for it: tasks that need one run elsewhere")
-    return Finding("ok", ", ".join(f"{gpu.model}, {_gib(gpu.memory)}, driver {gpu.driver}" for gpu in found))
+    said = ", ".join(f"{r.model}, {_gib(r.memory_bytes or 0)}, driver {r.driver}" for r in found.readings)
+    if found.trouble:
+        return Finding("failed", said or "no GPU can be used", found.trouble)
+    return Finding("ok", said or "no NVIDIA GPU")
 
 
 def software(requires: Iterable[str] | None = None) -> Finding:
