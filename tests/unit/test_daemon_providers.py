@@ -15,7 +15,7 @@ from nexapod.protocol.types import Digest, Part, PeerId, blob_of
 
 PART = Part.whole(blob_of(b"wanted"))
 ME, LAN, FAR, KNOWN, STRANGER, DHT = (PeerId(name) for name in ("me", "lan", "far", "known", "stranger", "dht"))
-LINKS = {FAR: "/ip4/198.51.100.7/tcp/4747", LAN: "/ip4/192.168.1.7/tcp/4747"}
+LINKS = {FAR: "/ip4/93.184.216.34/tcp/4747", LAN: "/ip4/192.168.1.7/tcp/4747"}
 
 
 @dataclass
