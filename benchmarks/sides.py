@@ -1,9 +1,9 @@
 """One side of a transfer, in a process of its own: what benchmarks/blobs.py starts, and what it measures.
 
-Each role prints JSON lines: `{"ready": ...}` once it can be talked to, and a fetcher `{"seconds": ..., ...}` at its end.
-Everything is on loopback.
+Each role prints JSON lines: `{"ready": ...}` once it can be talked to, and a fetcher `{"seconds": ..., ...}` at its
+end. Everything is on loopback.
 
-    provide HOME FILE                 a daemon's mesh and blob store, holding FILE
+    provide HOME FILE PORT            a daemon's mesh and blob store, holding FILE
     fetch HOME REF ADDR...            the same, fetching REF from the peers at ADDR
     bare-give SIZE / bare-take ADDR   a py-libp2p stream of the same host settings, 64 KiB writes, nothing stored
     tcp-give FILE / tcp-take PORT F   a plain TCP copy of FILE into F
@@ -23,6 +23,7 @@ from pathlib import Path
 import trio
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
+REPORT_BYTES = 1 << 20
 NETWORK = "benchmark"
 BARE_PROTOCOL = "/nexapod/benchmark/bare/1"
 WRITE_BYTES = 64 << 10
@@ -50,7 +51,7 @@ def reset_peak() -> int:
 class Side:
     """What a daemon has of mesh and blobs, joined as the daemon joins them."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, port: int = 0, *, tell: bool = False) -> None:
         from nexapod.blobs.exchange import Exchange
         from nexapod.blobs.store import BlobStore
         from nexapod.mesh import events
@@ -66,7 +67,9 @@ class Side:
                 raise trio.BrokenResourceError(str(error)) from error
 
         async def on_bulk(peer, frame):
-            self.taken += len(frame)
+            before, self.taken = self.taken, self.taken + len(frame)
+            if tell and before // REPORT_BYTES != self.taken // REPORT_BYTES:
+                say(taken=self.taken)
             await self.exchange.on_frame(peer, frame)
 
         def on_event(event):
@@ -78,30 +81,30 @@ class Side:
         self.mesh = Mesh(
             seed=hashlib.sha256(str(home).encode()).digest(),
             network=NETWORK,
-            listen=[LOOPBACK],
+            listen=[f"/ip4/127.0.0.1/tcp/{port}"],
             on_event=on_event,
             on_bulk=on_bulk,
             validate=lambda topic, data: False,
         )
 
 
-async def provide(home: Path, source: Path) -> None:
-    side = Side(home)
+async def provide(home: Path, source: Path, port: int) -> None:
+    side = Side(home, port)
     ref = await side.store.put_file(source)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(side.exchange.run)
         await nursery.start(side.mesh.run)
-        base = reset_peak()
+        base, cpu = reset_peak(), time.process_time()
         say(ready=True, addr=side.mesh.addrs[0], ref=str(ref))
         await _until_told()
-        say(grown=peak_rss() - base)
+        say(grown=peak_rss() - base, cpu=time.process_time() - cpu)
         nursery.cancel_scope.cancel()
 
 
 async def fetch(home: Path, name: str, addrs: list[str]) -> None:
     from nexapod.protocol.types import BlobRef, Part, PeerId
 
-    side, ref = Side(home), BlobRef.parse(name)
+    side, ref = Side(home, tell=True), BlobRef.parse(name)
     peers = [PeerId(addr.rpartition("/p2p/")[2]) for addr in addrs]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(side.exchange.run)
@@ -113,7 +116,6 @@ async def fetch(home: Path, name: str, addrs: list[str]) -> None:
                 await trio.sleep(0.05)
         base = reset_peak()
         say(ready=True)
-        nursery.start_soon(_report, side)
         began, cpu = time.perf_counter(), time.process_time()
         await _fetch_whole(side, Part.whole(ref), peers)
         seconds, spent = time.perf_counter() - began, time.process_time() - cpu
@@ -133,12 +135,6 @@ async def _fetch_whole(side: Side, part: object, peers: list) -> None:
                 await trio.sleep(0.2)
             else:
                 return
-
-
-async def _report(side: Side) -> None:
-    while True:
-        await trio.sleep(0.02)
-        say(taken=side.taken)
 
 
 async def _until_told() -> None:
@@ -222,8 +218,8 @@ def main(role: str, *rest: str) -> None:
 
     setup_logging("error", "json")
     match role, rest:
-        case "provide", (home, source):
-            trio.run(provide, Path(home), Path(source))
+        case "provide", (home, source, port):
+            trio.run(provide, Path(home), Path(source), int(port))
         case "fetch", (home, ref, *addrs):
             trio.run(fetch, Path(home), ref, addrs)
         case "bare-give", (size,):
