@@ -5,7 +5,8 @@
 Each side of a transfer is a process of its own (sides.py). The ways alternate, so that a slow minute of the machine
 meets all of them; what counts is the ratio of their medians. `bare` is the library as released with our host's
 settings; `bare, corrected` is the same stream over our corrections of it, which are faster: it shows what the blobs
-themselves cost. Afterwards each side is killed (SIGKILL) half-way and started again. Exit status 1 when a bar is missed.
+themselves cost. Afterwards each side is killed (SIGKILL) half-way and started again. Exit status 1 when a bar is
+missed.
 """
 
 from __future__ import annotations

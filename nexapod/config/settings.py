@@ -6,7 +6,7 @@ Reads files and the environment it is handed; starts nothing. Loads no libp2p, t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, cast
 
@@ -14,6 +14,7 @@ from nexapod.config import networks
 from nexapod.config.document import Document, nearest
 from nexapod.config.errors import ConfigError, Problem
 from nexapod.config.multiaddr import parse
+from nexapod.config.storage import Bandwidth, Storage, read_bandwidth, read_storage
 from nexapod.store.home import Home
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -42,6 +43,8 @@ class Config:
     log_format: LogFormat = "auto"
     api_tcp: str | None = None
     """host:port of a loopback address where the API also listens, for holders of the token; None = not at all."""
+    storage: Storage = field(default_factory=Storage)
+    bandwidth: Bandwidth = field(default_factory=Bandwidth)
 
     @property
     def paths(self) -> Home:
@@ -73,6 +76,8 @@ class _File:
     log_level: str = "info"
     log_format: str = "auto"
     api_tcp: str | None = None
+    storage: Storage = field(default_factory=Storage)
+    bandwidth: Bandwidth = field(default_factory=Bandwidth)
 
 
 def config_folder(environ: Mapping[str, str]) -> Path:
@@ -128,6 +133,8 @@ def load(flags: Flags, environ: Mapping[str, str]) -> Config:
         log_level=cast(LogLevel, level),
         log_format=cast(LogFormat, form),
         api_tcp=tcp,
+        storage=file.storage,
+        bandwidth=file.bandwidth,
     )
 
 
@@ -150,6 +157,7 @@ def _read_file(path: Path, environ: Mapping[str, str]) -> _File:
     document = Document.open(path)
     root = document.root
     log, api = root.table("log"), root.table("api")
+    storage, bandwidth = root.table("storage"), root.table("bandwidth")
     file = _File(
         network=root.text("network") or None,
         listen=networks.addresses(root, "listen", listen=True),
@@ -159,11 +167,13 @@ def _read_file(path: Path, environ: Mapping[str, str]) -> _File:
         log_level=log.choice("level", LOG_LEVELS, "info"),
         log_format=log.choice("format", LOG_FORMATS, "auto"),
         api_tcp=api.text("tcp") or None,
+        storage=read_storage(storage),
+        bandwidth=read_bandwidth(bandwidth),
     )
     # `bootstrap` and `slots` are known keys even when absent: the hint at a misspelt one must know them.
     for key in ("bootstrap", "slots"):
         root.raw(key)
-    for table in (root, log, api):
+    for table in (root, log, api, storage, bandwidth):
         table.end()
     document.raise_problems()
     return file
