@@ -464,9 +464,11 @@ class PartialBlob:
         return self._store._partials.get(self._partial.ref) is not self._partial
 
     def close(self) -> None:
-        """Let go of its files. Needs no thread."""
+        """Let go of its files; of a blob of which nothing came, nothing stays. Needs no thread."""
         self._reserved.give_back()
         self._partial.end()
+        if not self._partial.bytes_here and not self.is_published and self._partial.remove():
+            del self._store._partials[self._partial.ref]
 
 
 def _removed(found: Partial, unused_s: float) -> bool:
