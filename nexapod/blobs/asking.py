@@ -10,6 +10,7 @@ from typing import TypeAlias
 import trio
 
 from nexapod.blobs.frames import Answer, AskChunk, AskList, ChunkPart, ListPart, NotHere, Question, encode
+from nexapod.blobs.rates import Rates
 from nexapod.blobs.serving import LINK_ERRORS, Send
 from nexapod.protocol.errors import PeerError
 from nexapod.protocol.types import PeerId
@@ -18,6 +19,18 @@ ASKED_PER_PEER_MAX = 12
 """Questions open at one peer: below what an honest server accepts, even with some that we gave up."""
 MEMORY_MAX = 64 << 20
 """Bytes of all answers that may be in memory at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds. `stall`: a silent source is given up. `answer`: one chunk, however it trickles. `hedge`: a
+    chunk out
+    for so long is asked of a second source. `send`: one frame into a link."""
+
+    stall: float = 10.0
+    answer: float = 120.0
+    hedge: float = 2.0
+    send: float = 20.0
 
 
 class Failure(Enum):
@@ -82,14 +95,10 @@ class ByteBudget:
 class Asker:
     """All open questions of this machine."""
 
-    def __init__(self, send: Send, *, stall_s: float, answer_s: float, send_s: float) -> None:
-        """`stall_s`: silence of a peer that has open questions. `answer_s`: one whole answer. `send_s`: one
-        frame.
-        """
+    def __init__(self, send: Send, timing: Timing, rates: Rates) -> None:
         self._send = send
-        self._stall_s = stall_s
-        self._answer_s = answer_s
-        self._send_s = send_s
+        self._timing = timing
+        self._rates = rates
         self._asked: dict[int, _Asked] = {}
         self._peers: dict[PeerId, _Peer] = {}
         self._next_id = 0
@@ -103,6 +112,7 @@ class Asker:
             async with state.window:
                 await self._memory.acquire(size)
                 try:
+                    await self._rates.down(peer, size)
                     return await self._ask(peer, state, question, size)
                 finally:
                     self._memory.release(size)
@@ -145,7 +155,7 @@ class Asker:
         asked = _Asked(peer, question(id), size, trio.current_time())
         self._asked[id] = asked
         try:
-            with trio.fail_after(self._send_s):
+            with trio.fail_after(self._timing.send):
                 await self._send(peer, encode(asked.question))
             await self._wait(asked, state)
         except LINK_ERRORS:
@@ -162,7 +172,7 @@ class Asker:
         Answers come one after another: while the peer is busy with an earlier one of ours it is not silent.
         """
         while not asked.done.is_set():
-            deadline = min(max(asked.at, state.heard) + self._stall_s, asked.at + self._answer_s)
+            deadline = min(max(asked.at, state.heard) + self._timing.stall, asked.at + self._timing.answer)
             if trio.current_time() >= deadline:
                 raise trio.TooSlowError
             with trio.move_on_at(deadline):

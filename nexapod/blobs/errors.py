@@ -34,6 +34,10 @@ class DiskFull(BlobError):
     """The disk, or what this user may write on it, is full. Free some space; nothing was left behind."""
 
 
+class QuotaExceeded(BlobError):
+    """There is no room within the bounds that the user set, even without all that could go. Nothing was left behind."""
+
+
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

@@ -1,15 +1,17 @@
-"""One blob's way here: which chunk is asked of whom, until all are in or every source has failed.
+"""One blob's way here: which chunk is asked of whom, until all that is wanted of it is in or every source has failed.
 
-Each source gets a few lanes that take the next missing chunk, so the faster a source is the more it
-delivers. A lane with nothing left to take asks again, elsewhere, for a chunk that has been out for long:
-the slowest source does not decide when a fetch ends. Every chunk is checked when it arrives; a source that
-sends a wrong one is reported and left.
+Several may want different parts of it at once: each chunk is fetched once. Each source gets a few lanes that take
+the next missing chunk, so the faster a source is the more it delivers. A lane with nothing left to take asks again,
+elsewhere, for a chunk that has been out for long: the slowest source does not decide when a fetch ends. Every chunk is
+checked when it arrives; a source that sends a wrong one is reported and left. A source may have some chunks and not
+others.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol, TypeAlias
@@ -23,15 +25,17 @@ from nexapod.blobs.errors import BlobError, BlobUnavailable
 from nexapod.blobs.frames import LIST_PIECE_DIGESTS, AskChunk, AskList
 from nexapod.blobs.store import BlobStore
 from nexapod.protocol.errors import PeerError
-from nexapod.protocol.types import BlobRef, PeerId, blob_root
+from nexapod.protocol.types import BlobRef, Part, PeerId, blob_root
 
 log = structlog.get_logger()
 
 SOURCES_MAX = 16
 """Sources of one fetch; further ones are not considered."""
-SOURCES_ACTIVE_MAX = 4
+SOURCES_ACTIVE_MAX = 8
 LANES = 4
 """Chunks open at one source for one fetch."""
+REFUSALS_MAX = 16
+"""A source that does not have so many chunks, one after the other, has none for us."""
 WRONG_BYTES_PENALTY = 34
 """Three wrong chunks end a connection: one may be a failing disk."""
 
@@ -41,8 +45,9 @@ OnBad: TypeAlias = Callable[[PeerId, PeerError], None]
 class _Sink(Protocol):
     """Where checked chunks go."""
 
+    async def missing(self, chunks: range) -> list[int]: ...
     async def write(self, index: int, data: bytearray) -> bool: ...
-    async def finish(self) -> None: ...
+    async def settle(self) -> None: ...
     def close(self) -> None: ...
 
 
@@ -52,7 +57,10 @@ class _Small:
     def __init__(self, store: BlobStore, ref: BlobRef) -> None:
         self._store = store
         self._ref = ref
-        self._data = b""
+        self._data: bytes | None = None
+
+    async def missing(self, chunks: range) -> list[int]:
+        return [0] if self._data is None else []
 
     async def write(self, index: int, data: bytearray) -> bool:
         if hashlib.sha256(data).digest() != self._ref.digest:
@@ -60,7 +68,8 @@ class _Small:
         self._data = bytes(data)
         return True
 
-    async def finish(self) -> None:
+    async def settle(self) -> None:
+        assert self._data is not None
         await self._store.put_bytes(self._data)
 
     def close(self) -> None:
@@ -75,57 +84,95 @@ class _Out:
     sources: set[PeerId] = field(default_factory=set)
 
 
+@dataclass(eq=False, slots=True)
+class _Source:
+    """A peer that may have it."""
+
+    lost: Failure | None = None
+    used: bool = False
+    refusals: int = 0
+    """Chunks that it did not have, since the last one that it had."""
+
+
+@dataclass(eq=False, slots=True)
+class Waiter:
+    """Somebody who wants a part. `done` is set once, with `error` or the part in the store."""
+
+    part: Part
+    left: set[int] | None = None
+    """Chunks still to come; None until it is known."""
+    done: trio.Event = field(default_factory=trio.Event)
+    error: BlobError | None = None
+
+    def end(self, error: BlobError | None = None) -> None:
+        self.error = error
+        self.done.set()
+
+
 class Fetch:
-    """The fetch of one blob, shared by all who want it. `done` is set once, with `error` or the blob in the
-    store.
-    """
+    """The fetch of one blob, shared by all who want parts of it. It ends when nobody waits any more."""
 
     def __init__(self, store: BlobStore, asker: Asker, on_bad: OnBad, ref: BlobRef, *, hedge_s: float) -> None:
         self.ref = ref
-        self.done = trio.Event()
-        self.error: BlobError | None = BlobUnavailable(f"blob {ref}: the fetch was ended")
-        self.waiters = 0
+        self.closed = False
+        """It takes no more waiters."""
         self._store = store
         self._asker = asker
         self._on_bad = on_bad
         self._hedge_s = hedge_s
         self._scope = trio.CancelScope()
-        self._sources: dict[PeerId, Failure | None] = {}
-        self._used: set[PeerId] = set()
-        self._nursery: trio.Nursery | None = None
+        self._waiters: list[Waiter] = []
+        self._sources: dict[PeerId, _Source] = {}
         self._active = trio.Semaphore(SOURCES_ACTIVE_MAX)
-        self._sink: _Sink | None = None
-        self._missing: list[int] = []
+        self._missing: OrderedDict[int, None] = OrderedDict()
         self._out: dict[int, _Out] = {}
-        self._left = 0
+        self._refused: dict[int, set[PeerId]] = {}
         self._working = 0
         self._changed = trio.Event()
+
+    # --- who wants it ----------------------------------------------------------------------------------------------
+    def want(self, part: Part) -> Waiter:
+        """Bring this part too."""
+        assert not self.closed
+        waiter = Waiter(part)
+        self._waiters.append(waiter)
+        self._news()
+        return waiter
+
+    def leave(self, waiter: Waiter) -> None:
+        """This one waits no more. What has arrived stays for the next time."""
+        if waiter not in self._waiters:
+            return
+        self._waiters.remove(waiter)
+        if not self._waiters:
+            # At once, so that whoever asks next does not join a fetch that is ending.
+            self.closed = True
+            self._scope.cancel()
+        elif waiter.left:
+            self._forget_unwanted(waiter.left)
 
     def add_sources(self, sources: Sequence[PeerId]) -> None:
         """Consider these too, also when the fetch is under way."""
         for source in sources:
-            if source in self._sources or len(self._sources) >= SOURCES_MAX:
-                continue
-            self._sources[source] = None
-            if self._nursery is not None:
-                self._start(self._nursery, source)
-
-    def cancel(self) -> None:
-        """Nobody waits for it any more. What has arrived stays for the next time."""
-        self._scope.cancel()
+            if source not in self._sources and len(self._sources) < SOURCES_MAX:
+                self._sources[source] = _Source()
+        self._news()
 
     async def run(self, slots: trio.Semaphore) -> None:
         """Fetch, once there is a free slot. Raises nothing but cancellation from outside."""
+        error: BlobError = BlobUnavailable(f"blob {self.ref}: the fetch was ended")
         try:
             with self._scope:
                 async with slots:
                     await self._fetch()
-                self.error = None
         except* BlobError as group:
             # From a lane it comes wrapped, once for each nursery around it.
-            self.error = _first(group)
+            error = _first(group)
         finally:
-            self.done.set()
+            self.closed = True
+            for waiter in self._waiters:
+                waiter.end(error)
+            self._waiters.clear()
 
     async def _fetch(self) -> None:
         if self.ref.size == 0:
@@ -133,9 +180,9 @@ class Fetch:
             return
         sink = await self._open()
         try:
-            if self._left:
-                await self._fetch_chunks()
-            await sink.finish()
+            async with trio.open_nursery() as nursery:
+                await self._oversee(sink, nursery)
+                nursery.cancel_scope.cancel()
         finally:
             sink.close()
 
@@ -143,32 +190,95 @@ class Fetch:
         if hashlib.sha256().digest() != self.ref.digest:
             raise BlobUnavailable(f"blob {self.ref}: no bytes have this name")
         await self._store.put_bytes(b"")
+        for waiter in self._waiters:
+            waiter.end()
+        self._waiters.clear()
 
+    async def _oversee(self, sink: _Sink, nursery: trio.Nursery) -> None:
+        """Let waiters in and out and sources in, until nobody waits."""
+        while True:
+            changed = self._changed
+            await self._admit(sink)
+            await self._release(sink)
+            for source, state in self._sources.items():
+                if not state.used and not state.lost:
+                    state.used = True
+                    self._working += 1
+                    nursery.start_soon(self._use_source, source, sink)
+            self._give_up()
+            if not self._waiters:
+                self.closed = True
+                return
+            await changed.wait()
+
+    async def _admit(self, sink: _Sink) -> None:
+        for waiter in [waiter for waiter in self._waiters if waiter.left is None]:
+            waiter.left = set(await sink.missing(waiter.part.chunks))
+            for index in sorted(waiter.left):
+                if index not in self._out:
+                    self._missing[index] = None
+            self._news()
+
+    async def _release(self, sink: _Sink) -> None:
+        finished = [waiter for waiter in self._waiters if waiter.left is not None and not waiter.left]
+        if finished:
+            await sink.settle()
+        for waiter in finished:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+            waiter.end()
+
+    def _give_up(self) -> None:
+        """Let go those who wait for what no source is left for."""
+        live = {source for source, state in self._sources.items() if not state.lost}
+        hopeless = {index for index, refused in self._refused.items() if index not in self._out and live <= refused}
+        for waiter in list(self._waiters):
+            if waiter.left and (not live or not hopeless.isdisjoint(waiter.left)):
+                self._waiters.remove(waiter)
+                self._forget_unwanted(waiter.left)
+                waiter.end(self._unavailable())
+
+    def _forget_unwanted(self, chunks: set[int]) -> None:
+        for index in chunks:
+            if index in self._missing and not any(index in (waiter.left or ()) for waiter in self._waiters):
+                del self._missing[index]
+
+    # --- the list --------------------------------------------------------------------------------------------------
     async def _open(self) -> _Sink:
         if self.ref.chunks == 1:
-            self._sink = _Small(self._store, self.ref)
-            self._missing = [0]
-        else:
-            digests = await self._store.saved_list(self.ref) or await self._fetch_list()
-            partial_blob = await self._store.open_partial(self.ref, digests)
-            self._sink = partial_blob
-            # Last first: taken from the end.
-            self._missing = [i for i in reversed(range(self.ref.chunks)) if i not in partial_blob.present]
-        self._left = len(self._missing)
-        return self._sink
+            return _Small(self._store, self.ref)
+        digests = await self._store.saved_list(self.ref) or await self._fetch_list()
+        return await self._store.open_partial(self.ref, digests)
 
     async def _fetch_list(self) -> list[bytes]:
-        """The chunk list from the first source that has it. Only the whole of it can be checked."""
-        tried: set[PeerId] = set()
-        while source := next((s for s, lost in self._sources.items() if not lost and s not in tried), None):
-            tried.add(source)
+        """The chunk list from the first source that gives it. Only the whole of it can be checked."""
+        found: list[list[bytes]] = []
+        asked: set[PeerId] = set()
+        async with trio.open_nursery() as nursery:
+            while not found:
+                fresh = next((s for s, state in self._sources.items() if not state.lost and s not in asked), None)
+                if fresh is not None:
+                    asked.add(fresh)
+                    self._working += 1
+                    nursery.start_soon(self._try_list, fresh, found)
+                elif not self._working:
+                    raise self._unavailable()
+                # The next one's turn comes when this one has failed, or takes long.
+                with trio.move_on_after(self._hedge_s):
+                    await self._changed.wait()
+            nursery.cancel_scope.cancel()
+        return found[0]
+
+    async def _try_list(self, source: PeerId, found: list[list[bytes]]) -> None:
+        try:
             digests = await self._list_from(source)
-            if digests is None:
-                continue
-            if blob_root(digests) == self.ref.digest:
-                return digests
-            self._blame(source, "blob-list")
-        raise self._unavailable()
+            if digests is not None and blob_root(digests) == self.ref.digest:
+                found.append(digests)
+            elif digests is not None:
+                self._blame(source, "blob-list")
+        finally:
+            self._working -= 1
+            self._news()
 
     async def _list_from(self, source: PeerId) -> list[bytes] | None:
         digests: list[bytes] = []
@@ -177,80 +287,75 @@ class Fetch:
             ask = partial(AskList, ref=self.ref, first=len(digests))
             outcome = await self._asker.ask(source, ask, count * files.DIGEST_BYTES)
             if isinstance(outcome, Failure):
-                self._sources[source] = outcome
+                self._sources[source].lost = outcome
                 return None
             digests += files.split_digests(bytes(outcome))
         return digests
 
-    async def _fetch_chunks(self) -> None:
-        # Again, for sources that joined in the moment when the last one before them had given up.
-        while self._left and (fresh := self._fresh()):
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                for source in fresh:
-                    self._start(nursery, source)
-        if self._left:
-            raise self._unavailable()
-
-    def _fresh(self) -> list[PeerId]:
-        return [source for source, lost in self._sources.items() if not lost and source not in self._used]
-
-    def _start(self, nursery: trio.Nursery, source: PeerId) -> None:
-        nursery.start_soon(self._use_source, source, len(self._used))
-        self._used.add(source)
-        self._working += 1
-
-    async def _use_source(self, source: PeerId, rank: int) -> None:
+    # --- the chunks ------------------------------------------------------------------------------------------------
+    async def _use_source(self, source: PeerId, sink: _Sink) -> None:
         try:
-            await self._wait_turn(rank)
+            await self._wait_turn(source)
             async with self._active, trio.open_nursery() as lanes:
-                for _ in range(min(LANES, self._left)):
-                    lanes.start_soon(self._lane, source)
+                for _ in range(LANES):
+                    lanes.start_soon(self._lane, source, sink)
         finally:
             self._working -= 1
-            if not self._working:
-                # The nursery ends with its last task, and takes no more.
-                self._nursery = None
+            self._news()
 
-    async def _wait_turn(self, rank: int) -> None:
+    async def _wait_turn(self, source: PeerId) -> None:
         """What one source can deliver at once is asked of the sources in their order, not shared out.
 
-        The next one's turn comes when one before it is lost, or has taken long.
+        The next one's turn comes when one before it is lost or does not have it, or has taken long.
         """
+        rank = list(self._sources).index(source)
         started = trio.current_time()
-        while self.ref.chunks <= LANES and self._left:
-            lost = sum(1 for failure in self._sources.values() if failure)
-            if rank <= lost + (trio.current_time() - started) / self._hedge_s:
+        while 0 < len(self._missing) + len(self._out) <= LANES:
+            passed = sum(1 for state in self._sources.values() if state.lost or state.refusals)
+            if rank <= passed + (trio.current_time() - started) / self._hedge_s:
                 return
             with trio.move_on_after(self._hedge_s):
                 await self._changed.wait()
 
-    async def _lane(self, source: PeerId) -> None:
+    async def _lane(self, source: PeerId, sink: _Sink) -> None:
         while (index := await self._take(source)) is not None:
             try:
-                await self._bring(source, index)
+                await self._bring(source, index, sink)
             finally:
                 self._put_back(source, index)
 
-    async def _bring(self, source: PeerId, index: int) -> None:
+    async def _bring(self, source: PeerId, index: int, sink: _Sink) -> None:
         ask = partial(AskChunk, ref=self.ref, chunk=index)
         outcome = await self._asker.ask(source, ask, files.chunk_length(self.ref, index))
         if isinstance(outcome, Failure):
-            self._sources[source] = outcome
-            return
-        assert self._sink is not None
-        if not await self._sink.write(index, outcome):
+            self._failed(source, index, outcome)
+        elif not await sink.write(index, outcome):
             self._blame(source, "blob-bytes")
-        elif self._out.pop(index, None) is not None:
-            self._left -= 1
-            if not self._left and self._nursery is not None:
-                self._nursery.cancel_scope.cancel()
+        else:
+            self._sources[source].refusals = 0
+            self._out.pop(index, None)
+            self._missing.pop(index, None)
+            for waiter in self._waiters:
+                if waiter.left:
+                    waiter.left.discard(index)
+
+    def _failed(self, source: PeerId, index: int, failure: Failure) -> None:
+        state = self._sources[source]
+        if failure is not Failure.NOT_HERE:
+            state.lost = failure
+            return
+        self._refused.setdefault(index, set()).add(source)
+        state.refusals += 1
+        if self.ref.chunks == 1 or state.refusals >= REFUSALS_MAX:
+            state.lost = failure
 
     async def _take(self, source: PeerId) -> int | None:
         """The next chunk to ask `source` for; None when there is nothing more for it to do."""
-        while self._left and not self._sources[source]:
-            if self._missing:
-                index = self._missing.pop()
+        state = self._sources[source]
+        while not state.lost:
+            index = next(self._choices(source, state), None)
+            if index is not None:
+                del self._missing[index]
                 self._out[index] = _Out(trio.current_time(), {source})
                 return index
             late = self._late(source)
@@ -261,11 +366,17 @@ class Fetch:
                 await self._changed.wait()
         return None
 
+    def _choices(self, source: PeerId, state: _Source) -> Iterator[int]:
+        """Missing chunks that it may have. One that lacks some is asked from both ends: it may hold either."""
+        order = reversed(self._missing) if state.refusals % 2 else iter(self._missing)
+        return (index for index in order if source not in self._refused.get(index, ()))
+
     def _late(self, source: PeerId) -> int | None:
         """A chunk that one other source has been asked for long ago."""
         now = trio.current_time()
         for index, out in self._out.items():
-            if len(out.sources) == 1 and source not in out.sources and now - out.since >= self._hedge_s:
+            elsewhere = len(out.sources) == 1 and source not in out.sources | self._refused.get(index, set())
+            if elsewhere and now - out.since >= self._hedge_s:
                 return index
         return None
 
@@ -276,18 +387,27 @@ class Fetch:
             out.sources.discard(source)
             if not out.sources:
                 del self._out[index]
-                self._missing.append(index)
+                if any(index in (waiter.left or ()) for waiter in self._waiters):
+                    self._missing[index] = None
+                    self._missing.move_to_end(index, last=False)
+        self._news()
+
+    def _news(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
 
     def _blame(self, source: PeerId, rule: str) -> None:
-        self._sources[source] = Failure.BROKE_RULES
+        self._sources[source].lost = Failure.BROKE_RULES
         log.warning("blob_source_wrong", peer=source, blob=str(self.ref), rule=rule)
         self._on_bad(source, PeerError(rule, "not what its name says", penalty=WRONG_BYTES_PENALTY))
 
     def _unavailable(self) -> BlobUnavailable:
-        reasons = [f"{source} {lost.value}" for source, lost in self._sources.items() if lost]
-        return BlobUnavailable(f"blob {self.ref}: {'; '.join(reasons) or 'no peer to ask'}")
+        said = [
+            f"{source} {(state.lost or Failure.NOT_HERE).value}"
+            for source, state in self._sources.items()
+            if state.lost or state.refusals
+        ]
+        return BlobUnavailable(f"blob {self.ref}: {'; '.join(said) or 'no peer to ask'}")
 
 
 def _first(group: BaseExceptionGroup[BlobError]) -> BlobError:

@@ -1,8 +1,9 @@
 """How blobs lie on disk, and the blocking work on those files. Runs in worker threads; knows nothing of trio.
 
-    objects/<digest>-<size>     the bytes, read-only
+    objects/<digest>-<size>     the bytes, read-only; its modification time is when it was last used
     lists/<digest>-<size>       the 32-byte digests of its chunks, for blobs of more than one
-    partial/<digest>-<size>.*   what is being fetched (partial.py)
+    partial/<digest>-<size>.*   blobs of which some chunks are here (partial.py)
+    pins/<digest>-<size>        an empty file for each blob that the user wants kept
     tmp/                        what is being written: emptied on start
 
 A file gets its name only once its bytes are on disk, and a list before its object: whatever has a name is
@@ -20,13 +21,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from nexapod.blobs.errors import BlobCorrupt, BlobError, BlobMissing, BlobTooLarge, disk_errors
+from nexapod.blobs.errors import BlobError, BlobTooLarge, disk_errors
 from nexapod.protocol.limits import CHUNK_BYTES
-from nexapod.protocol.types import BlobRef, Digest, blob_root
+from nexapod.protocol.types import BlobRef, blob_root
 
 DIGEST_BYTES = 32
-PARTIAL_KEPT_S = 7 * 24 * 3600
-"""A fetch that nobody took up again for so long is forgotten."""
 CheckCancelled = Callable[[], None]
 """Called between chunks of long work; raises to end it."""
 
@@ -41,9 +40,10 @@ class Layout:
         self.objects = root / "objects"
         self.lists = root / "lists"
         self.partial = root / "partial"
+        self.pins = root / "pins"
         self.tmp = root / "tmp"
         with disk_errors(root):
-            for folder in (root, self.objects, self.lists, self.partial, self.tmp):
+            for folder in (root, self.objects, self.lists, self.partial, self.pins, self.tmp):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._clear()
 
@@ -63,10 +63,6 @@ class Layout:
     def _clear(self) -> None:
         for entry in os.scandir(self.tmp):
             os.unlink(entry.path)
-        oldest = time.time() - PARTIAL_KEPT_S
-        for entry in os.scandir(self.partial):
-            if entry.stat(follow_symlinks=False).st_mtime < oldest:
-                os.unlink(entry.path)
         for entry in os.scandir(self.lists):
             # A crash between a list and its object, or between the two deletions.
             if not (self.objects / entry.name).exists():
@@ -181,6 +177,16 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
+def split_digests(data: bytes) -> list[bytes]:
+    """A chunk list as stored and as sent, in its parts."""
+    return [data[at : at + DIGEST_BYTES] for at in range(0, len(data), DIGEST_BYTES)]
+
+
+def chunk_length(ref: BlobRef, index: int) -> int:
+    """Bytes of one chunk: all are CHUNK_BYTES long but the last."""
+    return min(CHUNK_BYTES, ref.size - index * CHUNK_BYTES)
+
+
 def write_blob(layout: Layout, pieces: Iterator[bytes], bytes_max: int) -> tuple[BlobRef, bool]:
     """Store what `pieces` yields; the blob and whether it is new here. Nothing stays behind on any error."""
     writer = Writer(layout, bytes_max)
@@ -191,6 +197,12 @@ def write_blob(layout: Layout, pieces: Iterator[bytes], bytes_max: int) -> tuple
     except BaseException:
         writer.abort()
         raise
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, as its folder says: a link is not followed. Raises BlobError."""
+    with disk_errors(path):
+        return path.lstat().st_size
 
 
 def pieces_of(path: Path, check: CheckCancelled) -> Iterator[bytes]:
@@ -215,107 +227,6 @@ def pieces_of(path: Path, check: CheckCancelled) -> Iterator[bytes]:
         os.close(fd)
 
 
-def open_object(layout: Layout, ref: BlobRef) -> int:
-    """A descriptor for reading a whole blob. Raises BlobMissing, BlobError."""
-    try:
-        with disk_errors(layout.root):
-            return os.open(layout.object(ref), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except BlobError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            raise BlobMissing(f"blob {ref}: not on this machine") from None
-        raise
-
-
-def read_object(layout: Layout, ref: BlobRef, offset: int, length: int) -> bytes:
-    """Part of a blob, shorter at its end. Raises BlobMissing, BlobError."""
-    fd = open_object(layout, ref)
-    try:
-        with disk_errors(layout.root):
-            return os.pread(fd, length, offset)
-    finally:
-        os.close(fd)
-
-
-def read_list(layout: Layout, ref: BlobRef) -> list[bytes]:
-    """The digests of a blob's chunks. Raises BlobMissing, BlobError."""
-    if ref.chunks == 1:
-        return [ref.digest]
-    try:
-        with disk_errors(layout.root):
-            data = layout.list(ref).read_bytes()
-    except BlobError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            raise BlobMissing(f"blob {ref}: not on this machine") from None
-        raise
-    return split_digests(data)
-
-
-def split_digests(data: bytes) -> list[bytes]:
-    """A chunk list as stored and as sent, in its parts."""
-    return [data[at : at + DIGEST_BYTES] for at in range(0, len(data), DIGEST_BYTES)]
-
-
-def chunk_length(ref: BlobRef, index: int) -> int:
-    """Bytes of one chunk: all are CHUNK_BYTES long but the last."""
-    return min(CHUNK_BYTES, ref.size - index * CHUNK_BYTES)
-
-
-def export_object(layout: Layout, ref: BlobRef, dest: Path, mode: int, check: CheckCancelled) -> None:
-    """Copy a blob to a new file and check every byte on the way. Raises BlobMissing, BlobCorrupt, BlobError."""
-    source = open_object(layout, ref)
-    try:
-        with disk_errors(dest):
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            target = os.open(dest, flags, 0o600)
-        try:
-            _fill(source, target, ref, dest, check)
-            os.fchmod(target, mode)
-        except BaseException:
-            dest.unlink(missing_ok=True)
-            raise
-        finally:
-            os.close(target)
-    finally:
-        os.close(source)
-
-
-def _fill(source: int, target: int, ref: BlobRef, dest: Path, check: CheckCancelled) -> None:
-    with disk_errors(dest):
-        digest = _copy_hashing(source, target, ref, check)
-    if digest != ref.digest:
-        raise BlobCorrupt(f"blob {ref}: damaged on disk")
-
-
-def check_object(layout: Layout, ref: BlobRef, check: CheckCancelled) -> bool:
-    """Whether the bytes on disk are still those of the name. Raises BlobMissing, BlobError."""
-    source = open_object(layout, ref)
-    try:
-        with disk_errors(layout.root):
-            whole = _copy_hashing(source, None, ref, check) == ref.digest
-        return whole and blob_root(read_list(layout, ref)) == ref.digest
-    except BlobMissing:
-        return False  # the object is there, its list is not
-    finally:
-        os.close(source)
-
-
-def _copy_hashing(source: int, target: int | None, ref: BlobRef, check: CheckCancelled) -> Digest | None:
-    """Copy chunk by chunk; the digest of what was read, None when its length is not the blob's."""
-    digests: list[bytes] = []
-    size = 0
-    while size < ref.size:
-        check()
-        piece = os.pread(source, CHUNK_BYTES, size)
-        if not piece:
-            return None
-        digests.append(hashlib.sha256(piece).digest())
-        if target is not None:
-            write_all(target, piece)
-        size += len(piece)
-    exact = size == ref.size and not os.pread(source, 1, size)
-    return blob_root(digests or [hashlib.sha256().digest()]) if exact else None
-
-
 def touch_object(layout: Layout, ref: BlobRef) -> bool:
     """Note that a blob is wanted now, so that a deletion already on its way spares it; False when it is not here."""
     with layout.lock, disk_errors(layout.root):
@@ -326,25 +237,16 @@ def touch_object(layout: Layout, ref: BlobRef) -> bool:
     return True
 
 
-def delete_object(layout: Layout, ref: BlobRef, unused_s: float) -> bool:
-    """Remove a blob, whole or partly fetched; whether a whole one was there. Raises BlobError.
+def remove_object(layout: Layout, ref: BlobRef, unused_s: float) -> bool:
+    """Remove a whole blob; whether it was there and is gone. Raises BlobError.
 
     One that was written or touched within the last `unused_s` seconds stays: whoever decided to delete it may not have
     known of that.
     """
+    path = layout.object(ref)
     with layout.lock, disk_errors(layout.root):
-        existed = layout.object(ref).exists()
-        if existed and unused_s and time.time() - layout.object(ref).stat().st_mtime < unused_s:
+        if not path.exists() or (unused_s and time.time() - path.stat().st_mtime < unused_s):
             return False
-        layout.object(ref).unlink(missing_ok=True)
+        path.unlink()
         layout.list(ref).unlink(missing_ok=True)
-        for suffix in (".list", ".data", ".have"):
-            (layout.partial / (name_of(ref) + suffix)).unlink(missing_ok=True)
-    return existed
-
-
-def unused_objects(layout: Layout, unused_s: float) -> list[BlobRef]:
-    """Whole blobs last written or touched longer than `unused_s` seconds ago. Raises BlobError."""
-    before = time.time() - unused_s
-    with disk_errors(layout.root):
-        return [ref for ref in layout.refs() if layout.object(ref).stat().st_mtime < before]
+    return True

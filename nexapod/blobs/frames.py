@@ -53,7 +53,7 @@ class ListPart:
 class ChunkPart:
     id: int
     offset: int
-    data: bytes
+    data: bytes | memoryview
 
 
 @dataclass(frozen=True, slots=True)

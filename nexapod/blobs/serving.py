@@ -8,7 +8,8 @@ frames come here.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import TypeAlias
 
 import structlog
@@ -19,14 +20,15 @@ from nexapod.blobs.errors import BlobError, BlobMissing
 from nexapod.blobs.frames import (
     LIST_PIECE_DIGESTS,
     PIECE_BYTES,
+    Answer,
     AskList,
     ChunkPart,
-    Frame,
     ListPart,
     NotHere,
     Question,
     encode,
 )
+from nexapod.blobs.rates import Rates
 from nexapod.blobs.store import BlobStore
 from nexapod.protocol.limits import CHUNK_BYTES
 from nexapod.protocol.types import BlobRef, PeerId
@@ -41,12 +43,16 @@ LINK_ERRORS = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
 
 PEERS_SERVED_MAX = 64
 QUESTIONS_PER_PEER_MAX = 32
+WHOLE_CHUNKS_MAX = 16
+"""Answers whose chunk is in memory as a whole; further ones are read piece by piece."""
 
 
 class Server:
     """The giving half of the exchange."""
 
-    def __init__(self, store: BlobStore, send: Send, send_s: float) -> None:
+    def __init__(self, store: BlobStore, send: Send, send_s: float, rates: Rates) -> None:
+        self._rates = rates
+        self._whole_chunks = WHOLE_CHUNKS_MAX
         self._store = store
         self._send = send
         self._send_s = send_s
@@ -97,7 +103,7 @@ class Server:
 
     async def _send_list(self, peer: PeerId, id: int, ref: BlobRef, first: int) -> None:
         digests = await self._store.chunk_list(ref)
-        if ref.chunks == 1 or not self._store.has(ref) or len(digests) != ref.chunks:
+        if ref.chunks == 1 or len(digests) != ref.chunks:
             raise BlobMissing(f"blob {ref}: no list")
         await self._send_frame(peer, ListPart(id, b"".join(digests[first : first + LIST_PIECE_DIGESTS])))
 
@@ -105,14 +111,36 @@ class Server:
         length = files.chunk_length(ref, chunk)
         if length == 0:
             raise BlobMissing("the empty blob is nobody's to send")
-        for offset in range(0, length, PIECE_BYTES):
-            # A piece at a time, so that many slow readers hold little memory.
-            wanted = min(PIECE_BYTES, length - offset)
-            data = await self._store.read(ref, chunk * CHUNK_BYTES + offset, wanted)
-            if len(data) != wanted:
-                raise BlobMissing(f"blob {ref}: shorter on disk than its name says")
-            await self._send_frame(peer, ChunkPart(id, offset, data))
+        async with self._held(length) as step:
+            for at in range(0, length, step):
+                data = memoryview(await self._read(ref, chunk * CHUNK_BYTES + at, min(step, length - at)))
+                piece_bytes = self._rates.piece_bytes(PIECE_BYTES)
+                for begin in range(0, len(data), piece_bytes):
+                    piece = data[begin : begin + piece_bytes]
+                    await self._send_frame(peer, ChunkPart(id, at + begin, piece))
 
-    async def _send_frame(self, peer: PeerId, frame: Frame) -> None:
+    @asynccontextmanager
+    async def _held(self, length: int) -> AsyncIterator[int]:
+        """How much of a chunk to read at once: all of it, or a frame's worth where many slow readers would otherwise
+        hold much memory.
+        """
+        if self._whole_chunks <= 0:
+            yield PIECE_BYTES
+            return
+        self._whole_chunks -= 1
+        try:
+            yield length
+        finally:
+            self._whole_chunks += 1
+
+    async def _read(self, ref: BlobRef, offset: int, length: int) -> bytes:
+        data = await self._store.read(ref, offset, length)
+        if len(data) != length:
+            raise BlobMissing(f"blob {ref}: shorter on disk than its name says")
+        return data
+
+    async def _send_frame(self, peer: PeerId, frame: Answer) -> None:
+        data = encode(frame)
+        await self._rates.up(peer, len(data))
         with trio.fail_after(self._send_s):
-            await self._send(peer, encode(frame))
+            await self._send(peer, data)

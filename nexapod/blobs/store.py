@@ -1,79 +1,135 @@
-"""The blobs of this machine: put, read, export, delete. The async face of files.py and partial.py.
+"""The blobs of this machine: put, read, export, pin, check, evict. The async face of the blocking modules beside it.
 
 Every disk access runs in a worker thread, of which blobs have a few of their own: other users of threads
-never wait for a large copy. Knows neither quotas nor who wants which blob: what to keep is decided by the
-core and the daemon.
+never wait for a large copy. Keeps within its quota by deleting what was used least recently; what must not go
+is told to it (`held`) or pinned. Does not know who wants which blob and why.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
+import time
+from collections import Counter, OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
+import structlog
 import trio
 
-from nexapod.blobs import files
-from nexapod.blobs.errors import BlobTooLarge
+from nexapod.blobs import evicting, files, mending, reading
+from nexapod.blobs.errors import BlobCorrupt, BlobError, BlobMissing, BlobTooLarge
 from nexapod.blobs.files import Layout, Writer
-from nexapod.blobs.partial import Partial, saved_list
+from nexapod.blobs.partial import Partial, load_partials
+from nexapod.blobs.pins import Pins
+from nexapod.blobs.reading import Range, ReadChunk
+from nexapod.blobs.room import Quota, Reservation, Room
 from nexapod.protocol.limits import BLOB_BYTES_MAX, CHUNK_BYTES
-from nexapod.protocol.types import BlobRef
+from nexapod.protocol.types import BlobRef, Part
+
+log = structlog.get_logger()
 
 T = TypeVar("T")
-THREADS = 4
+THREADS: Final = 4
+FRESH_S: Final = 60.0
+"""What was used so recently is not evicted: who is about to use it may not have said so yet."""
+TOUCH_S: Final = 30.0
+"""Reading a blob is written down as its use at most so often."""
+REMEMBERED_MAX: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class BlobStat:
-    """What the store holds: whole blobs and their bytes, and the free bytes of its disk."""
+class StoreStat:
+    """What the store holds: whole blobs, their bytes and those of parts, and the free bytes of its disk."""
 
     blobs: int
     bytes: int
     disk_free: int
+    partial: int = 0
+    """Blobs of which only some chunks are here."""
+    pinned: int = 0
+    bytes_max: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BlobStat:
+    """One blob, as far as it is here."""
+
+    ref: BlobRef
+    chunks_here: int
+    """Of a partial blob as its marks say: they are checked before use."""
+    pinned: bool
+    held: bool
+    """Needed by a job that this daemon has a part in."""
+    used_at: float
+    """Wall-clock seconds."""
+
+    @property
+    def is_whole(self) -> bool:
+        return self.chunks_here == self.ref.chunks
 
 
 class BlobStore:
     """Immutable bytes named by their hash, in a folder of its own."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, quota: Quota | None = None) -> None:
         """Open or create; clears what a crash left. Blocks for a folder scan: call it in a thread, or at
         start.
 
         Raises BlobError.
         """
+        self.held: Callable[[], frozenset[BlobRef]] = frozenset
+        """What must not be evicted; the daemon sets it."""
         self._layout = Layout(root)
         self._threads = trio.CapacityLimiter(THREADS)
         sizes = [ref.size for ref in self._layout.refs()]
         self._count = len(sizes)
         self._bytes = sum(sizes)
+        self._partials = {found.ref: found for found in load_partials(self._layout)}
+        self._pins = Pins(self._layout)
+        self._reading: Counter[BlobRef] = Counter()
+        self._touched: OrderedDict[BlobRef, float] = OrderedDict()
+        self._spared: OrderedDict[BlobRef, float] = OrderedDict()
+        self.room = Room(root, quota or Quota(), lambda: self.bytes_here, self._evict)
 
+    @property
+    def bytes_here(self) -> int:
+        """Bytes of all that is here, whole or in part."""
+        return self._bytes + sum(found.bytes_here for found in self._partials.values())
+
+    # --- putting ---------------------------------------------------------------------------------------------------
     async def put_bytes(self, data: bytes) -> BlobRef:
-        """Store bytes held in memory; on disk when this returns. Raises DiskFull, BlobError."""
-        return await self._put(lambda: files.write_blob(self._layout, iter((data,)), BLOB_BYTES_MAX))
+        """Store bytes held in memory; on disk when this returns. Raises QuotaExceeded, DiskFull, BlobError."""
+        with self._reserve() as reserved:
+            await reserved.grow(len(data))
+            return await self._put(lambda: files.write_blob(self._layout, iter((data,)), BLOB_BYTES_MAX))
 
     async def put_file(self, path: Path, *, bytes_max: int = BLOB_BYTES_MAX) -> BlobRef:
         """Store a copy of a regular file, in constant memory.
 
-        The last component of `path` is not followed if it is a symbolic link. Raises BlobTooLarge, DiskFull,
-        BlobError.
+        The last component of `path` is not followed if it is a symbolic link. Raises BlobTooLarge, QuotaExceeded,
+        DiskFull, BlobError.
         """
+        size = await self._in_thread(lambda: files.size_of(path))
         pieces = files.pieces_of(path, trio.from_thread.check_cancelled)
-        return await self._put(lambda: files.write_blob(self._layout, pieces, bytes_max))
+        with self._reserve() as reserved:
+            await reserved.grow(min(size, bytes_max))
+            return await self._put(lambda: files.write_blob(self._layout, pieces, bytes_max))
 
     async def put_stream(self, stream: AsyncIterator[bytes], bytes_max: int) -> BlobRef:
-        """Store what `stream` yields, in constant memory. Raises BlobTooLarge, DiskFull, BlobError."""
+        """Store what `stream` yields, in constant memory. Raises BlobTooLarge, QuotaExceeded, DiskFull, BlobError."""
         writer = await self._in_thread(lambda: Writer(self._layout, bytes_max))
         finished = False
         try:
-            async with aclosing(_blocks(stream, bytes_max)) as blocks:
-                async for block in blocks:
-                    await self._in_thread(partial(writer.add, block))
-            ref = await self._put(writer.finish)
+            with self._reserve() as reserved:
+                async with aclosing(_blocks(stream, bytes_max)) as blocks:
+                    async for block in blocks:
+                        await reserved.grow(len(block))
+                        await self._in_thread(partial(writer.add, block))
+                ref = await self._put(writer.finish)
             finished = True
         finally:
             if not finished:
@@ -81,21 +137,54 @@ class BlobStore:
                 writer.abort()
         return ref
 
-    def has(self, ref: BlobRef) -> bool:
-        """Whether the whole blob is here. One system call: needs no thread."""
-        return self._layout.object(ref).exists()
+    # --- what is here ----------------------------------------------------------------------------------------------
+    def has(self, wanted: BlobRef | Part) -> bool:
+        """Whether it is here: a whole blob, or all chunks of a part. One system call: needs no thread.
+
+        Of a blob that is not whole, chunks that this process has not yet checked do not count: a fetch checks them.
+        """
+        ref = wanted.blob if isinstance(wanted, Part) else wanted
+        if self._layout.object(ref).exists():
+            return True
+        found = self._partials.get(ref)
+        return found is not None and isinstance(wanted, Part) and found.has(wanted.chunks)
 
     def path(self, ref: BlobRef) -> Path:
-        """Where the blob lies, if it is here. For reading only: a task must get a copy (export)."""
+        """Where the blob lies, if it is here whole. For reading only: a task must get a copy (export)."""
         return self._layout.object(ref)
 
+    async def refs(self) -> list[BlobRef]:
+        """Every whole blob, in no particular order."""
+        return await self._in_thread(lambda: list(self._layout.refs()))
+
+    async def stat(self) -> StoreStat:
+        """How much is here, and how much room is left."""
+        disk = await self._in_thread(lambda: os.statvfs(self._layout.root))
+        free = disk.f_bavail * disk.f_frsize
+        pinned = len(self._pins.refs)
+        return StoreStat(self._count, self.bytes_here, free, len(self._partials), pinned, self.room.quota.blobs_max)
+
+    async def stat_of(self, ref: BlobRef) -> BlobStat:
+        """One blob, whole or in part. Raises BlobMissing, BlobError."""
+        return self._stat(ref, await self._in_thread(lambda: evicting.used_at(self._layout, ref)))
+
+    async def stats(self) -> list[BlobStat]:
+        """All of them, the last used first. Raises BlobError."""
+        uses = await self._in_thread(lambda: evicting.uses(self._layout))
+        return [self._stat(ref, when) for when, ref in sorted(uses, reverse=True)]
+
+    # --- reading ---------------------------------------------------------------------------------------------------
     async def read(self, ref: BlobRef, offset: int = 0, length: int = CHUNK_BYTES) -> bytes:
-        """Up to `length` bytes from `offset`, fewer at the end. Raises BlobMissing, BlobError."""
-        return await self._in_thread(lambda: files.read_object(self._layout, ref, offset, length))
+        """Up to `length` bytes from `offset`, fewer at the end; of a partial blob too when they are all here.
+
+        Raises BlobMissing, BlobError.
+        """
+        note = self._note_use(ref)
+        return await self._in_thread(lambda: self._read(ref, offset, length, note))
 
     async def chunk_list(self, ref: BlobRef) -> list[bytes]:
         """The sha2-256 of each chunk. Raises BlobMissing, BlobError."""
-        return await self._in_thread(lambda: files.read_list(self._layout, ref))
+        return await self._in_thread(lambda: self._list(ref))
 
     async def export(self, ref: BlobRef, dest: Path, *, mode: int = 0o444) -> None:
         """Copy the blob to `dest`, which must not exist, and check every byte of it on the way.
@@ -104,54 +193,225 @@ class BlobStore:
         user, or as root in a container, could change what every later task gets under the same name. Raises
         BlobMissing, BlobCorrupt, DiskFull, BlobError, and leaves no `dest` behind.
         """
-        check = trio.from_thread.check_cancelled
-        await self._in_thread(lambda: files.export_object(self._layout, ref, dest, mode, check))
+        await self.export_ranges(ref, [(0, ref.size)], dest, mode=mode)
 
-    async def verify(self, ref: BlobRef) -> bool:
-        """Read the whole blob again; False when it is damaged. Raises BlobMissing, BlobError."""
-        check = trio.from_thread.check_cancelled
-        return await self._in_thread(lambda: files.check_object(self._layout, ref, check))
+    async def export_range(self, ref: BlobRef, offset: int, length: int, dest: Path, *, mode: int = 0o444) -> None:
+        """As export, some bytes of it: they must be here, the rest of the blob need not. `length` may not reach beyond
+        its end.
+        """
+        await self.export_ranges(ref, [(offset, length)], dest, mode=mode)
 
-    async def touch(self, ref: BlobRef) -> bool:
-        """Note that a blob is wanted now (see delete); False when it is not here. Raises BlobError."""
-        return await self._in_thread(lambda: files.touch_object(self._layout, ref))
+    async def export_ranges(self, ref: BlobRef, ranges: Sequence[Range], dest: Path, *, mode: int = 0o444) -> None:
+        """As export, several ranges one after the other: the header of a split file, and a task's piece of it."""
+        if any(offset < 0 or length < 0 or offset + length > ref.size for offset, length in ranges):
+            raise BlobError(f"blob {ref}: has no such bytes")
+        check = trio.from_thread.check_cancelled
+        self._note_use(ref)
+        with self._in_use(ref):
+            try:
+                await self._in_thread(lambda: self._export(ref, ranges, dest, mode, check))
+            except BlobCorrupt:
+                await self.mend(ref)
+                raise
+
+    # --- keeping ---------------------------------------------------------------------------------------------------
+    async def touch(self, wanted: BlobRef | Part) -> bool:
+        """Note that it is wanted now (see delete); False when it is not here. Raises BlobError."""
+        ref = wanted.blob if isinstance(wanted, Part) else wanted
+        if await self._in_thread(lambda: files.touch_object(self._layout, ref)):
+            return True
+        found = self._partials.get(ref)
+        if found is None or not self.has(wanted):
+            return False
+        await self._in_thread(found.touch)
+        return True
+
+    def spare(self, ref: BlobRef, seconds: float) -> None:
+        """Do not evict it for so long: what names it comes later. Forgotten with the process."""
+        self._spared[ref] = time.time() + seconds
+        self._spared.move_to_end(ref)
+        while len(self._spared) > REMEMBERED_MAX:
+            self._spared.popitem(last=False)
+
+    async def pin(self, ref: BlobRef) -> None:
+        """Never evict it, until it is unpinned. Raises BlobMissing, BlobError."""
+        if not await self.touch(ref):
+            raise BlobMissing(f"blob {ref}: not on this machine as a whole; fetch it first")
+        await self._in_thread(lambda: self._pins.add(ref))
+
+    async def unpin(self, ref: BlobRef) -> bool:
+        """Whether it was pinned. Raises BlobError."""
+        return await self._in_thread(lambda: self._pins.remove(ref))
+
+    def pinned(self) -> frozenset[BlobRef]:
+        """What is pinned. It may have been damaged or deleted by hand since."""
+        return self._pins.refs
 
     async def delete(self, ref: BlobRef, *, unused_s: float = 0.0) -> None:
         """Forget a blob and what was fetched of it, if there is any; but not if it was put or touched within the last
-        `unused_s` seconds. Raises BlobError.
+        `unused_s` seconds, nor chunks of it that are being fetched. Raises BlobError.
         """
-        if await self._in_thread(lambda: files.delete_object(self._layout, ref, unused_s)):
+        if await self._in_thread(lambda: files.remove_object(self._layout, ref, unused_s)):
             self._count -= 1
             self._bytes -= ref.size
+        found = self._partials.get(ref)
+        if found is not None and not found.users and await self._in_thread(lambda: _removed(found, unused_s)):
+            self._partials.pop(ref, None)
 
-    async def unused(self, unused_s: float) -> list[BlobRef]:
-        """Whole blobs that nobody has put or touched for so long."""
-        return await self._in_thread(lambda: files.unused_objects(self._layout, unused_s))
+    # --- checking --------------------------------------------------------------------------------------------------
+    async def verify(self, ref: BlobRef) -> bool:
+        """Read the whole blob again; False when it is damaged. Raises BlobMissing, BlobError."""
+        check = trio.from_thread.check_cancelled
+        with self._in_use(ref):
+            return await self._in_thread(lambda: mending.examine(self._layout, ref, check).is_sound)
 
-    async def refs(self) -> list[BlobRef]:
-        """Every whole blob, in no particular order."""
-        return await self._in_thread(lambda: list(self._layout.refs()))
+    async def mend(self, ref: BlobRef) -> int:
+        """Verify, and set a damaged blob aside: its good chunks stay, and the next fetch brings the others.
 
-    async def stat(self) -> BlobStat:
-        """How much is here, and how much room is left."""
-        disk = await self._in_thread(lambda: os.statvfs(self._layout.root))
-        return BlobStat(self._count, self._bytes, disk.f_bavail * disk.f_frsize)
+        How many chunks were damaged. Raises BlobMissing, BlobError.
+        """
+        check = trio.from_thread.check_cancelled
+        with self._in_use(ref):
+            found = await self._in_thread(lambda: mending.examine(self._layout, ref, check))
+            if found.is_sound:
+                return 0
+            rest = await self._in_thread(lambda: mending.set_aside(self._layout, ref, found))
+        if rest.gone:
+            self._count -= 1
+            self._bytes -= ref.size
+            log.warning("blob_damaged", blob=str(ref), chunks=rest.damaged, remedy="check the disk")
+        if rest.partial is not None:
+            self._partials[ref] = rest.partial
+        return rest.damaged
 
+    # --- fetching --------------------------------------------------------------------------------------------------
     async def saved_list(self, ref: BlobRef) -> list[bytes] | None:
-        """The chunk list left by an interrupted fetch, if there is one. Raises BlobError."""
-        return await self._in_thread(lambda: saved_list(self._layout, ref))
+        """The chunk list of a blob that is here in part. Raises BlobError."""
+        found = self._partials.get(ref)
+        try:
+            return None if found is None else await self._in_thread(found.digests)
+        except BlobMissing:
+            return None
 
     async def open_partial(self, ref: BlobRef, digests: list[bytes]) -> PartialBlob:
         """Begin or resume a fetch. `digests` has been checked against the name. Raises DiskFull, BlobError."""
-        check = trio.from_thread.check_cancelled
-        return PartialBlob(self, await self._in_thread(lambda: Partial(self._layout, ref, digests, check)))
+        found = self._partials.setdefault(ref, Partial(self._layout, ref))
+        try:
+            await self._in_thread(lambda: found.begin(digests))
+        except BaseException:
+            if not found.users and not found.bytes_here:
+                self._partials.pop(ref, None)
+            raise
+        return PartialBlob(self, found, self._reserve())
+
+    # --- inside ----------------------------------------------------------------------------------------------------
+    def _reserve(self) -> Reservation:
+        return Reservation(self.room)
 
     async def _put(self, write: Callable[[], tuple[BlobRef, bool]]) -> BlobRef:
         ref, new = await self._in_thread(write)
         if new:
             self._count += 1
             self._bytes += ref.size
+            found = self._partials.get(ref)
+            if found is not None and not found.users:
+                del self._partials[ref]
+                await self._in_thread(found.remove)
         return ref
+
+    def _now_whole(self, found: Partial, new: bool) -> None:
+        if self._partials.get(found.ref) is found:
+            del self._partials[found.ref]
+        if new:
+            self._count += 1
+            self._bytes += found.ref.size
+
+    def _stat(self, ref: BlobRef, used_at: float) -> BlobStat:
+        found = self._partials.get(ref)
+        here = found.ref.chunks - found.marks.count(0) if found else ref.chunks
+        return BlobStat(ref, here, ref in self._pins, ref in self.held(), used_at)
+
+    def _read(self, ref: BlobRef, offset: int, length: int, note: bool) -> bytes:
+        if note:
+            files.touch_object(self._layout, ref)
+        try:
+            return reading.read_object(self._layout, ref, offset, length)
+        except BlobMissing:
+            found = self._partials.get(ref)
+            if found is None:
+                raise
+        try:
+            return found.read(offset, length)
+        except BlobMissing:
+            # It may have become whole between the two looks.
+            return reading.read_object(self._layout, ref, offset, length)
+
+    def _list(self, ref: BlobRef) -> list[bytes]:
+        try:
+            return reading.read_list(self._layout, ref)
+        except BlobMissing:
+            found = self._partials.get(ref)
+            if found is None:
+                raise
+            return found.digests()
+
+    def _export(
+        self, ref: BlobRef, ranges: Sequence[Range], dest: Path, mode: int, check: files.CheckCancelled
+    ) -> None:
+        try:
+            with self._chunks(ref) as read:
+                reading.copy_ranges(read, ranges, dest, mode, check)
+        except BlobMissing:
+            if not self._layout.object(ref).exists():
+                raise
+            # It became whole in the middle of that.
+            with reading.object_chunks(self._layout, ref) as read:
+                reading.copy_ranges(read, ranges, dest, mode, check)
+
+    @contextmanager
+    def _chunks(self, ref: BlobRef) -> Iterator[ReadChunk]:
+        found = self._partials.get(ref)
+        if found is not None and not self._layout.object(ref).exists():
+            yield found.chunk
+        else:
+            with reading.object_chunks(self._layout, ref) as read:
+                yield read
+
+    @contextmanager
+    def _in_use(self, ref: BlobRef) -> Iterator[None]:
+        self._reading[ref] += 1
+        try:
+            yield
+        finally:
+            self._reading[ref] -= 1
+            if not self._reading[ref]:
+                del self._reading[ref]
+
+    def _note_use(self, ref: BlobRef) -> bool:
+        """Whether this use is to be written down."""
+        now = time.monotonic()
+        if now - self._touched.get(ref, -TOUCH_S) < TOUCH_S:
+            return False
+        self._touched[ref] = now
+        self._touched.move_to_end(ref)
+        if len(self._touched) > REMEMBERED_MAX:
+            self._touched.popitem(last=False)
+        return True
+
+    async def _evict(self, wanted: int) -> None:
+        """Delete what was used least recently and nobody needs, until `wanted` bytes are free or nothing is left."""
+        uses = await self._in_thread(lambda: evicting.uses(self._layout))
+        before = self.bytes_here
+        for when, ref in sorted(uses):
+            if before - self.bytes_here >= wanted or when > time.time() - FRESH_S:
+                break
+            if not self._needed(ref):
+                await self.delete(ref, unused_s=FRESH_S)
+        log.info("blobs_evicted", bytes=before - self.bytes_here, wanted=wanted)
+
+    def _needed(self, ref: BlobRef) -> bool:
+        spared = self._spared.get(ref, 0.0) > time.time()
+        return spared or ref in self._pins or ref in self._reading or ref in self.held()
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(work, limiter=self._threads)
@@ -160,25 +420,63 @@ class BlobStore:
 class PartialBlob:
     """A blob being fetched. The caller closes it, whatever happens; what is in it stays for the next time."""
 
-    def __init__(self, store: BlobStore, partial: Partial) -> None:
+    def __init__(self, store: BlobStore, found: Partial, reserved: Reservation) -> None:
         self._store = store
-        self._partial = partial
-        self.present = partial.present
-        """The chunks that were here when it was opened."""
+        self._partial = found
+        self._reserved = reserved
+
+    async def missing(self, chunks: range) -> list[int]:
+        """Those of the chunks that are not here, in order, with room made for them; those that are have been checked.
+
+        Raises QuotaExceeded, BlobError.
+        """
+        check = trio.from_thread.check_cancelled
+        await self._store._in_thread(lambda: self._partial.check(chunks, check))
+        await self._reserved.grow(sum(files.chunk_length(self._partial.ref, index) for index in self._absent(chunks)))
+        # Looked at again: some may have arrived meanwhile.
+        return self._absent(chunks)
+
+    def _absent(self, chunks: range) -> list[int]:
+        return [index for index in chunks if not self._partial.marks[index]]
 
     async def write(self, index: int, data: bytes | bytearray) -> bool:
         """Put a chunk in place; False when it is not the one that the list names. Raises DiskFull,
         BlobError.
         """
-        return await self._store._in_thread(lambda: self._partial.write(index, data))
+        written = await self._store._in_thread(lambda: self._partial.write(index, data))
+        if written:
+            self._reserved.take(len(data))
+        return written
 
-    async def finish(self) -> None:
-        """Make it a whole blob. Raises DiskFull, BlobError."""
-        await self._store._put(self._partial.finish)
+    async def settle(self) -> None:
+        """What was written is on disk; a blob that is complete is a whole one. Raises DiskFull, BlobError."""
+        if self._partial.bytes_here < self._partial.ref.size:
+            await self._store._in_thread(self._partial.sync)
+            return
+        check = trio.from_thread.check_cancelled
+        await self._store._in_thread(lambda: self._partial.check(range(self._partial.ref.chunks), check))
+        if self._partial.is_whole and not self.is_published:
+            new = await self._store._in_thread(self._partial.publish)
+            self._store._now_whole(self._partial, new)
+
+    @property
+    def is_published(self) -> bool:
+        return self._store._partials.get(self._partial.ref) is not self._partial
 
     def close(self) -> None:
-        """Let go of its files. Needs no thread."""
-        self._partial.close()
+        """Let go of its files; of a blob of which nothing came, nothing stays. Needs no thread."""
+        self._reserved.give_back()
+        self._partial.end()
+        if not self._partial.bytes_here and not self.is_published and self._partial.remove():
+            del self._store._partials[self._partial.ref]
+
+
+def _removed(found: Partial, unused_s: float) -> bool:
+    try:
+        recent = unused_s and time.time() - found.used_at() < unused_s
+    except FileNotFoundError:
+        recent = False
+    return not recent and found.remove()
 
 
 async def _blocks(stream: AsyncIterator[bytes], bytes_max: int) -> AsyncGenerator[bytes, None]:

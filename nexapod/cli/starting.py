@@ -27,6 +27,16 @@ CONFIG_TEMPLATE: Final = """\
 # level = "info"       # debug, info, warning, error
 # format = "auto"      # auto: for people in a terminal, else JSON lines; console, json
 
+[storage]
+# blobs_max = "20GiB"      # without it: 20 GiB, or a tenth of the disk where that is less
+# disk_free_min = "1GiB"   # what must stay free: what nobody needs goes before
+
+[bandwidth]
+# up_max = "10MiB/s"       # what blobs may take of the line; without it, no cap
+# down_max = "50MiB/s"
+# peer_up_max = "5MiB/s"   # for each peer by itself
+# peer_down_max = "20MiB/s"
+
 [api]
 # tcp = "127.0.0.1:8747"   # also listen there, for holders of the token in the home folder
 

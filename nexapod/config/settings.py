@@ -15,7 +15,7 @@ from nexapod.config.document import Document, Table, nearest
 from nexapod.config.errors import ConfigError, Problem
 from nexapod.config.gpus import GpuSettings, gpu_settings
 from nexapod.config.multiaddr import parse
-from nexapod.config.sizes import parse_size
+from nexapod.config.storage import Bandwidth, Storage, read_bandwidth, read_storage
 from nexapod.protocol.limits import REGISTRIES_MAX
 from nexapod.protocol.statements import registry_host
 from nexapod.store.home import Home
@@ -30,9 +30,6 @@ DEFAULT_LISTEN: Final = ("/ip4/0.0.0.0/tcp/4747",)
 SLOTS_MAX: Final = 4096
 LISTEN_MAX: Final = 16
 CONFIG_FILE: Final = "config.toml"
-IMAGES_BYTES_DEFAULT: Final = 10 << 30
-IMAGES_BYTES_MIN: Final = 1 << 20
-IMAGES_BYTES_MAX: Final = 1 << 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +47,10 @@ class Config:
     api_tcp: str | None = None
     """host:port of a loopback address where the API also listens, for holders of the token; None = not at all."""
     gpu: GpuSettings = field(default_factory=GpuSettings)
-    images_max: int = IMAGES_BYTES_DEFAULT
-    """Bytes that container images loaded for tasks may take in the engine."""
     registries: tuple[str, ...] = ()
     """Hosts that container images are pulled from for other peers' jobs; none, unless named."""
+    storage: Storage = field(default_factory=Storage)
+    bandwidth: Bandwidth = field(default_factory=Bandwidth)
 
     @property
     def paths(self) -> Home:
@@ -86,8 +83,9 @@ class _File:
     log_format: str = "auto"
     api_tcp: str | None = None
     gpu: GpuSettings = field(default_factory=GpuSettings)
-    images_max: int = IMAGES_BYTES_DEFAULT
     registries: tuple[str, ...] = ()
+    storage: Storage = field(default_factory=Storage)
+    bandwidth: Bandwidth = field(default_factory=Bandwidth)
 
 
 def config_folder(environ: Mapping[str, str]) -> Path:
@@ -144,8 +142,9 @@ def load(flags: Flags, environ: Mapping[str, str]) -> Config:
         log_format=cast(LogFormat, form),
         api_tcp=tcp,
         gpu=file.gpu,
-        images_max=file.images_max,
         registries=file.registries,
+        storage=file.storage,
+        bandwidth=file.bandwidth,
     )
 
 
@@ -168,7 +167,7 @@ def _read_file(path: Path, environ: Mapping[str, str]) -> _File:
     document = Document.open(path)
     root = document.root
     log, api = root.table("log"), root.table("api")
-    storage, images = root.table("storage"), root.table("images")
+    storage, bandwidth, images = root.table("storage"), root.table("bandwidth"), root.table("images")
     file = _File(
         network=root.text("network") or None,
         listen=networks.addresses(root, "listen", listen=True),
@@ -179,30 +178,17 @@ def _read_file(path: Path, environ: Mapping[str, str]) -> _File:
         log_format=log.choice("format", LOG_FORMATS, "auto"),
         api_tcp=api.text("tcp") or None,
         gpu=gpu_settings(root.table("gpu")),
-        images_max=_size(storage, "images_max", IMAGES_BYTES_DEFAULT, IMAGES_BYTES_MIN, IMAGES_BYTES_MAX),
         registries=_registries(images),
+        storage=read_storage(storage),
+        bandwidth=read_bandwidth(bandwidth),
     )
     # `bootstrap` and `slots` are known keys even when absent: the hint at a misspelt one must know them.
     for key in ("bootstrap", "slots"):
         root.raw(key)
-    for table in (root, log, api, storage, images):
+    for table in (root, log, api, storage, bandwidth, images):
         table.end()
     document.raise_problems()
     return file
-
-
-def _size(table: Table, key: str, default: int, low: int, high: int) -> int:
-    text = table.text(key)
-    if not text:
-        return default
-    try:
-        value = parse_size(text)
-    except ValueError as error:
-        table.problem(key, str(error))
-        return default
-    if not low <= value <= high:
-        table.problem(key, f"{text!r} is not possible: from {low} to {high} bytes, as text like '10GiB'")
-    return value
 
 
 def _registries(table: Table) -> tuple[str, ...]:

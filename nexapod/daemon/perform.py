@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Sequence
 from typing import assert_never
 
 import structlog
@@ -13,6 +13,8 @@ from nexapod.blobs.errors import BlobError
 from nexapod.blobs.exchange import Exchange
 from nexapod.blobs.store import BlobStore
 from nexapod.daemon.hub import Hub
+from nexapod.daemon.providers import Providers
+from nexapod.daemon.retention import Retention
 from nexapod.daemon.tasks import TaskRunner
 from nexapod.dht.dht import Dht
 from nexapod.mesh.mesh import Mesh
@@ -31,19 +33,12 @@ from nexapod.protocol.events import (
     Stop,
     Trace,
 )
-from nexapod.protocol.types import BlobRef, Part
+from nexapod.protocol.types import BlobRef, PeerId
 
 log = structlog.get_logger()
 
-FETCH_S = 60.0
-PROVIDERS_MAX = 8
 PUBLISH_WAITING_MAX = 256
 PROVIDE_WAITING_MAX = 256
-DELETE_S = 60.0
-"""What the core dropped is deleted so much later, if nothing wants it then."""
-SWEEP_S = 600.0
-UPLOAD_KEPT_S = 3600.0
-"""How long an uploaded blob that no job names stays."""
 PROVIDE_PAUSE_S = 2.0
 """py-libp2p's peers accept ten provider records in ten seconds from one peer."""
 
@@ -63,17 +58,20 @@ class Performer:
         post: Callable[[Event], None],
         held: Callable[[], frozenset[BlobRef]],
         nursery: trio.Nursery,
+        addrs: Callable[[PeerId], Sequence[str]] = lambda peer: (),
     ) -> None:
+        """`held()`: blobs that must not be evicted. `addrs(peer)`: where a peer says it can be dialled."""
         self._mesh = mesh
         self._dht = dht
         self._blobs = blobs
-        self._exchange = exchange
+        self.providers = Providers(
+            exchange, connected=mesh.connected, lookup=dht.providers, addrs=addrs, me=mesh.peer_id
+        )
+        self._retention = Retention(blobs, held)
         self._tasks = tasks
         self._hub = hub
         self._post = post
-        self._held = held
         self._nursery = nursery
-        self._dropped: dict[BlobRef, float] = {}
         self.dropped: Counter[str] = Counter()
         self._publications, self._to_publish = trio.open_memory_channel[Publish](PUBLISH_WAITING_MAX)
         self._to_provide: OrderedDict[BlobRef, None] = OrderedDict()
@@ -92,8 +90,8 @@ class Performer:
                 self._tasks.stop(task)
             case Fetch():
                 self._nursery.start_soon(self._fetch, effect)
-            case Drop(ref):
-                self._dropped[ref] = trio.current_time()
+            case Drop():
+                pass  # it may stay as a cache, and can go now: `held` no longer names it
             case Penalise(peer, rule, ban):
                 if ban:
                     self._mesh.disconnect(peer, f"it broke the rule {rule} once too often")
@@ -105,11 +103,11 @@ class Performer:
                 assert_never(effect)
 
     async def run(self) -> None:
-        """Publish, provide and delete, each one at a time, until cancelled."""
+        """Publish, provide and keep the disk in bounds, each one at a time, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._publish_all)
             nursery.start_soon(self._provide_all)
-            nursery.start_soon(self._delete_all)
+            nursery.start_soon(self._retention.run)
 
     def _publish(self, effect: Publish) -> None:
         try:
@@ -123,27 +121,17 @@ class Performer:
             await self._mesh.publish(effect.topic, effect.data)
 
     async def _fetch(self, effect: Fetch) -> None:
-        part, ref = effect.part, effect.part.blob
-        if await self._blobs.touch(ref):
-            self._post(BlobReady(part))
-            return
-        if await self._tried(lambda: self._exchange.fetch(ref, effect.sources, deadline_s=FETCH_S), part):
-            return
-        found = await self._dht.providers(ref.digest, PROVIDERS_MAX)
-        others = [peer for peer in found if peer not in effect.sources and peer != self._mesh.peer_id]
-        if others and await self._tried(lambda: self._exchange.fetch(ref, others, deadline_s=FETCH_S), part):
-            return
-        self._post(BlobFailed(part))
-
-    async def _tried(self, fetch: Callable[[], Awaitable[object]], part: Part) -> bool:
+        part = effect.part
         try:
-            await fetch()
+            if not await self._blobs.touch(part):
+                await self.providers.fetch(part, effect.sources)
+                if part.is_whole:
+                    self._provide(part.blob)
         except BlobError as error:
-            log.info("blob_not_fetched", blob=str(part.blob), error=str(error))
-            return False
-        self._post(BlobReady(part))
-        self._provide(part.blob)
-        return True
+            log.info("fetch_failed", blob=str(part.blob), first=part.first, count=part.count, error=str(error))
+            self._post(BlobFailed(part))
+        else:
+            self._post(BlobReady(part))
 
     def _provide(self, ref: BlobRef) -> None:
         self._to_provide[ref] = None
@@ -160,27 +148,3 @@ class Performer:
                 ref, _ = self._to_provide.popitem(last=False)
                 await self._dht.provide(ref.digest)
                 await trio.sleep(PROVIDE_PAUSE_S)
-
-    # --- deleting --------------------------------------------------------------------------------------------------
-    async def _delete_all(self) -> None:
-        """Delete what was dropped, after a while: what one role of this node drops another may want next."""
-        sweep_at = trio.current_time() + SWEEP_S
-        while True:
-            await trio.sleep(DELETE_S / 2)
-            now = trio.current_time()
-            due = [ref for ref, when in self._dropped.items() if when + DELETE_S <= now]
-            for ref in due:
-                del self._dropped[ref]
-                await self._delete(ref, DELETE_S)
-            if sweep_at <= now:
-                sweep_at = now + SWEEP_S
-                for ref in await self._blobs.unused(UPLOAD_KEPT_S):
-                    await self._delete(ref, UPLOAD_KEPT_S)
-
-    async def _delete(self, ref: BlobRef, unused_s: float) -> None:
-        if ref in self._held():
-            return
-        try:
-            await self._blobs.delete(ref, unused_s=unused_s)
-        except BlobError as error:
-            log.warning("blob_not_deleted", blob=str(ref), error=str(error))

@@ -25,7 +25,7 @@ from nexapod.mesh.library import (
     pubsub_module,
     yamux_module,
 )
-from nexapod.mesh.multiplexer import WINDOW_MAX, ContainedYamux, contained, note, patient_write
+from nexapod.mesh.multiplexer import WINDOW_MAX, ContainedYamux, contained, note, patient_write, thrifty_read
 
 log = structlog.get_logger()
 
@@ -40,6 +40,7 @@ def install() -> None:
     muxer_module.Yamux = ContainedYamux
     yamux_module.MAX_WINDOW_SIZE = WINDOW_MAX
     YamuxStream.write = patient_write
+    YamuxStream.read = thrifty_read
     pubsub_module.SUBSCRIPTION_CHANNEL_SIZE = GOSSIP_QUEUE
     pubsub_module.RpcQueue = _roomy_queue
 

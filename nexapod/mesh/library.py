@@ -77,7 +77,7 @@ from libp2p.crypto.ed25519 import create_new_key_pair  # noqa: E402
 from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair  # noqa: E402
 from libp2p.host.basic_host import BasicHost  # noqa: E402
 from libp2p.host.exceptions import HostException  # noqa: E402
-from libp2p.io.exceptions import IOException  # noqa: E402
+from libp2p.io.exceptions import IncompleteReadError, IOException  # noqa: E402
 from libp2p.network.config import ConnectionConfig, RetryConfig  # noqa: E402
 from libp2p.network.connection.exceptions import RawConnError  # noqa: E402
 from libp2p.network.connection.raw_connection import RawConnection  # noqa: E402
@@ -90,9 +90,16 @@ from libp2p.pubsub.pubsub import Pubsub  # noqa: E402
 from libp2p.pubsub.rpc_queue import RpcQueue  # noqa: E402
 from libp2p.rcmgr.connection_limits import ConnectionLimits  # noqa: E402
 from libp2p.rcmgr.manager import ResourceLimits, ResourceManager  # noqa: E402
+from libp2p.security.noise.io import NoiseTransportReadWriter  # noqa: E402
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID  # noqa: E402
 from libp2p.security.noise.transport import Transport as NoiseTransport  # noqa: E402
-from libp2p.stream_muxer.exceptions import MuxedConnError, MuxedStreamError  # noqa: E402
+from libp2p.security.secure_session import SecureSession  # noqa: E402
+from libp2p.stream_muxer.exceptions import (  # noqa: E402
+    MuxedConnError,
+    MuxedStreamEOF,
+    MuxedStreamError,
+    MuxedStreamReset,
+)
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_ID  # noqa: E402
 from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream  # noqa: E402
 from libp2p.tools.anyio_service import background_trio_service  # noqa: E402
@@ -111,9 +118,13 @@ __all__ = [
     "GossipSub",
     "HostException",
     "IOException",
+    "IncompleteReadError",
     "Multiaddr",
+    "MuxedStreamEOF",
     "MuxedStreamError",
+    "MuxedStreamReset",
     "NoiseTransport",
+    "NoiseTransportReadWriter",
     "Pubsub",
     "RawConnError",
     "RawConnection",
@@ -121,6 +132,7 @@ __all__ = [
     "ResourceManager",
     "RetryConfig",
     "RpcQueue",
+    "SecureSession",
     "Swarm",
     "SwarmException",
     "Yamux",
@@ -163,8 +175,20 @@ _CORRECTED: Final[tuple[tuple[Any, tuple[str, ...]], ...]] = (
             "dial_addr",
         ),
     ),
-    (Yamux, ("handle_incoming", "_measure_rtt_loop", "_read_data_body", "_write_frame", "_cleanup_on_error")),
-    (YamuxStream, ("write", "send_window_update")),
+    (
+        Yamux,
+        (
+            "handle_incoming",
+            "_measure_rtt_loop",
+            "_read_data_body",
+            "_write_frame",
+            "_cleanup_on_error",
+            "_finalize_stream_locked",
+        ),
+    ),
+    (YamuxStream, ("write", "read", "send_window_update")),
+    (SecureSession, ("_drain",)),
+    (NoiseTransportReadWriter, ("encrypt", "decrypt")),
     (
         Pubsub,
         (

@@ -254,7 +254,7 @@ async def test_a_partial_blob_is_taken_up_again_but_its_marks_are_not_believed(s
     chunks = [data[at : at + CHUNK_BYTES] for at in range(0, len(data), CHUNK_BYTES)]
     digests = [hashlib.sha256(chunk).digest() for chunk in chunks]
     partial = await store.open_partial(ref, digests)
-    assert partial.present == set()
+    assert await partial.missing(range(4)) == [0, 1, 2, 3]
     assert not await partial.write(1, chunks[0])
     assert not await partial.write(3, chunks[0])
     for index in (0, 1, 3):
@@ -266,10 +266,11 @@ async def test_a_partial_blob_is_taken_up_again_but_its_marks_are_not_believed(s
     again = BlobStore(store._layout.root)
     assert await again.saved_list(ref) == digests
     partial = await again.open_partial(ref, digests)
-    assert partial.present == {0, 3}
+    assert await partial.missing(range(4)) == [1, 2]
     for index in (1, 2):
         assert await partial.write(index, chunks[index])
-    await partial.finish()
+    await partial.settle()
+    partial.close()
     assert again.path(ref).read_bytes() == data
     assert await again.verify(ref)
     assert (await again.stat()).blobs == 1
@@ -283,9 +284,10 @@ async def test_a_saved_list_that_was_damaged_is_not_used(store):
     assert await store.saved_list(ref) is None
 
 
-async def test_partial_blobs_that_nobody_took_up_are_forgotten(store):
-    left = store._layout.partial / "old.data"
+@pytest.mark.parametrize("suffix", [".data", ".have", ".list"])
+async def test_what_is_no_partial_blob_is_cleared(store, suffix):
+    ref = blob_of(bytes(2 * CHUNK_BYTES))
+    left = store._layout.partial / f"{ref.digest.hex()}-{ref.size}{suffix}"
     left.write_bytes(b"x")
-    os.utime(left, (0, 0))
     BlobStore(store._layout.root)
     assert not left.exists()
