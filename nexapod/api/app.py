@@ -21,6 +21,7 @@ from nexapod.api.answers import BlobAnswer, EventAnswer, Reply, problem, problem
 from nexapod.api.backend import ApiError, Backend, Invalid, NotFound, TooLarge
 from nexapod.api.guard import BodyLimit
 from nexapod.api.images import ARCHIVE_PATH, about_images
+from nexapod.api.work import about_work
 from nexapod.protocol import limits, statements
 from nexapod.protocol.errors import LocalError, PeerError
 from nexapod.protocol.types import BlobRef, JobId, JobSpec
@@ -56,6 +57,7 @@ def create_app(backend: Backend) -> ASGIApp:
     _about_the_daemon(app, backend)
     _about_blobs(app, backend)
     _about_jobs(app, backend)
+    about_work(app, backend)
     about_images(app, backend, _announced_size, _exactly)
     return BodyLimit(app, frozenset((BLOB_PATH, ARCHIVE_PATH)))
 

@@ -166,13 +166,22 @@ class Backend(Protocol):
         """End a job of this daemon's own. Raises NotFound, Forbidden, and Over when it is complete."""
 
     async def task_log(self, job: JobId, task: int) -> list[Json]:
-        """models.ReplicaLog of each replica shown so far. Raises NotFound."""
+        """models.ReplicaLog of each replica shown so far, and of those that run and answer in time. Raises NotFound."""
 
     async def why_job(self, job: JobId) -> Json:
         """Why its tasks are (not) placed: at least `sentences`. Raises NotFound."""
 
     async def why(self) -> Json:
         """Why this daemon does (not) work: at least `sentences`."""
+
+    async def tasks(self) -> list[Json]:
+        """work.LocalTask of each task on this machine."""
+
+    async def pause(self, for_s: float | None) -> None:
+        """Freeze them and take no new ones, for so many seconds or until `resume`; returns once they stand still."""
+
+    async def resume(self) -> None:
+        """Let them go on. Harmless when nothing is paused."""
 
     async def stop(self, *, drain: bool) -> None:
         """Begin to stop, and return: with `drain`, running tasks may end first."""

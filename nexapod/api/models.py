@@ -217,7 +217,7 @@ class Status(_View):
     leases: int
     """Tasks that this worker holds a lease of: waiting for a slot, running, or committed and not yet shown."""
     slots: int
-    state: Literal["starting", "running", "draining"]
+    state: Literal["starting", "running", "paused", "draining"]
     uptime_s: int
     home: str
     pid: int
@@ -355,6 +355,10 @@ class JobView(JobRow):
     placed: bool
     """Enough other peers hold the job and its inputs: this one may go offline."""
     placed_on: list[str]
+    holders: int
+    """Of the shard that the fewest of its stewards hold: how many do, this peer left out,"""
+    holders_needed: int
+    """and how many must for this daemon to go offline."""
     task_list: list[TaskView]
 
 
@@ -378,7 +382,9 @@ class Results(_View):
 class ReplicaLog(_View):
     peer: str
     outcome: str
-    exit: int
+    """How it ended; `running` while it has not."""
+    exit: int | None
+    """Null while it runs."""
     log: str
 
 

@@ -208,13 +208,45 @@ def cancel(job: Job, home: Home = None, as_json: Json = False) -> None:
 def logs(
     job: Job,
     task: Annotated[int, typer.Argument(metavar="TASK", min=0, help="The task's index.", show_default=False)],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show more as it is printed, to the end.")] = False,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """The last lines that each replica of a task printed."""
-    from nexapod.cli import queries
+    """What each replica of a task printed: its head and its tail, also while it runs."""
+    from nexapod.cli import task_logs
 
-    queries.show_log(_client(home), _word(job), task, as_json=as_json)
+    show = task_logs.follow if follow else task_logs.show
+    show(_client(home), _word(job), task, as_json=as_json)
+
+
+@app.command()
+def tasks(home: Home = None, as_json: Json = False) -> None:
+    """The tasks on this machine, whoever submitted them."""
+    from nexapod.cli import work_commands
+
+    work_commands.show_tasks(_client(home), as_json=as_json)
+
+
+@app.command()
+def pause(
+    duration: Annotated[
+        str | None, typer.Argument(metavar="FOR", help="E.g. 2h; without it, until resume.", show_default=False)
+    ] = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Freeze the tasks on this machine at once, and take no new ones."""
+    from nexapod.cli import work_commands
+
+    work_commands.pause(_client(home), duration, as_json=as_json)
+
+
+@app.command()
+def resume(home: Home = None, as_json: Json = False) -> None:
+    """Let the tasks on this machine go on."""
+    from nexapod.cli import work_commands
+
+    work_commands.resume(_client(home), as_json=as_json)
 
 
 @app.command()

@@ -9,7 +9,7 @@ from typing import Any, Final
 from nexapod.cli.client import Client
 from nexapod.cli.console import facts, note, print_json, say, short, table
 from nexapod.cli.quantities import show_duration, show_size
-from nexapod.cli.safe import safe, safe_lines
+from nexapod.cli.safe import safe
 
 TASKS_SHOWN_MAX: Final = 200
 PEERS_SHOWN: Final = 4
@@ -182,19 +182,6 @@ def _task_row(task: dict[str, Any]) -> tuple[object, ...]:
 
 def _mark(agreed: bool | None) -> str:
     return {True: " (agrees)", False: " (not counted)", None: ""}[agreed]
-
-
-def show_log(client: Client, job: str, task: int, *, as_json: bool) -> None:
-    logs = client.get(f"/v1/jobs/{job}/tasks/{task}/log")
-    if as_json:
-        print_json(logs)
-        return
-    if not logs:
-        note("No result of this task has been shown yet, so there is no log.")
-    for entry in logs:
-        say(f"--- {safe(entry['peer'])}: {safe(entry['outcome'])}, exit {safe(entry['exit'])}")
-        for line in safe_lines(str(entry["log"])):
-            say(f"  {line}")
 
 
 def show_why(client: Client, job: str | None, *, as_json: bool) -> None:

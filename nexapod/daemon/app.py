@@ -16,7 +16,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 
 import structlog
@@ -25,16 +25,22 @@ import trio
 from nexapod.api.app import create_app
 from nexapod.api.serve import load_or_create_token, serve
 from nexapod.blobs.exchange import Exchange
+from nexapod.blobs.rates import Caps, Rates
+from nexapod.blobs.room import Quota
 from nexapod.blobs.store import BlobStore
 from nexapod.config import Config
 from nexapod.daemon.discovery import Discovery
 from nexapod.daemon.engine import Engine, monotonic_ms
+from nexapod.daemon.gpu_desk import GpuDesk
 from nexapod.daemon.hub import Hub
 from nexapod.daemon.image_shelf import Shelf, this_machine
-from nexapod.daemon.images import Images
+from nexapod.daemon.images import IMAGES_MAX_DEFAULT, Images
 from nexapod.daemon.machine import Machine
+from nexapod.daemon.pausing import Pausing
 from nexapod.daemon.perform import Performer
+from nexapod.daemon.providers import Providers
 from nexapod.daemon.service import Service, Stop
+from nexapod.daemon.staging import Staging, label_of
 from nexapod.daemon.tasks import TaskRunner
 from nexapod.dht.dht import Dht
 from nexapod.executor.contract import Executor
@@ -134,7 +140,7 @@ async def _main(config: Config, home: Home, parts: Parts) -> None:
     seed = identity.load_or_create(home.identity)
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(Store.open(home.database))
-        blobs = await trio.to_thread.run_sync(BlobStore, home.blobs)
+        blobs = await trio.to_thread.run_sync(_open_blobs, config, home)
         executors = parts.executors(home, seed)
         for executor in executors.values():
             stack.push_async_callback(executor.aclose)
@@ -144,6 +150,11 @@ async def _main(config: Config, home: Home, parts: Parts) -> None:
         node = await _restore(config, seed, store, parts)
         await _serve(config, home, seed, store, blobs, executors, node, shelf, images)
     log.info("stopped", peer=node.me)
+
+
+def _open_blobs(config: Config, home: Home) -> BlobStore:
+    storage = config.storage
+    return BlobStore(home.blobs, Quota.for_disk(home.blobs, storage.blobs_max, storage.disk_free_min))
 
 
 def make_executors(home: Home, seed: bytes) -> dict[str, Executor]:
@@ -160,7 +171,14 @@ def _images(config: Config, home: Home, blobs: BlobStore, engine: DockerImages) 
     folder = home.root / "images"
     shelf = Shelf(folder, blobs, engine, this_machine())
     loaded = folder / "loaded"
-    return shelf, Images(loaded, blobs, engine, shelf, bytes_max=config.images_max, registries=config.registries)
+    return shelf, Images(
+        loaded,
+        blobs,
+        engine,
+        shelf,
+        bytes_max=config.storage.images_max or IMAGES_MAX_DEFAULT,
+        registries=config.registries,
+    )
 
 
 async def _restore(config: Config, seed: bytes, store: Store, parts: Parts) -> Node:
@@ -202,7 +220,8 @@ async def _serve(
         except PeerUnreachable as error:
             raise trio.BrokenResourceError(str(error)) from error
 
-    exchange = Exchange(blobs, send_bulk, on_bad=on_bad)
+    caps = Caps(**asdict(config.bandwidth))
+    exchange = Exchange(blobs, send_bulk, on_bad=on_bad, rates=Rates(caps))
     joints = Joints(engine, exchange)
     met = [addr for peer in await store.peers() for addr in peer.addrs]
     mesh = Mesh(
@@ -214,23 +233,29 @@ async def _serve(
         on_bulk=joints.on_bulk,
         validate=node.admit,
     )
-    for executor in executors.values():
-        orphans = await executor.reap_orphans()
-        if orphans:
-            log.info("orphans_reaped", executor=executor.name, count=orphans)
+    survivors = await _survivors(executors, frozenset(label_of(task) for task in node.worker.attempts))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_watch_signals, stop)
         nursery.start_soon(exchange.run)
-        tasks = TaskRunner(home.tasks, blobs, exchange, executors, engine.post, nursery, images)
-        await trio.to_thread.run_sync(tasks.clean, frozenset(node.worker.attempts))
         await nursery.start(mesh.run)
         dht = Dht(mesh.host, config.network, server=True)
         await nursery.start(dht.run)
+        providers = Providers(
+            exchange,
+            connected=mesh.connected,
+            lookup=dht.providers,
+            addrs=node.ctx.directory.addrs,
+            me=mesh.peer_id,
+        )
+        staging = Staging(home.tasks, blobs, providers, images)
+        await trio.to_thread.run_sync(staging.clean, frozenset(node.worker.attempts))
+        gpus = GpuDesk(config.gpu)
+        tasks = TaskRunner(staging, blobs, executors, gpus, engine.post, nursery, survivors=survivors)
         performer = Performer(
             mesh=mesh,
             dht=dht,
             blobs=blobs,
-            exchange=exchange,
+            providers=providers,
             tasks=tasks,
             hub=hub,
             post=engine.post,
@@ -248,16 +273,22 @@ async def _serve(
             post=engine.post,
             images=images.told,
             registries=images.registries,
+            gpus=gpus,
         )
         await machine.probe()
         nursery.start_soon(performer.run)
         nursery.start_soon(engine.run, performer)
         nursery.start_soon(machine.run)
+        pausing = Pausing(engine, tasks)
+        nursery.start_soon(pausing.run)
+        nursery.start_soon(gpus.run)
+        nursery.start_soon(tasks.run, lambda: frozenset(node.worker.attempts))
         nursery.start_soon(Discovery(mesh, dht, store, node.ctx.directory.addrs).run)
         service = Service(
             engine=engine,
             blobs=blobs,
             tasks=tasks,
+            pausing=pausing,
             hub=hub,
             machine=machine,
             shelf=shelf,
@@ -288,6 +319,18 @@ async def _serve(
         await _drain(engine, stop)
         api_stop.set()
         nursery.cancel_scope.cancel()
+
+
+async def _survivors(executors: Mapping[str, Executor], wanted: frozenset[str]) -> frozenset[str]:
+    """What a former daemon began, still goes on, and is still wanted; all else that it left is ended."""
+    found: set[str] = set()
+    for executor in executors.values():
+        surviving = await executor.survivors() & wanted
+        orphans = await executor.reap_orphans(surviving)
+        if surviving or orphans:
+            log.info("runs_found", executor=executor.name, surviving=len(surviving), reaped=orphans)
+        found |= surviving
+    return frozenset(found)
 
 
 def _address(text: str | None) -> tuple[str, int] | None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import assert_never
 
 import structlog
 import trio
 
 from nexapod.blobs.errors import BlobError
-from nexapod.blobs.exchange import Exchange
 from nexapod.blobs.store import BlobStore
 from nexapod.daemon.hub import Hub
 from nexapod.daemon.providers import Providers
@@ -33,7 +32,7 @@ from nexapod.protocol.events import (
     Stop,
     Trace,
 )
-from nexapod.protocol.types import BlobRef, PeerId
+from nexapod.protocol.types import BlobRef
 
 log = structlog.get_logger()
 
@@ -52,21 +51,18 @@ class Performer:
         mesh: Mesh,
         dht: Dht,
         blobs: BlobStore,
-        exchange: Exchange,
+        providers: Providers,
         tasks: TaskRunner,
         hub: Hub,
         post: Callable[[Event], None],
         held: Callable[[], frozenset[BlobRef]],
         nursery: trio.Nursery,
-        addrs: Callable[[PeerId], Sequence[str]] = lambda peer: (),
     ) -> None:
-        """`held()`: blobs that must not be evicted. `addrs(peer)`: where a peer says it can be dialled."""
+        """`held()`: blobs that must not be evicted."""
         self._mesh = mesh
         self._dht = dht
         self._blobs = blobs
-        self.providers = Providers(
-            exchange, connected=mesh.connected, lookup=dht.providers, addrs=addrs, me=mesh.peer_id
-        )
+        self._providers = providers
         self._retention = Retention(blobs, held)
         self._tasks = tasks
         self._hub = hub
@@ -124,7 +120,7 @@ class Performer:
         part = effect.part
         try:
             if not await self._blobs.touch(part):
-                await self.providers.fetch(part, effect.sources)
+                await self._providers.fetch(part, effect.sources)
                 if part.is_whole:
                     self._provide(part.blob)
         except BlobError as error:

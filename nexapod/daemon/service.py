@@ -19,17 +19,20 @@ from nexapod.daemon.engine import Engine
 from nexapod.daemon.hub import Hub, TooManyWatchers
 from nexapod.daemon.image_shelf import Added, Shelf, UnknownImage
 from nexapod.daemon.machine import Machine
+from nexapod.daemon.pausing import Pausing
 from nexapod.daemon.tasks import TaskRunner
 from nexapod.executor.image_errors import BadImage, ImageError
 from nexapod.executor.images import ImageNotHere
 from nexapod.executor.oci import Platform
 from nexapod.protocol.errors import LocalError
-from nexapod.protocol.events import CancelJob, Submit, Trace
+from nexapod.protocol.events import AskLog, CancelJob, Submit, Trace
 from nexapod.protocol.node import JobEntry
 from nexapod.protocol.submitter import Submission
 from nexapod.protocol.types import BlobRef, JobId, JobSpec, PeerId
 from nexapod.version import __version__
 
+LOG_ANSWER_S = 1.0
+LOG_LOOK_S = 0.02
 LEASED = ("granted", "running", "committed")
 """The states of an attempt in which this worker holds a lease."""
 
@@ -57,6 +60,7 @@ class Service:
         engine: Engine,
         blobs: BlobStore,
         tasks: TaskRunner,
+        pausing: Pausing,
         hub: Hub,
         machine: Machine,
         shelf: Shelf,
@@ -71,6 +75,7 @@ class Service:
         self._node = engine.node
         self._blobs = blobs
         self._tasks = tasks
+        self._pausing = pausing
         self._hub = hub
         self._machine = machine
         self._shelf = shelf
@@ -101,12 +106,17 @@ class Service:
             "running_tasks": len(self._tasks.running),
             "leases": sum(1 for a in self._node.worker.attempts.values() if a.state in LEASED),
             "slots": profile.slots if profile else 0,
-            "state": "draining" if self._node.worker.draining else "running",
+            "state": self._state(),
             "uptime_s": int(time.monotonic() - self._began),
             "home": str(self._home),
             "pid": os.getpid(),
             "stalled": self._engine.stalled,
         }
+
+    def _state(self) -> str:
+        if self._node.worker.draining:
+            return "draining"
+        return "paused" if self._pausing.paused else "running"
 
     async def peers(self) -> list[Json]:
         return views.peers_view(self._node)
@@ -137,6 +147,18 @@ class Service:
 
     async def stop(self, *, drain: bool) -> None:
         self._stop.ask(drain=drain)
+
+    # --- the tasks here --------------------------------------------------------------------------------------------
+    async def tasks(self) -> list[Json]:
+        now = trio.current_time()
+        running = sorted(self._tasks.running.values(), key=lambda task: task.began)
+        return [views.local_task_view(self._node, task, now) for task in running]
+
+    async def pause(self, for_s: float | None) -> None:
+        await self._pausing.pause(for_s)
+
+    async def resume(self) -> None:
+        await self._pausing.resume()
 
     # --- blobs -----------------------------------------------------------------------------------------------------
     async def put_blob(self, stream: AsyncIterator[bytes], size: int) -> BlobRef:
@@ -234,7 +256,20 @@ class Service:
         submission = self._submission(job)
         if not 0 <= task < submission.spec.tasks:
             raise NotFound(f"The job has no task {task}.", f"Its tasks are 0 to {submission.spec.tasks - 1}.")
+        await self._ask_log(submission, task)
         return views.log_view(submission, task)
+
+    async def _ask_log(self, submission: Submission, task: int) -> None:
+        """Have the workers of a running task say what it has printed; those that do not answer in time are left out."""
+        active = views.active_tasks(submission).get(task)
+        waiting = {(task, worker): submission.logs.get((task, worker)) for worker in active.workers} if active else {}
+        if not waiting:
+            return
+        await self._engine.act(AskLog(submission.job, task))
+        with trio.move_on_after(LOG_ANSWER_S):
+            # An answer is a change of the core's state: it is looked for.
+            while any(submission.logs.get(key) is old for key, old in waiting.items()):  # noqa: ASYNC110
+                await trio.sleep(LOG_LOOK_S)
 
     async def why_job(self, job: JobId) -> Json:
         self._entry(job)

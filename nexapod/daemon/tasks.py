@@ -1,4 +1,4 @@
-"""Running one task here: fetch what it needs, lay out its folders, execute, gather its outputs.
+"""The tasks that run on this machine: prepared, executed, watched, paused, and their results handed to the core.
 
 Decides nothing about who runs what: the core says Run and Stop, and is told Finished. Whatever goes wrong on this
 machine ends as `try-elsewhere` with the reason, never as a result and never as an exception.
@@ -6,244 +6,216 @@ machine ends as `try-elsewhere` with the reason, never as a result and never as 
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Final, Literal, TypeAlias
 
 import structlog
 import trio
 
-from nexapod.blobs.exchange import Exchange
 from nexapod.blobs.store import BlobStore
-from nexapod.daemon.images import Images
-from nexapod.executor.contract import Ended, Executor, TaskRun
-from nexapod.executor.image_errors import BadImage
-from nexapod.executor.outputs import OutputRefused, collect
-from nexapod.protocol.events import Event, Finished, Progressed, Run
-from nexapod.protocol.types import BlobRef, File, JobSpec, PeerId, RunResult, TaskId
+from nexapod.daemon.gpu_desk import GpuDesk, NoGpu
+from nexapod.daemon.keeping import keep_checkpoints
+from nexapod.daemon.staging import InputError, Note, Staging, label_of
+from nexapod.executor.contract import EXIT_TRY_ELSEWHERE, Ended, Executor, Report, TaskRun
+from nexapod.executor.outputs import OutputRefused
+from nexapod.protocol.events import Checkpointed, Event, Finished, Progressed, Run
+from nexapod.protocol.limits import TEXT_MAX
+from nexapod.protocol.types import File, RunResult, TaskId, Usage
 
 log = structlog.get_logger()
 
-FETCH_S = 600.0
-"""How long the inputs of a task may take to arrive."""
-PARAMS_BYTES_MAX = 64 << 20
-INDEX_ENTRY = struct.Struct(">QI")
+REAP_S: Final = 60.0
+FREEZE_S: Final = 0.2
+"""A task that cannot be frozen yet, because its sandbox is only being made, is tried again so soon."""
+Stage: TypeAlias = Literal["preparing", "running", "gathering"]
 
 
-class InputError(Exception):
-    """The job's own description does not hold together: its split index or parameters are not what they must be."""
+@dataclass(eq=False, slots=True)
+class RunningTask:
+    """One of them, for those who look."""
 
+    effect: Run
+    scope: trio.CancelScope
+    began: float
+    """Trio's clock."""
+    stage: Stage = "preparing"
+    frozen: bool = False
+    gpus: tuple[str, ...] = ()
+    report: Report = field(default_factory=Report)
 
-def label_of(task: TaskId) -> str:
-    """A task's name in folders and containers."""
-    return f"{task.job.hex()[:24]}-{task.index}"
+    @property
+    def label(self) -> str:
+        return label_of(self.effect.task)
 
 
 class TaskRunner:
-    """The tasks that run on this machine."""
+    """Carries out Run and Stop. `survivors`: labels of runs that a former daemon began and that still go on."""
 
     def __init__(
         self,
-        folder: Path,
+        staging: Staging,
         blobs: BlobStore,
-        exchange: Exchange,
         executors: Mapping[str, Executor],
+        gpus: GpuDesk,
         post: Callable[[Event], None],
         nursery: trio.Nursery,
-        images: Images | None = None,
+        *,
+        survivors: frozenset[str] = frozenset(),
     ) -> None:
-        self._images = images
-        self._folder = folder
+        self._staging = staging
         self._blobs = blobs
-        self._exchange = exchange
         self._executors = executors
+        self._gpus = gpus
         self._post = post
         self._nursery = nursery
-        self._running: dict[TaskId, trio.CancelScope] = {}
+        self._survivors = set(survivors)
+        self._running: dict[TaskId, RunningTask] = {}
+        self._go = trio.Event()
+        self._go.set()
 
     @property
-    def running(self) -> frozenset[TaskId]:
-        return frozenset(self._running)
+    def running(self) -> Mapping[TaskId, RunningTask]:
+        return self._running
 
     def start(self, effect: Run) -> None:
         """Begin a task; Finished follows unless it is stopped."""
         if effect.task not in self._running:
-            scope = trio.CancelScope()
-            self._running[effect.task] = scope
-            self._nursery.start_soon(self._supervise, effect, scope)
+            task = RunningTask(effect, trio.CancelScope(), trio.current_time())
+            self._running[effect.task] = task
+            self._nursery.start_soon(self._supervise, task)
 
     def stop(self, task: TaskId) -> None:
         """End a task; nothing follows."""
-        scope = self._running.get(task)
-        if scope is not None:
-            scope.cancel()
+        running = self._running.get(task)
+        if running is not None:
+            running.scope.cancel()
 
-    def clean(self, keep: frozenset[TaskId]) -> None:
-        """At start: remove what tasks of a former process left, but for those that go on."""
-        names = {label_of(task) for task in keep}
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for entry in sorted(self._folder.iterdir()):
-            if entry.name not in names:
-                _remove(entry)
+    async def run(self, wanted: Callable[[], frozenset[TaskId]]) -> None:
+        """End what a former daemon left running and nobody wants, now and then, until cancelled. An engine that was
+        away when this one started is asked again in the same way. `wanted`: the tasks that this worker has."""
+        while True:
+            await trio.sleep(REAP_S)
+            names = {label_of(task) for task in wanted()}
+            self._survivors &= names
+            for executor in self._executors.values():
+                await executor.reap_orphans(frozenset(self._survivors))
 
-    async def _supervise(self, effect: Run, scope: trio.CancelScope) -> None:
-        folder = self._folder / label_of(effect.task)
+    # --- pausing ---------------------------------------------------------------------------------------------------
+    @property
+    def paused(self) -> bool:
+        return not self._go.is_set()
+
+    async def pause(self) -> None:
+        """Freeze every task, and let none begin. Returns once all that run are frozen."""
+        if not self.paused:
+            self._go = trio.Event()
+        # That a sandbox has come to be is nobody's event: it is looked for.
+        while self.paused and not all([await self._freeze(task) for task in self._in_sandboxes()]):  # noqa: ASYNC110
+            await trio.sleep(FREEZE_S)
+
+    async def resume(self) -> None:
+        """Let them go on."""
+        self._go.set()
+        for task in self._in_sandboxes():
+            if task.frozen:
+                await self._executor(task).resume(task.label)
+                task.frozen = False
+
+    def _in_sandboxes(self) -> list[RunningTask]:
+        return [task for task in self._running.values() if task.stage == "running"]
+
+    async def _freeze(self, task: RunningTask) -> bool:
+        task.frozen = task.frozen or await self._executor(task).pause(task.label)
+        return task.frozen or self._running.get(task.effect.task) is not task or task.stage != "running"
+
+    def _executor(self, task: RunningTask) -> Executor:
+        return self._executors[task.effect.spec.run.executor]
+
+    # --- one task --------------------------------------------------------------------------------------------------
+    async def _supervise(self, task: RunningTask) -> None:
         result: RunResult | None = None
+        over = False
         try:
-            with scope:
-                result = await self._result(effect, folder)
+            with task.scope:
+                result = await self._result(task)
+            over = True
         finally:
-            del self._running[effect.task]
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(_remove, folder)
+            del self._running[task.effect.task]
+            self._gpus.release(task.label)
+            self._survivors.discard(task.label)
+            if over:
+                # Else the daemon ends: what the task has kept is there when it goes on.
+                await self._staging.remove(task.effect.task)
         if result is not None:
-            self._post(Finished(effect.task, result))
+            self._post(Finished(task.effect.task, result))
 
-    async def _result(self, effect: Run, folder: Path) -> RunResult:
+    async def _result(self, task: RunningTask) -> RunResult:
         try:
-            run = await self._prepare(effect, folder)
-            executor = self._executors[effect.spec.run.executor]
-            ended = await executor.run(run, lambda part: self._progress(effect.task, part))
-            return await self._gather(ended, run)
+            run, note = await self._staging.prepare(task.effect, goes_on=task.label in self._survivors)
+            granted = await self._lease(task, note)
+            if isinstance(granted, NoGpu):
+                return RunResult("try-elsewhere", EXIT_TRY_ELSEWHERE, reason=granted.reason[:TEXT_MAX])
+            task.gpus = granted
+            run = replace(run, gpus=granted)
+            if granted and granted != note.gpus:
+                await self._staging.note(run, replace(note, gpus=granted))
+            await self._go.wait()
+            task.stage = "running"
+            ended = await self._execute(task, run, note)
+            task.stage = "gathering"
+            return await self._gather(ended, run, note)
         except InputError as error:
-            return RunResult("failed", 1, log=str(error))
+            return RunResult("failed", 1, log=str(error)[:TEXT_MAX])
         except Exception as error:
             # This machine's trouble (disk, engine, network) must cost one lease only, and be seen.
-            log.exception("task_not_run", task=str(effect.task))
-            return RunResult("try-elsewhere", 75, reason=f"{type(error).__name__}: {error}"[:200])
+            log.exception("task_not_run", task=str(task.effect.task))
+            cause = _cause(error)
+            reason = f"{type(cause).__name__}: {cause}"[:TEXT_MAX]
+            return RunResult("try-elsewhere", EXIT_TRY_ELSEWHERE, reason=reason)
 
-    def _progress(self, task: TaskId, part: float) -> None:
-        self._post(Progressed(task, round(1000 * min(1.0, max(0.0, part)))))
+    async def _lease(self, task: RunningTask, note: Note) -> tuple[str, ...] | NoGpu:
+        """The GPUs of this run: those that it has already, when it goes on."""
+        if task.label not in self._survivors or not note.gpus:
+            return await self._gpus.lease(task.label, task.effect.spec)
+        if self._gpus.hold(task.label, note.gpus):
+            return note.gpus
+        return NoGpu("another task has been given a GPU that this one still uses")
 
-    # --- before ----------------------------------------------------------------------------------------------------
-    async def _prepare(self, effect: Run, folder: Path) -> TaskRun:
-        spec = effect.spec
-        image = await self._image(spec, effect.sources)
-        in_image = set(spec.run.image_blobs)
-        await self._fetch_all([ref for ref in spec.blobs if ref not in in_image], effect.sources)
-        run = TaskRun(
-            label=label_of(effect.task),
-            executor=spec.run.executor,
-            module=self._blobs.path(spec.run.module) if spec.run.module else None,
-            image=image,
-            command=spec.run.command,
-            workdir=spec.run.workdir,
-            env=(*spec.run.env, *await self._environment(effect)),
-            input=folder / "input",
-            output=folder / "output",
-            checkpoint=folder / "checkpoint",
-            limits=spec.limits,
-            seed=effect.seed,
-        )
-        await trio.to_thread.run_sync(_lay_out, run)
-        for file in spec.inputs:
-            await self._place(file, run.input)
-        if spec.split is not None:
-            await self._place_piece(spec, effect.task.index, run.input)
-        return run
+    async def _execute(self, task: RunningTask, run: TaskRun, note: Note) -> Ended:
+        async with trio.open_nursery() as nursery:
+            if task.effect.spec.run.checkpoint == "shared":
+                nursery.start_soon(keep_checkpoints, run, self._blobs, partial(self._kept, task, note))
+            ended = await self._executor(task).run(run, partial(self._report, task))
+            nursery.cancel_scope.cancel()
+        if task.gpus:
+            await self._gpus.look()  # the last second counts as it was
+        return replace(ended, usage=self._with_gpus(task, ended.usage))
 
-    async def _image(self, spec: JobSpec, sources: Sequence[PeerId]) -> str | None:
-        """The content id that the engine now holds. Raises InputError when the image itself is at fault."""
-        if spec.run.image is None:
-            return None
-        assert self._images is not None
-        try:
-            return await self._images.ensure(spec.run, lambda ref: self._fetch_all([ref], sources))
-        except BadImage as error:
-            raise InputError(str(error)) from None
+    def _kept(self, task: RunningTask, note: Note, files: tuple[File, ...]) -> None:
+        self._post(Checkpointed(task.effect.task, files, note.continued))
 
-    async def _fetch_all(self, refs: Sequence[BlobRef], sources: Sequence[PeerId]) -> None:
-        for ref in refs:
-            if not self._blobs.has(ref):
-                await self._exchange.fetch(ref, sources, deadline_s=FETCH_S)
+    def _report(self, task: RunningTask, report: Report) -> None:
+        task.report = replace(report, usage=self._with_gpus(task, report.usage))
+        progress = round(1000 * min(1.0, max(0.0, report.progress or 0.0)))
+        self._post(Progressed(task.effect.task, progress, report.log))
 
-    async def _environment(self, effect: Run) -> list[tuple[str, str]]:
-        task = effect.task
-        env = [
-            ("NEXAPOD_JOB", task.job.hex()),
-            ("NEXAPOD_TASK_INDEX", str(task.index)),
-            ("NEXAPOD_TASK_COUNT", str(effect.spec.tasks)),
-            ("NEXAPOD_SEED", effect.seed.hex()),
-        ]
-        if effect.spec.params is not None:
-            params = await self._params(effect.spec.params, task.index)
-            env.append(("NEXAPOD_PARAMS", json.dumps(params, sort_keys=True)))
-            env += [(f"NEXAPOD_PARAM_{name.upper()}", value) for name, value in sorted(params.items())]
-        return env
+    def _with_gpus(self, task: RunningTask, usage: Usage) -> Usage:
+        return replace(usage, gpu_ms=self._gpus.gpu_ms(task.label)) if task.gpus else usage
 
-    async def _params(self, ref: BlobRef, index: int) -> dict[str, str]:
-        if ref.size > PARAMS_BYTES_MAX:
-            raise InputError(f"the table of parameters has {ref.size} bytes, at most {PARAMS_BYTES_MAX} are read")
-        raw = await self._blobs.read(ref, 0, ref.size)
-        try:
-            table: Any = json.loads(raw)
-            params = table[index]
-            return {str(name): str(value) for name, value in params.items()}
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise InputError(f"the table of parameters has no entry for task {index}: {type(error).__name__}") from None
-
-    async def _place(self, file: File, folder: Path) -> None:
-        target = folder / file.path
-        await trio.to_thread.run_sync(lambda: target.parent.mkdir(parents=True, exist_ok=True))
-        await self._blobs.export(file.blob, target)
-
-    async def _place_piece(self, spec: JobSpec, index: int, folder: Path) -> None:
-        """This task's part of the split file."""
-        assert spec.split is not None
-        split = spec.split
-        entry = await self._blobs.read(split.index, index * INDEX_ENTRY.size, INDEX_ENTRY.size)
-        if len(entry) != INDEX_ENTRY.size:
-            raise InputError(f"the split index has no entry for task {index}")
-        offset, length = INDEX_ENTRY.unpack(entry)
-        if offset + length > split.blob.size:
-            raise InputError(f"the split index points beyond the end of its file for task {index}")
-        data = await self._blobs.read(split.blob, offset, length)
-        target = folder / split.path
-
-        def write() -> None:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(data)
-            target.chmod(0o444)
-
-        await trio.to_thread.run_sync(write)
-
-    # --- after -----------------------------------------------------------------------------------------------------
-    async def _gather(self, ended: Ended, run: TaskRun) -> RunResult:
+    async def _gather(self, ended: Ended, run: TaskRun, note: Note) -> RunResult:
+        result = RunResult(ended.outcome, ended.exit, (), ended.usage, ended.log, ended.reason, note.continued)
         if ended.outcome != "ok":
-            return RunResult(ended.outcome, ended.exit, (), ended.usage, ended.log, ended.reason)
+            return result
         try:
-            found = await trio.to_thread.run_sync(partial(collect, run.output, bytes_max=run.limits.output))
+            return replace(result, files=await self._staging.gather(run))
         except OutputRefused as error:
-            return RunResult(error.outcome, ended.exit or 1, (), ended.usage, ended.log, error.reason)
-        files = [File(entry.path, await self._blobs.put_file(entry.source)) for entry in found]
-        ordered = tuple(sorted(files, key=lambda file: file.path))
-        return RunResult("ok", ended.exit, ordered, ended.usage, ended.log)
+            return replace(result, outcome=error.outcome, exit=ended.exit or 1, reason=error.reason)
 
 
-def _lay_out(run: TaskRun) -> None:
-    """Fresh input and output folders; a checkpoint that is there stays. Only their parent is closed to others."""
-    run.input.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for fresh in (run.input, run.output):
-        if fresh.exists():
-            shutil.rmtree(fresh)
-        fresh.mkdir(parents=True)
-    run.checkpoint.mkdir(exist_ok=True)
-
-
-def _remove(folder: Path) -> None:
-    """What a task leaves may resist; that costs some disk until the next start, never the daemon."""
-
-    def make_writable_and_retry(function: Callable[..., Any], path: str, _: object) -> None:
-        try:
-            os.chmod(Path(path).parent, 0o700)
-            function(path)
-        except OSError as error:
-            log.warning("task_folder_not_removed", path=path, error=str(error))
-
-    if folder.exists():
-        shutil.rmtree(folder, onerror=make_writable_and_retry)
+def _cause(error: BaseException) -> BaseException:
+    """What went wrong, out of the groups that nurseries put around it."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -7,6 +7,7 @@ from typing import Any
 
 from nexapod.daemon.gpus import GpuState
 from nexapod.daemon.image_shelf import Shelved
+from nexapod.daemon.tasks import RunningTask
 from nexapod.protocol.limits import SHARD_TASKS
 from nexapod.protocol.messages import ActiveTask
 from nexapod.protocol.node import JobEntry, Node
@@ -139,9 +140,17 @@ def job_view(node: Node, entry: JobEntry, tasks: range) -> dict[str, Any]:
         "agree": spec.validate.agree,
         "max_replicas": spec.validate.max_replicas,
         "placed": bool(submission and submission.placed),
+        **_holders(submission),
         "placed_on": sorted(placed - {node.me}),
         "task_list": _tasks(submission, tasks) if submission else [],
     }
+
+
+def _holders(submission: Submission | None) -> dict[str, int]:
+    """Of the shard that is held least."""
+    placement = submission.placement() if submission is not None else [(0, 0)]
+    held, needed = min(placement, key=lambda of_shard: of_shard[0] - of_shard[1])
+    return {"holders": held, "holders_needed": needed}
 
 
 def results_view(submission: Submission, tasks: range) -> list[dict[str, Any]]:
@@ -159,12 +168,39 @@ def results_view(submission: Submission, tasks: range) -> list[dict[str, Any]]:
 
 
 def log_view(submission: Submission, task: int) -> list[dict[str, Any]]:
-    """The last lines of each replica of a task that has been revealed."""
+    """What each replica of a task printed: of those that were shown, and of those that run and have said it."""
     file = submission.states[task // SHARD_TASKS].file(task)
     return [
         {"peer": worker, "outcome": s.body.outcome, "exit": s.body.exit, "log": s.body.log}
         for worker, s in sorted(file.reveals.items())
+    ] + [
+        {"peer": worker, "outcome": "running", "exit": None, "log": told.log}
+        for (index, worker), told in sorted(submission.logs.items(), key=lambda item: item[0])
+        if index == task and task not in submission.decided and worker not in file.reveals
     ]
+
+
+def local_task_view(node: Node, task: RunningTask, now: float) -> dict[str, Any]:
+    """A task on this machine. `now`: trio's clock."""
+    effect, report = task.effect, task.report
+    entry = node.jobs.get(effect.task.job)
+    return {
+        "job_id": effect.task.job.hex(),
+        "index": effect.task.index,
+        "name": effect.spec.name,
+        "submitter": entry.statement.author if entry is not None else "",
+        "executor": effect.spec.run.executor,
+        "stage": task.stage,
+        "frozen": task.frozen,
+        "progress": report.progress,
+        "age_s": now - task.began,
+        "cpu_ms": report.usage.cpu_ms,
+        "peak_memory": report.usage.peak_memory,
+        "gpu_ms": report.usage.gpu_ms,
+        "gpus": list(task.gpus),
+        "printed": report.printed,
+        "log": report.log,
+    }
 
 
 def active_tasks(submission: Submission) -> dict[int, ActiveTask]:

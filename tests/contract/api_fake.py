@@ -59,6 +59,7 @@ class FakeBackend:
         self.blobs: dict[BlobRef, bytes] = {}
         self.known: dict[JobId, FakeJob] = {}
         self.stopped: list[bool] = []
+        self.paused_for: list[float | None] = []
         self.reads: list[tuple[int, int]] = []
         self.watchers: list[tuple[JobId, trio.MemorySendChannel[tuple[str, Json]]]] = []
         self.fail_with: Exception | None = None
@@ -248,6 +249,22 @@ class FakeBackend:
 
     async def stop(self, *, drain: bool) -> None:
         self.stopped.append(drain)
+
+    async def tasks(self) -> list[Json]:
+        return [
+            {
+                "job_id": "ab" * 32, "index": 3, "name": NASTY, "submitter": ANN, "executor": "wasm",
+                "stage": "running",
+                "frozen": self.paused_for != [], "progress": 0.5, "age_s": 61.0, "cpu_ms": 1500, "peak_memory": 5 << 20,
+                "gpu_ms": 0, "gpus": [], "printed": 4096, "log": NASTY,
+            }
+        ]  # fmt: skip
+
+    async def pause(self, for_s: float | None) -> None:
+        self.paused_for.append(for_s)
+
+    async def resume(self) -> None:
+        self.paused_for.clear()
 
     async def metrics(self) -> Sequence[Metric]:
         return [

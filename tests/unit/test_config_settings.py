@@ -231,10 +231,10 @@ def test_a_huge_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_images_may_take_and_where_they_may_come_from(environ: dict[str, str]) -> None:
-    assert (load(Flags(), environ).images_max, load(Flags(), environ).registries) == (10 << 30, ())
+    assert (load(Flags(), environ).storage.images_max, load(Flags(), environ).registries) == (None, ())
     write(environ, '[storage]\nimages_max = "500MiB"\n[images]\nregistries = ["docker.io", "lab.example:5000"]')
     config = load(Flags(), environ)
-    assert (config.images_max, config.registries) == (500 << 20, ("docker.io", "lab.example:5000"))
+    assert (config.storage.images_max, config.registries) == (500 << 20, ("docker.io", "lab.example:5000"))
     write(environ, '[storage]\nimages_max = "1kB"\nimagesmax = 1\n[images]\nregistries = ["https://x/", "ok.example"]')
     said = problems(environ)
     assert "storage.images_max: '1kB' is not possible: from 1048576" in said

@@ -1,0 +1,70 @@
+"""What a running task keeps in /checkpoint, into the blob store now and then, so that its stewards can keep it too.
+
+A copy of files that a task may be writing: it is taken only when nothing changed while it was made. A task that keeps
+several files in step with one another writes them into one, or replaces each by rename.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import structlog
+import trio
+
+from nexapod.blobs.errors import BlobError
+from nexapod.blobs.store import BlobStore
+from nexapod.executor.contract import TaskRun
+from nexapod.executor.outputs import OutputFile, OutputRefused, collect
+from nexapod.protocol.limits import CHECKPOINT_FILES_MAX
+from nexapod.protocol.types import File
+
+log = structlog.get_logger()
+
+LOOK_S: Final = 15.0
+"""Longer than a steward's own pause between two of them (limits.CHECKPOINT_MIN_MS)."""
+_Signature = tuple[tuple[str, int, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    files: list[OutputFile]
+    signature: _Signature
+    """(path, size, time of change, inode) of each."""
+
+
+async def keep_checkpoints(
+    run: TaskRun, blobs: BlobStore, tell: Callable[[tuple[File, ...]], None], *, look_s: float = LOOK_S
+) -> None:
+    """Look at the run's checkpoint until cancelled, and tell of each new state that could be copied whole."""
+    told: _Signature = ()
+    while True:
+        await trio.sleep(look_s)
+        try:
+            told = await _look(run, blobs, tell, told)
+        except (BlobError, OutputRefused, OSError) as error:
+            # A full disk, or something that is no plain file: the task goes on, and so does the next look.
+            log.info("checkpoint_not_kept", label=run.label, error=str(error))
+
+
+async def _look(
+    run: TaskRun, blobs: BlobStore, tell: Callable[[tuple[File, ...]], None], told: _Signature
+) -> _Signature:
+    seen = await trio.to_thread.run_sync(_see, run.checkpoint, run.limits.disk)
+    if not seen.files or seen.signature == told:
+        return told
+    files = tuple([File(entry.path, await blobs.put_file(entry.source)) for entry in seen.files])
+    after = await trio.to_thread.run_sync(_see, run.checkpoint, run.limits.disk)
+    if after.signature != seen.signature:
+        return told
+    tell(files)
+    return seen.signature
+
+
+def _see(folder: Path, bytes_max: int) -> _Seen:
+    files = collect(folder, bytes_max=bytes_max, files_max=CHECKPOINT_FILES_MAX)
+    found = [(file.path, os.lstat(file.source)) for file in files]
+    return _Seen(files, tuple((path, info.st_size, info.st_mtime_ns, info.st_ino) for path, info in found))

@@ -1,0 +1,257 @@
+"""Before a task runs and after: its inputs here and laid out, its outputs into the blob store.
+
+Fetches no more than the task needs: of a split file its own piece, of an image what the engine lacks. Does not run
+anything. What the job itself gets wrong is an InputError; what goes wrong on this machine is the adapters' own error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+import trio
+
+from nexapod.blobs.errors import BlobError
+from nexapod.blobs.store import BlobStore
+from nexapod.daemon.images import Images
+from nexapod.daemon.providers import Providers
+from nexapod.executor.contract import TaskRun
+from nexapod.executor.image_errors import BadImage
+from nexapod.executor.outputs import collect
+from nexapod.protocol.events import Run
+from nexapod.protocol.limits import SPLIT_ENTRY_BYTES
+from nexapod.protocol.types import BlobRef, File, JobSpec, Part, PeerId, TaskId
+
+log = structlog.get_logger()
+
+PARAMS_BYTES_MAX: Final = 64 << 20
+INDEX_ENTRY: Final = struct.Struct(">QI")
+NOTE: Final = "task.json"
+assert INDEX_ENTRY.size == SPLIT_ENTRY_BYTES
+
+
+class InputError(Exception):
+    """The job's own description does not hold together: its split index, parameters or image are not what they must
+    be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What a later process of this daemon must know of a run that it goes on with; lies beside its folders."""
+
+    gpus: tuple[str, ...] = ()
+    continued: bool = False
+    """It went on from another worker's checkpoint, once."""
+
+
+def label_of(task: TaskId) -> str:
+    """A task's name in folders and containers."""
+    return f"{task.job.hex()[:24]}-{task.index}"
+
+
+class Staging:
+    """Lays out the folders of tasks below `folder`, and brings there what they need."""
+
+    def __init__(self, folder: Path, blobs: BlobStore, providers: Providers, images: Images) -> None:
+        self.folder = folder
+        self._blobs = blobs
+        self._providers = providers
+        self._images = images
+
+    # --- before ----------------------------------------------------------------------------------------------------
+    async def prepare(self, effect: Run, *, goes_on: bool) -> tuple[TaskRun, Note]:
+        """Everything in place for the executor. `goes_on`: a former process began it, and its folders are as they were.
+        Raises InputError, BlobError, ImageUnavailable, OSError."""
+        spec = effect.spec
+        run = await self._run_of(effect)
+        if goes_on:
+            return run, await trio.to_thread.run_sync(read_note, run.input.parent)
+        for ref in _needed(spec):
+            await self._fetch(Part.whole(ref), effect.sources)
+        await trio.to_thread.run_sync(_lay_out, run)
+        for file in spec.inputs:
+            await self._place(file, run.input)
+        if spec.split is not None:
+            await self._place_piece(effect, run.input)
+        note = Note(continued=await self._take_up(effect, run))
+        await self.note(run, note)
+        return run, note
+
+    async def note(self, run: TaskRun, note: Note) -> None:
+        """Keep it for a later process."""
+        data = json.dumps({"gpus": note.gpus, "continued": note.continued}).encode()
+        await trio.to_thread.run_sync((run.input.parent / NOTE).write_bytes, data)
+
+    async def _run_of(self, effect: Run) -> TaskRun:
+        spec, folder = effect.spec, self.folder / label_of(effect.task)
+        module = spec.run.module
+        return TaskRun(
+            label=label_of(effect.task),
+            executor=spec.run.executor,
+            module=self._blobs.path(module) if module is not None else None,
+            image=await self._image(spec, effect.sources),
+            command=spec.run.command,
+            workdir=spec.run.workdir,
+            env=(*spec.run.env, *await self._environment(effect)),
+            input=folder / "input",
+            output=folder / "output",
+            checkpoint=folder / "checkpoint",
+            limits=spec.limits,
+            seed=effect.seed,
+        )
+
+    async def _fetch(self, part: Part, sources: Sequence[PeerId]) -> None:
+        if not await self._blobs.touch(part):
+            await self._providers.fetch(part, sources)
+
+    async def _image(self, spec: JobSpec, sources: Sequence[PeerId]) -> str | None:
+        """The content id that the engine now holds; None for what needs none."""
+        if spec.run.image is None:
+            return None
+        try:
+            return await self._images.ensure(spec.run, lambda ref: self._fetch(Part.whole(ref), sources))
+        except BadImage as error:
+            raise InputError(str(error)) from None
+
+    async def _environment(self, effect: Run) -> list[tuple[str, str]]:
+        task = effect.task
+        env = [
+            ("NEXAPOD_JOB", task.job.hex()),
+            ("NEXAPOD_TASK_INDEX", str(task.index)),
+            ("NEXAPOD_TASK_COUNT", str(effect.spec.tasks)),
+            ("NEXAPOD_SEED", effect.seed.hex()),
+        ]
+        ref = effect.spec.params
+        if ref is not None:
+            await self._fetch(Part.whole(ref), effect.sources)
+            params = await self._params(ref, task.index)
+            env.append(("NEXAPOD_PARAMS", json.dumps(params, sort_keys=True)))
+            env += [(f"NEXAPOD_PARAM_{name.upper()}", value) for name, value in sorted(params.items())]
+        return env
+
+    async def _params(self, ref: BlobRef, index: int) -> dict[str, str]:
+        if ref.size > PARAMS_BYTES_MAX:
+            raise InputError(f"the table of parameters has {ref.size} bytes, at most {PARAMS_BYTES_MAX} are read")
+        raw = await self._blobs.read(ref, 0, ref.size)
+        try:
+            table: Any = json.loads(raw)
+            params = table[index]
+            return {str(name): str(value) for name, value in params.items()}
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise InputError(f"the table of parameters has no entry for task {index}: {type(error).__name__}") from None
+
+    async def _place(self, file: File, folder: Path) -> None:
+        target = folder / file.path
+        await trio.to_thread.run_sync(partial(target.parent.mkdir, parents=True, exist_ok=True))
+        await self._blobs.export(file.blob, target)
+
+    async def _place_piece(self, effect: Run, folder: Path) -> None:
+        """This task's part of the split file, after its header. Nothing else of the file is fetched."""
+        split = effect.spec.split
+        assert split is not None
+        at = effect.task.index * INDEX_ENTRY.size
+        await self._fetch(Part.covering(split.index, at, INDEX_ENTRY.size), effect.sources)
+        offset, length = INDEX_ENTRY.unpack(await self._blobs.read(split.index, at, INDEX_ENTRY.size))
+        if offset < split.header or offset + length > split.blob.size:
+            raise InputError(f"the split index points outside of its file for task {effect.task.index}")
+        ranges = [(0, split.header)] if split.header else []
+        ranges.append((offset, length))
+        for start, size in ranges:
+            await self._fetch(Part.covering(split.blob, start, size), effect.sources)
+        target = folder / split.path
+        await trio.to_thread.run_sync(partial(target.parent.mkdir, parents=True, exist_ok=True))
+        await self._blobs.export_ranges(split.blob, ranges, target)
+
+    async def _take_up(self, effect: Run, run: TaskRun) -> bool:
+        """Whether the task goes on from what another worker had kept: now, or since an earlier start of it here.
+
+        What this machine has kept itself comes first. What cannot be had costs time only: it begins anew.
+        """
+        kept = await trio.to_thread.run_sync(lambda: any(run.checkpoint.iterdir()))
+        if kept:
+            return (await trio.to_thread.run_sync(read_note, run.input.parent)).continued
+        try:
+            for file in effect.checkpoint:
+                await self._fetch(Part.whole(file.blob), effect.sources)
+            for file in effect.checkpoint:
+                target = run.checkpoint / file.path
+                await trio.to_thread.run_sync(partial(target.parent.mkdir, parents=True, exist_ok=True))
+                await self._blobs.export(file.blob, target, mode=0o644)
+        except BlobError as error:
+            log.warning("checkpoint_not_taken_up", task=str(effect.task), error=str(error))
+            await trio.to_thread.run_sync(partial(_empty, run.checkpoint))
+            return False
+        return bool(effect.checkpoint)
+
+    # --- after -----------------------------------------------------------------------------------------------------
+    async def gather(self, run: TaskRun) -> tuple[File, ...]:
+        """The output files, as blobs, by path. Raises OutputRefused, BlobError."""
+        found = await trio.to_thread.run_sync(partial(collect, run.output, bytes_max=run.limits.output))
+        files = [File(entry.path, await self._blobs.put_file(entry.source)) for entry in found]
+        return tuple(sorted(files, key=lambda file: file.path))
+
+    async def remove(self, task: TaskId) -> None:
+        """Nothing of the task is needed here any more."""
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(remove_folder, self.folder / label_of(task))
+
+    def clean(self, keep: frozenset[TaskId]) -> None:
+        """At start: remove what tasks of a former process left, but for those that go on. Blocks."""
+        names = {label_of(task) for task in keep}
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for entry in sorted(self.folder.iterdir()):
+            if entry.name not in names:
+                remove_folder(entry)
+
+
+# --- what follows blocks, and runs in worker threads ---------------------------------------------------------------
+def read_note(folder: Path) -> Note:
+    """What was noted of a run; nothing when it was not, or when it cannot be read."""
+    try:
+        raw = json.loads((folder / NOTE).read_bytes())
+        return Note(tuple(str(gpu) for gpu in raw["gpus"]), bool(raw["continued"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return Note()
+
+
+def _needed(spec: JobSpec) -> list[BlobRef]:
+    """What every task of the job needs whole, besides its image and its parameters."""
+    refs = [file.blob for file in spec.inputs]
+    return [*refs, spec.run.module] if spec.run.module is not None else refs
+
+
+def _lay_out(run: TaskRun) -> None:
+    """Fresh input and output folders; a checkpoint that is there stays. Only their parent is closed to others."""
+    run.input.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for fresh in (run.input, run.output):
+        if fresh.exists():
+            remove_folder(fresh)
+        fresh.mkdir(parents=True)
+    run.checkpoint.mkdir(exist_ok=True)
+
+
+def _empty(folder: Path) -> None:
+    remove_folder(folder)
+    folder.mkdir(exist_ok=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """What a task leaves may resist; that costs some disk until the next start, never the daemon."""
+
+    def make_writable_and_retry(function: Callable[..., Any], path: str, _: object) -> None:
+        try:
+            os.chmod(Path(path).parent, 0o700)
+            function(path)
+        except OSError as error:
+            log.warning("task_folder_not_removed", path=path, error=str(error))
+
+    if folder.exists():
+        shutil.rmtree(folder, onerror=make_writable_and_retry)
