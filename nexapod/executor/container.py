@@ -189,8 +189,8 @@ def _bounds(run: TaskRun, host: HostFacts) -> dict[str, Any]:
 
 
 def _files(run: TaskRun, host: HostFacts, image: ImageFacts, scratch: Path) -> dict[str, Any]:
-    # Owned by the task: runc gives the mount the mode of the image's directory, whatever is asked for here. Podman takes
-    # no owner, so that with it and runc an image whose /tmp is closed to its users has no /tmp to write to.
+    # Owned by the task: runc gives the mount the mode of the image's directory, whatever is asked for here. Podman
+    # takes no owner, so that with it and runc an image whose /tmp is closed to its users has no /tmp to write to.
     uid, gid = host.user
     owner = "notmpcopyup" if host.tmpfs_copies else f"uid={uid},gid={gid}"
     tmpfs = f"rw,nosuid,nodev,mode=1777,{owner},size={tmp_bytes(run)}"
