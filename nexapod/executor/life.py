@@ -11,8 +11,6 @@ run's scratch, where the task does not see it (docs/decisions/0012-containers-ar
 
 from __future__ import annotations
 
-import base64
-import json
 import os
 import time
 from collections.abc import Callable
@@ -29,6 +27,7 @@ from nexapod.executor.cgroups import Cgroups
 from nexapod.executor.container import LOG_BYTES
 from nexapod.executor.contract import EXIT_KILLED, Ended, OnReport, TaskRun, outcome_of_exit
 from nexapod.executor.engine import CALL_S, EXIT_UNKNOWN, WAIT_SLICE_S, Container, Engine, EngineError, Stream
+from nexapod.executor.notes import Notes
 from nexapod.executor.watch import MustStop, Scratch, Watch
 from nexapod.protocol.types import Usage
 
@@ -47,55 +46,6 @@ _NOT_RUNNABLE: Final = (126, 127)
 """What the engine reports when the command itself cannot be executed: the job's mistake, not this machine's."""
 _ENDED_BY_ENGINE: Final = (EXIT_KILLED, EXIT_UNKNOWN)
 """Exit statuses of what an engine ends when it stops, or finds ended when it starts."""
-
-
-@dataclass(slots=True)
-class Notes:
-    """What a daemon that comes back must know of a run and cannot learn from the engine."""
-
-    path: Path
-    paused_s: float = 0.0
-    paused_since: float | None = None
-    printed: tuple[bytes, bytes, int] | None = None
-    """Head, tail and total when `heard` was; None: the engine still has the whole log."""
-    heard: float = 0.0
-    progress: float | None = None
-
-    @classmethod
-    def read(cls, path: Path) -> Notes:
-        """Empty when there are none. What was torn by a crash counts as none: the run goes on with less known."""
-        notes = cls(path)
-        try:
-            raw = json.loads(path.read_text())
-            notes.paused_s, notes.paused_since = float(raw["paused_s"]), raw["paused_since"]
-            notes.heard, notes.progress = float(raw["heard"]), raw["progress"]
-            if raw["printed"]:
-                head, tail, total = raw["printed"]
-                notes.printed = (base64.b64decode(head), base64.b64decode(tail), int(total))
-        except FileNotFoundError:
-            return notes
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            log.warning("container_notes_unreadable", path=str(path), error=str(error))
-            return cls(path)
-        return notes
-
-    def write(self) -> None:
-        """A disk that is full costs only what a restarted daemon would know."""
-        printed = None
-        if self.printed:
-            head, tail, total = self.printed
-            printed = (base64.b64encode(head).decode(), base64.b64encode(tail).decode(), total)
-        new = self.path.with_suffix(".new")
-        body = {"paused_s": self.paused_s, "paused_since": self.paused_since, "printed": printed}
-        try:
-            new.write_text(json.dumps(body | {"heard": self.heard, "progress": self.progress}))
-            new.replace(self.path)
-        except OSError as error:
-            log.warning("container_notes_not_written", path=str(self.path), error=str(error))
-
-    def paused_for(self, now: float) -> float:
-        """Seconds, by the wall clock, until `now`."""
-        return self.paused_s + (max(0.0, now - self.paused_since) if self.paused_since is not None else 0.0)
 
 
 @dataclass(slots=True)
