@@ -33,8 +33,10 @@ def parse_duration(text: str) -> int:
 
 def spell_size(count: int) -> str:
     """Exactly so many bytes, as parse_size reads them: 512MiB."""
-    unit = next(u for u in ("TiB", "GiB", "MiB", "KiB", "B") if count % _UNITS[u] == 0) if count else "B"
-    return f"{count // _UNITS[unit]}{unit}"
+    for unit, size in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count and count % size == 0:
+            return f"{count // size}{unit}"
+    return f"{count}B"
 
 
 def spell_duration(ms: int) -> str:
