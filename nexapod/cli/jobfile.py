@@ -46,6 +46,8 @@ class Plan:
     tasks: int
     body: dict[str, Any]
     uploads: tuple[Upload, ...]
+    remarks: tuple[str, ...] = ()
+    """What was found in its files, for people."""
 
 
 def read_job(path: Path, progress: Progress = no_progress) -> Plan:
@@ -71,7 +73,7 @@ def read_job(path: Path, progress: Progress = no_progress) -> Plan:
     body["inputs"] = plan_inputs(inputs, reading)
     body |= way()
     document.raise_problems()
-    return Plan(body["name"], body["tasks"], body, tuple(reading.uploads.values()))
+    return Plan(body["name"], body["tasks"], body, tuple(reading.uploads.values()), tuple(reading.remarks))
 
 
 _WAYS: Final = "give one of count, params and split"

@@ -53,6 +53,8 @@ class Reading:
     folder: Path
     progress: Progress
     uploads: dict[BlobRef, Upload] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+    """What was found in files, for people."""
 
     def keep(self, name: str, source: Path | bytes, ref: BlobRef) -> str:
         self.uploads.setdefault(ref, Upload(name, source, ref))
