@@ -36,6 +36,8 @@ IDLE_MIN_MS: Final = 1000
 _CAPABILITY = re.compile(r"[0-9]{1,3}\.[0-9]{1,3}\Z")
 _RESERVED: Final = "NEXAPOD_"
 _DEFAULTS: Final = Limits()
+_WAYS: Final = "give one of count, params and split"
+_DOCKER_ONLY: Final = "it belongs to docker runs: a wasm task has no such thing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +76,6 @@ def read_job(path: Path, progress: Progress = no_progress) -> Plan:
     body |= way()
     document.raise_problems()
     return Plan(body["name"], body["tasks"], body, tuple(reading.uploads.values()), tuple(reading.remarks))
-
-
-_WAYS: Final = "give one of count, params and split"
 
 
 # --- the tables ----------------------------------------------------------------------------------------------------
@@ -131,9 +130,6 @@ def _workdir(table: Table, executor: str) -> str:
     elif workdir and not workdir.startswith("/"):
         table.problem("workdir", f"{workdir!r} is not absolute: it is a folder in the container, like '/output'")
     return workdir
-
-
-_DOCKER_ONLY: Final = "it belongs to docker runs: a wasm task has no such thing"
 
 
 def _env(table: Table) -> dict[str, str]:
