@@ -24,7 +24,7 @@ from nexapod.api.images import ARCHIVE_PATH, about_images
 from nexapod.api.work import about_work
 from nexapod.protocol import limits, statements
 from nexapod.protocol.errors import LocalError, PeerError
-from nexapod.protocol.types import BlobRef, JobId, JobSpec
+from nexapod.protocol.types import BlobRef, JobId, JobSpec, Split
 from nexapod.version import __version__
 
 log = structlog.get_logger()
@@ -259,24 +259,45 @@ async def _check_job(backend: Backend, spec: JobSpec) -> None:
     for ref in spec.blobs:
         if not await backend.has_blob(ref):
             raise Invalid(f"the blob {ref} has not been uploaded", f"POST it to {BLOB_PATH} first")
-    if spec.split and spec.split.index.size != spec.tasks * struct.calcsize(">QI"):
-        raise Invalid("the index of the split file does not hold one piece a task")
     if spec.split and spec.params:
         raise Invalid("a job is either split or swept, not both")
+    if spec.split:
+        await _check_index(backend, spec.split)
     if spec.params:
         await _check_params(backend, spec.params, spec.tasks)
+
+
+async def _check_index(backend: Backend, split: Split) -> None:
+    """Stewards hold, and workers fetch, what `bounds` says: each piece must lie in there."""
+    data = await _read_whole(backend, split.index)
+    wrong = await trio.to_thread.run_sync(_first_outside, data, split.bounds)
+    if wrong is not None:
+        raise Invalid(f"piece {wrong} of the split file does not lie within the bounds of its shard")
+
+
+def _first_outside(index: bytes, bounds: tuple[int, ...]) -> int | None:
+    for task, (offset, length) in enumerate(struct.iter_unpack(">QI", index)):
+        shard = task // limits.SHARD_TASKS
+        if offset < bounds[shard] or offset + length > bounds[shard + 1]:
+            return task
+    return None
+
+
+async def _read_whole(backend: Backend, ref: BlobRef) -> bytes:
+    data = bytearray()
+    while len(data) < ref.size:
+        piece = await backend.read_blob(ref, len(data), min(limits.CHUNK_BYTES, ref.size - len(data)))
+        if not piece:
+            raise NotFound("a blob of the job ends early")
+        data += piece
+    return bytes(data)
 
 
 async def _check_params(backend: Backend, ref: BlobRef, tasks: int) -> None:
     if ref.size > PARAMS_BYTES_MAX:
         raise Invalid(f"the parameters are larger than {PARAMS_BYTES_MAX} bytes")
-    data = bytearray()
-    while len(data) < ref.size:
-        piece = await backend.read_blob(ref, len(data), min(limits.CHUNK_BYTES, ref.size - len(data)))
-        if not piece:
-            raise NotFound("the blob of parameters ends early")
-        data += piece
-    if not await trio.to_thread.run_sync(_is_params, bytes(data), tasks):
+    data = await _read_whole(backend, ref)
+    if not await trio.to_thread.run_sync(_is_params, data, tasks):
         raise Invalid("the parameters are not a JSON list of one table of texts a task")
 
 

@@ -14,7 +14,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -31,6 +31,7 @@ MANIFEST: Final = "nexapod.json"
 PART: Final = ".nexapod-part"
 _INDEXED = re.compile(r"[0-9]+(-|\Z)")
 READ_BYTES: Final = 1 << 20
+HEAD_BYTES: Final = 256
 NAMED_SPLIT_MAX: Final = 256 << 20
 """A split file larger than this is not fetched for its records' names: tasks are folders by index."""
 
@@ -229,17 +230,36 @@ def task_names(client: Client, job: str, tasks: int) -> dict[int, str]:
         data, index = BlobRef.parse(str(split["ref"])), BlobRef.parse(str(split["index"]))
         if data.size > NAMED_SPLIT_MAX or not client.has_blob(data) or not client.has_blob(index):
             return {}
-        cuts = pieces(b"".join(client.download(index, 0)))
-        content = b"".join(client.download(data, 0))
+        cuts = pieces(b"".join(client.download(index, 0)))[:tasks]
+        heads = heads_of(client.download(data, 0), cuts)
     except (ValueError, CliError) as error:
         note(f"tasks are named by their index: {safe(error)}")
         return {}
-    return names_of(content, cuts[:tasks])
+    return names_of(heads)
 
 
-def names_of(content: bytes, cuts: list[tuple[int, int]]) -> dict[int, str]:
+def heads_of(stream: Iterable[bytes], cuts: list[tuple[int, int]]) -> list[bytes]:
+    """How each piece begins, taken from a file as it passes. Raises ValueError when they are in no order."""
+    heads: list[bytes] = []
+    held, at = b"", 0
+    for data in stream:
+        held += data
+        while len(heads) < len(cuts):
+            offset, length = cuts[len(heads)]
+            if offset < at:
+                raise ValueError("the pieces of the file are in no order")
+            end = offset + min(length, HEAD_BYTES)
+            if end > at + len(held):
+                break
+            heads.append(held[offset - at : end - at])
+        # What no later piece begins in is let go.
+        passed = min(len(held), max(0, cuts[len(heads)][0] - at)) if len(heads) < len(cuts) else len(held)
+        held, at = held[passed:], at + passed
+    return heads
+
+
+def names_of(heads: list[bytes]) -> dict[int, str]:
     """Names from the FASTA headers of pieces; the same for the same file. Empty unless each piece begins with one."""
-    heads = [content[offset : offset + min(length, 256)] for offset, length in cuts]
     if not all(head.startswith(b">") for head in heads):
         return {}
     return dict(enumerate(_unique(_first_word(head) for head in heads)))

@@ -39,6 +39,8 @@ IDLE_MIN_MS: Final = 1000
 _CAPABILITY = re.compile(r"[0-9]{1,3}\.[0-9]{1,3}\Z")
 _RESERVED: Final = "NEXAPOD_"
 _DEFAULTS: Final = Limits()
+_WAYS: Final = "give one of count, params and split"
+_DOCKER_ONLY: Final = "it belongs to docker runs: a wasm task has no such thing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,8 @@ class Plan:
     tasks: int
     body: dict[str, Any]
     uploads: tuple[Upload, ...]
+    remarks: tuple[str, ...] = ()
+    """What was found in its files, for people."""
     archive: Path | None = None
     """Of the container image, when the job file names one."""
     image_held: bool = False
@@ -79,7 +83,7 @@ def read_job(path: Path, progress: Progress = no_progress) -> Plan:
     body |= way()
     document.raise_problems()
     uploads = tuple(reading.uploads.values())
-    return Plan(body["name"], body["tasks"], body, uploads, reading.archive, reading.image_held)
+    return Plan(body["name"], body["tasks"], body, uploads, tuple(reading.remarks), reading.archive, reading.image_held)
 
 
 _WAYS: Final = "give one of count, params and split"
@@ -149,9 +153,6 @@ def _workdir(table: Table, executor: str) -> str:
     elif workdir and not workdir.startswith("/"):
         table.problem("workdir", f"{workdir!r} is not absolute: it is a folder in the container, like '/output'")
     return workdir
-
-
-_DOCKER_ONLY: Final = "it belongs to docker runs: a wasm task has no such thing"
 
 
 def _env(table: Table) -> dict[str, str]:

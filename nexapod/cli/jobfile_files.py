@@ -56,6 +56,8 @@ class Reading:
     archive: Path | None = None
     """Of the container image, when the job file names one."""
     image_held: bool = False
+    remarks: list[str] = field(default_factory=list)
+    """What was found in files, for people."""
 
     def keep(self, name: str, source: Path | bytes, ref: BlobRef) -> str:
         self.uploads.setdefault(ref, Upload(name, source, ref))

@@ -108,6 +108,7 @@ def _cut_up(table: Table, source: str, path: Path, cut: Cut, target: str, readin
     except OSError as error:
         table.problem("split", f"{source!r} cannot be read: {error.strerror}")
         return _nothing()
+    reading.remarks.append(f"{source}: {split.records:,} records, cut into {split.pieces:,} pieces")
     index = reading.keep(f"index of {source}", split.index, blob_of(split.index))
     body = {
         "path": target,

@@ -85,7 +85,7 @@ def beginning(first: bytes, by: By, header: int, *, whole: bool) -> Beginning:
     for magic, (what, remedy) in _MAGIC.items():
         if first.startswith(magic) and (magic != _BZIP2 or first[4:10] == _BZIP2_BLOCK):
             raise SplitError(f"it is {what}: {remedy}")
-    if b"\n" not in first and b"\r" in first:
+    if b"\n" not in first and b"\r" in first[:-1]:
         raise SplitError("its lines end with CR alone: convert it first: tr '\\r' '\\n' < FILE > NEW")
     start = len(_BOM) if first.startswith(_BOM) else 0
     text = _TEXT.search(first, start)

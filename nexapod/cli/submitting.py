@@ -32,6 +32,8 @@ def submit(client: Client, path: Path, *, wait: bool, and_watch: bool, as_json: 
         plan = read_job(path, partial(byte_progress, quiet=as_json))
     except ConfigError as error:
         raise BadFile("\n".join(safe(line) for line in str(error).split("\n"))) from None
+    for remark in () if as_json else plan.remarks:
+        note(safe(remark))
     plan = with_image(client, plan, quiet=as_json)
     upload(client, plan, quiet=as_json)
     job = str(client.post("/v1/jobs", plan.body)["job_id"])

@@ -22,5 +22,7 @@ def parse_size(text: str) -> int:
 
 def spell_size(count: int) -> str:
     """Exactly so many bytes, as parse_size reads them: 512MiB."""
-    unit = next(u for u in ("TiB", "GiB", "MiB", "KiB", "B") if count % _UNITS[u] == 0) if count else "B"
-    return f"{count // _UNITS[unit]}{unit}"
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        if count and count % _UNITS[unit] == 0:
+            return f"{count // _UNITS[unit]}{unit}"
+    return f"{count}B"

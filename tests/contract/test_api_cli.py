@@ -402,7 +402,10 @@ def test_wrong_bytes_are_not_kept(daemon: Daemon, cli: Cli, tmp_path: Path) -> N
 
 
 def test_tasks_of_a_fasta_job_are_named_by_their_records(daemon: Daemon, cli: Cli, tmp_path: Path) -> None:
+    assert cli("submit", "--no-wait", write_job(tmp_path, FASTA_FILE)) == 0
+    assert "in.fasta: 3 records, cut into 3 pieces" in cli.err
     assert cli("submit", "--no-wait", "--json", write_job(tmp_path, FASTA_FILE)) == 0
+    assert cli.err == ""
     job = JobId(bytes.fromhex(cli.json["job_id"]))
     for index in range(3):
         daemon.do(daemon.backend.settle, job, index, {"out": b"%d" % index})

@@ -6,6 +6,7 @@ import json
 import select
 import socket
 import stat
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -141,13 +142,16 @@ async def test_an_upload_cut_off_stores_nothing(tmp_path: Path) -> None:
 
 async def test_a_job_is_read_strictly_and_keeps_every_field(tmp_path: Path) -> None:
     backend = FakeBackend()
-    data, index = backend.put(b"ACDE"), backend.put(b"\0" * 24)
+    data, index = backend.put(b"ACDE"), backend.put(struct.pack(">QIQI", 1, 2, 3, 1))
     full = {
         "description": "words", "tags": ["a"], "priority": 3,
         "inputs": [{"path": "in/x.bin", "ref": str(data)}],
-        "split": {"path": "record.txt", "ref": str(data), "index": str(index)},
-        "limits": {"cpus_milli": 500, "memory": 1 << 24, "output": 5, "wall_ms": 7, "gpus": 1, "gpu_memory": 9},
-        "requires": {"arch": ["amd64"], "memory": 1, "gpu_model": "H200"},
+        "split": {"path": "record.txt", "ref": str(data), "index": str(index), "bounds": [1, 4], "header": 1},
+        "limits": {
+            "cpus_milli": 500, "memory": 1 << 24, "output": 5, "disk": 6, "wall_ms": 7, "idle_ms": 8, "pids": 9,
+            "gpus": 1, "gpu_memory": 9,
+        },
+        "requires": {"arch": ["amd64"], "memory": 1, "gpu_model": "H200", "gpu_capability": "9.0"},
         "validate": {"mode": "exact", "agree": 1, "max_replicas": 3}, "retention_ms": 100_000,
     }  # fmt: skip
     async with served(backend, tmp_path / "api.sock") as client:
@@ -166,7 +170,11 @@ async def test_a_job_is_read_strictly_and_keeps_every_field(tmp_path: Path) -> N
             {"run": {"executor": "docker", "image": "python:3"}},
             {"inputs": [{"path": "../x", "ref": str(data)}]},
             {"inputs": [{"path": "x", "ref": str(blob_of(b"never uploaded"))}]},
-            {"split": {"path": "r", "ref": str(data), "index": str(data)}},
+            {"split": {"path": "r", "ref": str(data), "index": str(data), "bounds": [0, 4]}},
+            {"split": full["split"] | {"bounds": [0, 4, 4]}},
+            {"split": full["split"] | {"bounds": [2, 4]}},
+            {"split": full["split"] | {"bounds": [1, 3]}},
+            {"split": full["split"] | {"header": 2}},
             {"params": str(data)},
             {"params": str(backend.put(b'[{"a":"1"}]'))},
             {"params": str(backend.put(b'[{"a":1},{"a":2}]'))},

@@ -30,6 +30,8 @@ from typing import Any
 import psutil
 import wasmtime
 
+from nexapod.protocol.limits import SHARD_TASKS
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "secondary-structure"
 LIAR_DAEMON = Path(__file__).with_name("liar_daemon.py")
 NETWORK = "loopback-test"
@@ -209,8 +211,9 @@ class Daemon:
 
     def submit(self, job: Job) -> str:
         """Upload a job's blobs and submit it; its id."""
-        index, at = b"", 0
-        for piece in job.pieces:
+        index, at, bounds = b"", 0, []
+        for number, piece in enumerate(job.pieces):
+            bounds += [at] if number % SHARD_TASKS == 0 else []
             index += struct.pack(">QI", at, len(piece))
             at += len(piece)
         body = {
@@ -218,7 +221,12 @@ class Daemon:
             "tasks": len(job.pieces),
             "run": {"executor": "wasm", "module": self.upload(job.module)},
             "inputs": [{"path": path, "ref": self.upload(data)} for path, data in job.inputs.items()],
-            "split": {"path": job.path, "ref": self.upload(b"".join(job.pieces)), "index": self.upload(index)},
+            "split": {
+                "path": job.path,
+                "ref": self.upload(b"".join(job.pieces)),
+                "index": self.upload(index),
+                "bounds": [*bounds, at],
+            },
             "limits": {"wall_ms": job.wall_ms},
             "validate": {"agree": job.agree},
         }

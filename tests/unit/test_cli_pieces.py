@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexapod.cli.collecting import BlobHash, names_of
+from nexapod.cli.collecting import BlobHash, heads_of, names_of
 from nexapod.cli.quantities import (
     parse_duration,
     parse_size,
@@ -103,12 +103,19 @@ def test_bytes_hashed_in_pieces_have_the_same_name(sizes: list[int]) -> None:
 
 
 # --- names of tasks ------------------------------------------------------------------------------------------------
-def cut(records: list[bytes]) -> tuple[bytes, list[tuple[int, int]]]:
-    cuts, at = [], 0
+@given(st.lists(st.binary(max_size=600), max_size=12), st.integers(1, 700), st.integers(0, 5))
+def test_heads_are_taken_from_a_file_as_it_passes(records: list[bytes], step: int, gap: int) -> None:
+    cuts, data = [], b"#" * gap
     for record in records:
-        cuts.append((at, len(record)))
-        at += len(record)
-    return b"".join(records), cuts
+        cuts.append((len(data), len(record)))
+        data += record + b"#" * gap
+    blocks = [data[at : at + step] for at in range(0, len(data), step)]
+    assert heads_of(blocks, cuts) == ([record[:256] for record in records] if data else [])
+
+
+def test_pieces_out_of_order_have_no_names() -> None:
+    with pytest.raises(ValueError, match="order"):
+        heads_of([b"abc", b"def"], [(3, 1), (1, 1)])
 
 
 def test_records_that_share_a_name_or_have_an_unsafe_one_keep_their_index() -> None:
@@ -123,15 +130,15 @@ def test_records_that_share_a_name_or_have_an_unsafe_one_keep_their_index() -> N
         b">a\xffb\n",
         b">1-same\n",
     ]
-    assert names_of(*cut(records)) == {
+    assert names_of(records) == {
         0: "good", 1: "1-same", 2: "2-Same", 3: "3", 4: "4", 5: "5-7", 6: "6-.hidden", 7: "7", 8: "8-1-same",
     }  # fmt: skip
-    assert names_of(*cut([b"no header\n", b">x\n"])) == {}
+    assert names_of([b"no header\n", b">x\n"]) == {}
 
 
 @given(st.lists(st.binary(max_size=12).map(lambda name: b">" + name + b"\n"), max_size=40))
 def test_names_are_safe_and_no_two_are_alike(records: list[bytes]) -> None:
-    names = names_of(*cut(records))
+    names = names_of(records)
     assert all(is_plain_name(name) for name in names.values())
     folders = [names.get(i, str(i)).lower() for i in range(len(records))]
     assert len(set(folders)) == len(folders)

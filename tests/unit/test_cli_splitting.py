@@ -276,6 +276,11 @@ def test_what_is_wrong_is_said(write: Callable[[bytes], Path], by: By, data: byt
     assert said in refused(write(data), Cut(by, size=1))
 
 
+def test_a_line_end_between_two_blocks_is_no_lone_cr(write: Callable[[bytes], Path]) -> None:
+    line = b"x" * (CHUNK_BYTES - 1) + b"\r\n"
+    assert cut_up(write(line * 2), Cut("lines", size=1)) == [line, line]
+
+
 def test_a_line_that_only_looks_like_an_archive_is_a_line(write: Callable[[bytes], Path]) -> None:
     assert cut_up(write(b"BZhang\n"), Cut("lines", size=1)) == [b"BZhang\n"]
 
