@@ -73,6 +73,7 @@ def test_what_an_engine_says_of_itself() -> None:
     facts = facts_of(INFO, {"ApiVersion": "1.41"})
     assert (facts.version, facts.api, facts.cgroup_version, facts.lacks) == ("20.10.24", "1.41", "2", ())
     assert (facts.seccomp, facts.rootless, facts.init) == (True, False, True)
+    assert [facts_of({**INFO, "Architecture": a}, {}).arch for a in ("amd64", "arm64")] == ["x86_64", "aarch64"]
     poor = facts_of({**INFO, "PidsLimit": False, "SecurityOptions": ["name=rootless"], "InitBinary": ""}, {})
     assert (poor.seccomp, poor.rootless, poor.init, poor.lacks) == (False, True, False, ("limits of processes",))
 

@@ -32,7 +32,7 @@ OK = Ended("ok", 0)
 STATUS = {"CapEff": "0000000000000000", "CapBnd": "0000000000000000", "NoNewPrivs": "1", "Seccomp": "2"}
 NOBODY = {"uid": 65534, "gid": 65534, "status": STATUS, "calls": {"setuid": 1, "mount": 1, "bpf": 38}}
 NET = {"tried": 184, "opened": [[1, 1], [2, 1], [16, 3]], "interfaces": [], "routes": [], "engines": []}
-OUTSIDE = {"tried": 76, "written": ["/output", "/tmp"], "devices": [], "defaced": []}
+OUTSIDE = {"tried": 76, "written": ["/output", "/tmp"], "in_memory": ["/tmp", "/dev/shm"], "devices": [], "defaced": []}
 LOOK = {"clocks_ns": [1, 2], "random": [7], "environment": ["NEXAPOD_PROGRESS"]}
 LOG = "the first line\n[... 9 bytes left out ...]\nthe last line\n"
 FENCED = Traces(processes=("runner 7",), fences=({"NoNewPrivs": "1", "Seccomp": "2"},))
@@ -91,6 +91,8 @@ BROKEN = [
     ("vsock", change("vsock", result={"opened": [1]}), "hypervisor"),
     ("vsock", change("vsock", result={"device": 1}), "hypervisor"),
     ("write outside", change("write outside", result={"written": ["/output", "/etc"]}), "wrote to /etc"),
+    ("write outside", change("write outside", result={"in_memory": ["/etc"]}), "wrote to /tmp"),
+    ("write outside", change("write outside", result={"written": ["/output", "/etc"], "in_memory": ["/etc"]}), "/etc"),
     ("write outside", change("write outside", result={"devices": ["/dev/sda"]}), "opened /dev/sda"),
     ("write outside", change("write outside", result={"reached": ["../x"]}), "reached ../x"),
     ("write outside", change("write outside", result={"defaced": ["rename"]}), "changed its input (rename)"),

@@ -24,6 +24,8 @@ HOME_MARK: Final = "d0c7"
 """The home ids of doctors begin so, and end in the process id: the next one finds what a killed one left."""
 PID_MAX: Final = 1 << 22
 USUAL_SOCKET: Final = "unix:///var/run/docker.sock"
+_GO_NAMES: Final = {"amd64": "x86_64", "arm64": "aarch64"}
+"""Podman names architectures as images do, Docker as `uname -m` does."""
 _NEEDED: Final = {
     "MemoryLimit": "memory limits",
     "SwapLimit": "swap limits (boot with swapaccount=1, or use cgroup v2)",
@@ -91,7 +93,7 @@ class Engine:
     def unload(self, tag: str) -> None:
         """Remove the image of this tag; another doctor's, with the same content, stays."""
         if self.images(tag):
-            _asked(self._client.remove_image, f"{REPOSITORY}:{tag}")
+            _asked(self._client.remove_image, f"{REPOSITORY}:{tag}", force=True)
 
     def images(self, tag: str) -> list[str]:
         """The image of this tag, when it is there."""
@@ -120,10 +122,11 @@ class Engine:
 def facts_of(info: Mapping[str, Any], version: Mapping[str, Any]) -> EngineFacts:
     """What the engine's two answers mean."""
     options = [str(option) for option in info.get("SecurityOptions") or ()]
+    arch = str(info.get("Architecture") or "?")[:32]
     return EngineFacts(
         version=str(info.get("ServerVersion") or "?")[:64],
         api=str(version.get("ApiVersion") or "?")[:16],
-        arch=str(info.get("Architecture") or "?")[:32],
+        arch=_GO_NAMES.get(arch, arch),
         storage=str(info.get("Driver") or "?")[:32],
         cgroup_version=str(info.get("CgroupVersion") or "1")[:8],
         cgroup_driver=str(info.get("CgroupDriver") or "?")[:32],

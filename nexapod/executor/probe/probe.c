@@ -31,6 +31,7 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
+#include <sys/vfs.h>
 #include <sys/wait.h>
 #endif
 
@@ -515,18 +516,29 @@ static long try_devices(void) {
     return tried;
 }
 
+/* Of the places that may be written because they are memory, those that are. */
+static void list_memory(void) {
+    static const char *const places[] = {"/tmp", "/var/tmp", "/dev/shm"};
+    struct statfs system;
+    open_list("in_memory");
+    for (size_t place = 0; place < sizeof places / sizeof *places; place++)
+        if (!statfs(places[place], &system) && system.f_type == 0x01021994) item(places[place]);
+    close_list();
+}
+
 static int try_outside(void) {
     static const char *const places[] = {
         "/", "/bin", "/etc", "/usr", "/lib", "/var", "/root", "/home", "/input", "/proc", "/proc/sys",
         "/proc/sys/kernel", "/sys", "/sys/fs/cgroup", "/sys/kernel", "/dev", "/proc/sysrq-trigger",
         "/proc/sys/kernel/core_pattern", "/proc/sys/kernel/modprobe", "/proc/sys/vm/drop_caches", "/proc/kcore",
-        "/sys/kernel/uevent_helper", "/sys/power/state", "/output", "/checkpoint", "/run", "/tmp", "/dev/shm",
+        "/sys/kernel/uevent_helper", "/sys/power/state", "/output", "/checkpoint", "/run", "/tmp", "/dev/shm", "/var/tmp",
     };
     long tried = sizeof places / sizeof *places;
     open_list("written");
     for (long place = 0; place < tried; place++) try_to_write(places[place]);
     tried += try_mounts();
     close_list();
+    list_memory();
     open_list("devices");
     tried += try_devices();
     close_list();

@@ -107,8 +107,10 @@ class Promise:
 # --- judgements ----------------------------------------------------------------------------------------------------
 LOCAL_FAMILIES: Final = frozenset({1, 2, 10, 16})
 """AF_UNIX, AF_INET, AF_INET6 and AF_NETLINK (route): they end inside a network namespace that has only loopback."""
-OWN_PLACES: Final = frozenset({"/output", "/checkpoint", "/run", "/tmp", "/dev/shm", "/dev/mqueue"})  # noqa: S108
-"""Where a task may write. The last three lie in memory, and count as the task's."""
+OWN_PLACES: Final = frozenset({"/output", "/checkpoint", "/run", "/dev/mqueue"})
+"""Where a task may write."""
+MEMORY_PLACES: Final = frozenset({"/tmp", "/var/tmp", "/dev/shm"})  # noqa: S108
+"""Where it may write if that is memory, which counts as the task's."""
 DENIED: Final = frozenset({errno.EPERM, errno.EACCES, errno.ENOSYS})
 _RAW: Final = 3
 _SHOWN_MAX: Final = 4
@@ -157,7 +159,8 @@ def judge_outside(seen: Seen) -> Verdict:
     written = _words(seen.result.get("written"))
     if "/output" not in written:
         return Unknown(f"not even its own folder could be written: {_as_it_ended(seen)}")
-    crimes = [f"wrote to {place}" for place in sorted({*written} - OWN_PLACES)]
+    granted = OWN_PLACES | (MEMORY_PLACES & {*_words(seen.result.get("in_memory"))})
+    crimes = [f"wrote to {place}" for place in sorted({*written} - granted)]
     crimes += [f"opened {place}" for place in _words(seen.result.get("devices"))]
     crimes += [f"reached {place}" for place in _words(seen.result.get("reached"))]
     crimes += [f"changed its input ({how})" for how in _words(seen.result.get("defaced"))]

@@ -168,8 +168,11 @@ async def _in_thread(function: Callable[[], T]) -> T:
     return await trio.to_thread.run_sync(function, abandon_on_cancel=True)  # type: ignore[call-arg, unused-ignore]
 
 
-def _names(folder: Path) -> tuple[str, ...]:
-    return tuple(f"{folder.name}/{name}" for name in sorted(os.listdir(folder))) if folder.is_dir() else ()
+def _names(scratch: Path) -> tuple[str, ...]:
+    """The folders of runs in a scratch folder. Files there are the executor's own, and go with the place."""
+    if not scratch.is_dir():
+        return ()
+    return tuple(f"{scratch.name}/{path.name}" for path in sorted(scratch.iterdir()) if path.is_dir())
 
 
 def _sweep_cgroups() -> None:
