@@ -160,8 +160,10 @@ class Staging:
         at = effect.task.index * INDEX_ENTRY.size
         await self._fetch(Part.covering(split.index, at, INDEX_ENTRY.size), effect.sources)
         offset, length = INDEX_ENTRY.unpack(await self._blobs.read(split.index, at, INDEX_ENTRY.size))
-        if offset < split.header or offset + length > split.blob.size:
-            raise InputError(f"the split index points outside of its file for task {effect.task.index}")
+        low, high = split.bounds[effect.task.shard], split.bounds[effect.task.shard + 1]
+        if offset < low or offset + length > high:
+            # Its stewards hold what lies within: nobody else need have the rest.
+            raise InputError(f"the split index points outside of its shard's bounds for task {effect.task.index}")
         ranges = [(0, split.header)] if split.header else []
         ranges.append((offset, length))
         for start, size in ranges:

@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from nexapod.protocol import limits
-from nexapod.protocol.context import Context
+from nexapod.protocol.context import Context, Owner
 from nexapod.protocol.errors import PeerError
 from nexapod.protocol.quorum import majority
 from nexapod.protocol.statements import Statement
 from nexapod.protocol.types import BlobRef, JobId, JobSpec, Millis, Part, PeerId, StatementId
 
+CHECKPOINT_ROLE = "checkpoint"
 VOUCHED_MAX = 2 * limits.SHARD_TASKS
 
 
@@ -191,8 +192,8 @@ class Checkpoints:
         kept = [s for o in self._of_task.get(task, {}).values() for s in o.kept()]
         return {file.blob for s in kept for file in s.body.files}
 
-    def _owner(self, task: int) -> tuple[str, JobId]:
-        return (f"checkpoint/{task}", self._job)
+    def _owner(self, task: int) -> Owner:
+        return (CHECKPOINT_ROLE, self._job, task)
 
     @property
     def size(self) -> int:

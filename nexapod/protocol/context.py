@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Container
-from typing import Any
+from typing import Any, TypeAlias
 
 from nexapod.protocol import messages, statements
 from nexapod.protocol.directory import Directory
@@ -17,6 +17,8 @@ from nexapod.protocol.tickets import shard_key
 from nexapod.protocol.types import BlobRef, JobId, Millis, Part, PeerId, StatementId
 
 STATEMENT_RECORD = "statement"
+Owner: TypeAlias = tuple[str, JobId, int]
+"""Who needs a blob: a role, its job, and which of the role's parts it is (a shard, a task; else 0)."""
 
 
 class Context:
@@ -31,7 +33,7 @@ class Context:
         self.effects: list[Effect] = []
         self.to_self: deque[Message] = deque()
         self._stored: dict[BlobRef, set[Part]] = {}
-        self._owners: dict[BlobRef, set[tuple[str, JobId]]] = {}
+        self._owners: dict[BlobRef, set[Owner]] = {}
 
     # --- effects ---------------------------------------------------------------------------------------------------
     def sign(self, body: Body) -> Statement:
@@ -64,11 +66,11 @@ class Context:
         self.effects.append(Trace(name, facts))
 
     # --- blobs -----------------------------------------------------------------------------------------------------
-    def hold(self, ref: BlobRef, owner: tuple[str, JobId]) -> None:
+    def hold(self, ref: BlobRef, owner: Owner) -> None:
         """Somebody here needs the blob: it is not dropped before everyone who said so has let go."""
         self._owners.setdefault(ref, set()).add(owner)
 
-    def fetch(self, part: Part, owner: tuple[str, JobId], sources: list[PeerId]) -> None:
+    def fetch(self, part: Part, owner: Owner, sources: list[PeerId]) -> None:
         """Hold a blob, and bring part of it here (BlobReady or BlobFailed follows). Sources in order of preference."""
         self.hold(part.blob, owner)
         others = tuple(p for p in dict.fromkeys(sources) if p != self.me)
@@ -83,7 +85,7 @@ class Context:
         stored = self._stored.get(part.blob, ())
         return part in stored or Part.whole(part.blob) in stored
 
-    def let_go(self, ref: BlobRef, owner: tuple[str, JobId]) -> None:
+    def let_go(self, ref: BlobRef, owner: Owner) -> None:
         owners = self._owners.get(ref)
         if owners is None:
             return
@@ -93,9 +95,13 @@ class Context:
             self._stored.pop(ref, None)
             self.effects.append(Drop(ref))
 
-    def let_go_all(self, owner: tuple[str, JobId], but: Container[BlobRef] = ()) -> None:
+    def let_go_all(self, owner: Owner, but: Container[BlobRef] = ()) -> None:
         for ref in [r for r, owners in self._owners.items() if owner in owners and r not in but]:
             self.let_go(ref, owner)
+
+    def owners(self, ref: BlobRef) -> list[Owner]:
+        """Everyone here who needs the blob, in a fixed order."""
+        return sorted(self._owners.get(ref, ()))
 
     def held(self) -> frozenset[BlobRef]:
         """Every blob that something here needs."""

@@ -6,7 +6,7 @@ Of a split file they are the shard's part only, so that a large file is spread o
 from __future__ import annotations
 
 from nexapod.protocol import limits
-from nexapod.protocol.context import Context
+from nexapod.protocol.context import Context, Owner
 from nexapod.protocol.messages import Placed
 from nexapod.protocol.statements import Statement
 from nexapod.protocol.types import JobId, JobSpec, Millis, Part, PeerId
@@ -15,7 +15,7 @@ from nexapod.protocol.types import JobId, JobSpec, Millis, Part, PeerId
 class Inputs:
     """Those of one shard, at one steward, which tells the submitter once it holds them all."""
 
-    def __init__(self, ctx: Context, statement: Statement, shard: int, owner: tuple[str, JobId]) -> None:
+    def __init__(self, ctx: Context, statement: Statement, shard: int, owner: Owner) -> None:
         self.missing: set[Part] = set()
         self.retry_at: Millis | None = None
         self._ctx = ctx

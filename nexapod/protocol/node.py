@@ -15,6 +15,7 @@ from typing import Literal, TypeAlias, assert_never
 
 from nexapod.protocol import limits, messages, statements
 from nexapod.protocol.attempts import ATTEMPT_RECORD
+from nexapod.protocol.checkpoints import CHECKPOINT_ROLE
 from nexapod.protocol.context import STATEMENT_RECORD, Context
 from nexapod.protocol.errors import LocalError, PeerError
 from nexapod.protocol.events import (
@@ -64,7 +65,7 @@ from nexapod.protocol.messages import (
 from nexapod.protocol.records import Record
 from nexapod.protocol.shard import shard_of
 from nexapod.protocol.statements import Cancel, Fault, Settlement, Signer, Statement, Verify
-from nexapod.protocol.steward import SHARD_RECORD, Steward, in_order
+from nexapod.protocol.steward import SHARD_RECORD, STEWARD_ROLE, Steward, in_order
 from nexapod.protocol.submitter import EVIDENCE_RECORD, Submission
 from nexapod.protocol.tickets import shard_key
 from nexapod.protocol.timers import Timers
@@ -253,11 +254,22 @@ class Node:
         self.ctx.effects.append(Penalise(peer, error.rule, points > limits.PENALTY_MAX))
 
     def _on_blob(self, part: Part, *, ready: bool) -> None:
-        for key, steward in list(self.stewards.items()):
+        for key in self._stewards_waiting(part):
+            steward = self.stewards[key]
             (steward.blob_ready if ready else steward.blob_failed)(part)
             self._touched.add(key)
         for submission in self.submissions.values():
             (submission.blob_ready if ready else submission.blob_failed)(part)
+
+    def _stewards_waiting(self, part: Part) -> list[tuple[JobId, int]]:
+        """The stewardships that asked for it: a node may have thousands, and each of them asks for parts of its own."""
+        found: dict[tuple[JobId, int], None] = {}
+        for role, job, number in self.ctx.owners(part.blob):
+            if role in (STEWARD_ROLE, CHECKPOINT_ROLE):
+                shard = number if role == STEWARD_ROLE else number // limits.SHARD_TASKS
+                if (job, shard) in self.stewards:
+                    found[job, shard] = None
+        return list(found)
 
     def _hear_oneself(self) -> None:
         """A node speaks to itself as to any other peer: it is often steward and worker of one task."""

@@ -15,7 +15,7 @@ from functools import partial
 
 from nexapod.protocol import limits
 from nexapod.protocol.checkpoints import Checkpoints
-from nexapod.protocol.context import Context
+from nexapod.protocol.context import Context, Owner
 from nexapod.protocol.desk import Desk, Lease
 from nexapod.protocol.inputs import Inputs
 from nexapod.protocol.messages import (
@@ -46,6 +46,7 @@ INTEREST_MAX = 64
 VIEW_WORKERS_MAX = 8
 """Workers of one task that a view names: it is for people, and must fit a frame whatever happens."""
 RELAYS = 3
+STEWARD_ROLE = "steward"
 SHARD_RECORD = "shard"
 
 
@@ -221,8 +222,8 @@ class Steward:
 
     # --- inputs ----------------------------------------------------------------------------------------------------
     @property
-    def owner(self) -> tuple[str, JobId]:
-        return (f"steward/{self.shard}", self.job)
+    def owner(self) -> Owner:
+        return (STEWARD_ROLE, self.job, self.shard)
 
     def submitter_up(self) -> None:
         """The submitter is there (again): tell it what it may have missed."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from nexapod.protocol import limits
 from nexapod.protocol.certificate import build, evidence_digest
-from nexapod.protocol.context import Context
+from nexapod.protocol.context import Context, Owner
 from nexapod.protocol.messages import AskLog, Collect, TaskLog, View
 from nexapod.protocol.records import Record
 from nexapod.protocol.shard import ShardState, shard_of
@@ -47,8 +47,8 @@ class Submission:
             ctx.hold(ref, self.owner)
 
     @property
-    def owner(self) -> tuple[str, JobId]:
-        return ("submitter", self.job)
+    def owner(self) -> Owner:
+        return ("submitter", self.job, 0)
 
     @property
     def open(self) -> bool:

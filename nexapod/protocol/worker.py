@@ -29,7 +29,7 @@ from nexapod.protocol.attempts import (
     task_of_key,
 )
 from nexapod.protocol.capacity import room_for
-from nexapod.protocol.context import Context
+from nexapod.protocol.context import Context, Owner
 from nexapod.protocol.errors import PeerError
 from nexapod.protocol.events import Run, Stop
 from nexapod.protocol.matching import Decision, Policy, accepts, satisfies
@@ -160,7 +160,7 @@ class Worker:
             self._drop(attempt)
         for index in sorted(prospect.attempted) if prospect is not None else ():
             self.ctx.save_record(Record(ATTEMPT_RECORD, record_key(TaskId(job, index)), None))
-        self.ctx.let_go_all(("worker", job))
+        self.ctx.let_go_all(("worker", job, 0))
         self.ctx.let_go_all(_outputs(job))
 
     def decide(self, statement: Statement) -> Decision:
@@ -393,7 +393,7 @@ class Worker:
         prospect.attempted.add(attempt.task.index)
         self._save(attempt)
         for ref in prospect.spec.blobs:
-            self.ctx.hold(ref, ("worker", attempt.task.job))
+            self.ctx.hold(ref, ("worker", attempt.task.job, 0))
         self.ctx.trace("run", job=attempt.task.job, task=attempt.task.index)
         stewards = self.ctx.stewards(attempt.task.job, attempt.task.shard)
         sources = tuple(p for p in dict.fromkeys((*stewards, prospect.statement.author)) if p != self.ctx.me)
@@ -703,11 +703,11 @@ def _agreed_checkpoint(attempt: Attempt, needed: int) -> Statement | None:
     return min(agreed, key=lambda s: (-s.body.progress, s.id), default=None)
 
 
-def _outputs(job: JobId) -> tuple[str, JobId]:
+def _outputs(job: JobId) -> Owner:
     """Who holds a worker's results: until the job is over, for the stewards that judged them may all vanish."""
-    return ("outputs", job)
+    return ("outputs", job, 0)
 
 
-def _own_checkpoint(task: TaskId) -> tuple[str, JobId]:
+def _own_checkpoint(task: TaskId) -> Owner:
     """Who holds what a running task of this worker keeps in its checkpoint."""
-    return (f"own checkpoint/{task.index}", task.job)
+    return ("own checkpoint", task.job, task.index)

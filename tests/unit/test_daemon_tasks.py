@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,15 @@ from protocol_kit import job_spec, pid
 
 from nexapod.blobs.errors import BlobUnavailable
 from nexapod.blobs.store import BlobStore
-from nexapod.daemon.tasks import INDEX_ENTRY, TaskRunner, label_of
-from nexapod.executor.contract import Availability, Ended, TaskRun
-from nexapod.protocol.events import Event, Finished, Progressed, Run
+from nexapod.config.gpus import GpuSettings
+from nexapod.daemon.gpu_desk import GpuDesk
+from nexapod.daemon.keeping import keep_checkpoints
+from nexapod.daemon.staging import INDEX_ENTRY, Staging, label_of
+from nexapod.daemon.tasks import TaskRunner
+from nexapod.executor.contract import Availability, Ended, OnReport, Report, TaskRun
+from nexapod.profile.gpus import GpuLook
+from nexapod.protocol.events import Checkpointed, Event, Finished, Progressed, Run
+from nexapod.protocol.limits import CHUNK_BYTES
 from nexapod.protocol.types import (
     BlobRef,
     Digest,
@@ -27,13 +34,16 @@ from nexapod.protocol.types import (
     JobId,
     JobSpec,
     Limits,
+    Part,
     PeerId,
     Split,
     TaskId,
     Usage,
+    blob_of,
 )
 from nexapod.protocol.types import Run as RunSpec
 
+HEADER = b"head\n"
 JOB = JobId(b"\x0a" * 32)
 SEED = Digest(b"\x0b" * 32)
 
@@ -46,17 +56,31 @@ class FakeExecutor:
     name: ExecutorName = "wasm"
     runs: list[TaskRun] = field(default_factory=list)
     progress: tuple[float, ...] = ()
+    frozen: set[str] = field(default_factory=set)
+    kept: list[frozenset[str]] = field(default_factory=list)
 
     async def probe(self) -> Availability:
         return Availability(True, "fake")
 
-    async def run(self, run: TaskRun, on_progress: Callable[[float], None]) -> Ended:
+    async def run(self, run: TaskRun, on_report: OnReport) -> Ended:
         self.runs.append(run)
         for part in self.progress:
-            on_progress(part)
+            on_report(Report(part, f"at {part}", 5, Usage(cpu_ms=7)))
         return await self.act(run)
 
-    async def reap_orphans(self) -> int:
+    async def pause(self, label: str) -> bool:
+        self.frozen.add(label)
+        return True
+
+    async def resume(self, label: str) -> bool:
+        self.frozen.discard(label)
+        return True
+
+    async def survivors(self) -> frozenset[str]:
+        return frozenset()
+
+    async def reap_orphans(self, keep: frozenset[str] = frozenset()) -> int:
+        self.kept.append(keep)
         return 0
 
     async def aclose(self) -> None:
@@ -64,19 +88,42 @@ class FakeExecutor:
 
 
 @dataclass
-class FakeExchange:
+class FakeProviders:
     """Other peers hold `held`; nobody has anything else."""
 
     blobs: BlobStore
     held: dict[BlobRef, bytes] = field(default_factory=dict)
-    asked: list[tuple[BlobRef, tuple[PeerId, ...]]] = field(default_factory=list)
+    asked: list[tuple[Part, tuple[PeerId, ...]]] = field(default_factory=list)
 
-    async def fetch(self, ref: BlobRef, sources: Sequence[PeerId], *, deadline_s: float) -> Path:
-        self.asked.append((ref, tuple(sources)))
-        if ref not in self.held:
-            raise BlobUnavailable(f"blob {ref}: nobody gave it")
-        await self.blobs.put_bytes(self.held[ref])
-        return self.blobs.path(ref)
+    async def fetch(self, part: Part, sources: Sequence[PeerId]) -> None:
+        self.asked.append((part, tuple(sources)))
+        if part.blob not in self.held:
+            raise BlobUnavailable(f"blob {part.blob}: nobody gave it")
+        data = self.held[part.blob]
+        if part.is_whole:
+            await self.blobs.put_bytes(data)
+            return
+        chunks = [data[at : at + CHUNK_BYTES] for at in range(0, len(data), CHUNK_BYTES)]
+        partial = await self.blobs.open_partial(part.blob, [hashlib.sha256(chunk).digest() for chunk in chunks])
+        for index in part.chunks:
+            assert await partial.write(index, chunks[index])
+        await partial.settle()
+        partial.close()
+
+
+class NoGpus:
+    """A machine without any."""
+
+    def look(self) -> GpuLook:
+        return GpuLook((), "")
+
+
+class NoImages:
+    """A machine that has every image by its own name."""
+
+    async def ensure(self, run: RunSpec, fetch: object) -> str:
+        assert run.image is not None
+        return run.image
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -92,24 +139,35 @@ class Bench:
     def __init__(self, folder: Path, nursery: trio.Nursery, act: Callable[[TaskRun], Awaitable[Ended]]) -> None:
         self.folder = folder / "tasks"
         self.blobs = BlobStore(folder / "blobs")
-        self.exchange = FakeExchange(self.blobs)
+        self.providers = FakeProviders(self.blobs)
         self.executor = FakeExecutor(act)
         self.events: list[Event] = []
-        self.tasks = TaskRunner(
-            self.folder,
+        self.staging = Staging(self.folder, self.blobs, self.providers, NoImages())  # type: ignore[arg-type]
+        self.gpus = GpuDesk(GpuSettings(), NoGpus(), now_ms=lambda: 0)
+        self.nursery = nursery
+        self.tasks = self.runner()
+
+    def runner(self, survivors: frozenset[str] = frozenset()) -> TaskRunner:
+        """As a daemon has one when it starts."""
+        executors = {"wasm": self.executor}
+        return TaskRunner(
+            self.staging,
             self.blobs,
-            self.exchange,  # type: ignore[arg-type]
-            {"wasm": self.executor},
+            executors,
+            self.gpus,
             self.events.append,
-            nursery,
+            self.nursery,
+            survivors=survivors,
         )
 
     async def spec(self, pieces: Sequence[bytes] = (b"one", b"second"), **changes: object) -> JobSpec:
-        index, at = b"", 0
+        index, at = b"", len(HEADER)
         for piece in pieces:
             index += INDEX_ENTRY.pack(at, len(piece))
             at += len(piece)
-        split = Split("piece/in.txt", await self.blobs.put_bytes(b"".join(pieces)), await self.blobs.put_bytes(index))
+        whole = await self.blobs.put_bytes(HEADER + b"".join(pieces))
+        bounds = (len(HEADER), whole.size)
+        split = Split("piece/in.txt", whole, await self.blobs.put_bytes(index), bounds, len(HEADER))
         run = RunSpec("wasm", module=await self.blobs.put_bytes(b"\0asm"), command=("go",), env=(("COLOUR", "red"),))
         inputs = (File("deep/shared.bin", await self.blobs.put_bytes(b"shared")),)
         base = job_spec(tasks=len(pieces), run=run, inputs=inputs, split=split)
@@ -119,7 +177,7 @@ class Bench:
         """Run one task to its end."""
         self.tasks.start(Run(TaskId(JOB, index), spec, SEED, (pid(1), pid(2))))
         await until(lambda: any(isinstance(event, Finished) for event in self.events))
-        assert self.tasks.running == frozenset()
+        assert not self.tasks.running
         return next(event for event in self.events if isinstance(event, Finished))
 
 
@@ -148,11 +206,12 @@ async def test_a_task_finds_its_inputs_and_its_outputs_become_blobs(tmp_path: Pa
 
         it.executor.act = look
         ended = await it.finish(await it.spec(), index=1)
-        assert seen == {"deep/shared.bin": b"shared", "piece/in.txt": b"second"}
+        assert seen == {"deep/shared.bin": b"shared", "piece/in.txt": b"head\nsecond"}
         assert (ended.result.outcome, ended.result.log, ended.result.usage) == ("ok", "said", Usage(1, 2, 3))
         assert [file.path for file in ended.result.files] == ["a/x.txt", "b.txt"]
-        assert await it.blobs.read(ended.result.files[0].blob, 0, 100) == b"second"
-        assert [e.progress for e in it.events if isinstance(e, Progressed)] == [250, 1000]
+        assert await it.blobs.read(ended.result.files[0].blob, 0, 100) == b"head\nsecond"
+        told = [(e.progress, e.log) for e in it.events if isinstance(e, Progressed)]
+        assert told == [(250, "at 0.25"), (1000, "at 7.0")]
         (run,) = it.executor.runs
         env = dict(run.env)
         assert (env["COLOUR"], env["NEXAPOD_TASK_INDEX"], env["NEXAPOD_TASK_COUNT"]) == ("red", "1", "2")
@@ -178,19 +237,19 @@ async def test_a_missing_input_is_fetched_and_one_that_nobody_has_is_no_result(t
         missing = await it.finish(spec)
         assert missing.result.outcome == "try-elsewhere"
         assert "nobody gave it" in missing.result.reason
-        assert it.exchange.asked == [(spec.run.module, (pid(1), pid(2)))]
+        assert it.providers.asked == [(Part.whole(spec.run.module), (pid(1), pid(2)))]
         assert it.executor.runs == []
         it.events.clear()
-        it.exchange.held[spec.run.module] = b"\0asm"
+        it.providers.held[spec.run.module] = b"\0asm"
         assert (await it.finish(spec)).result.outcome == "ok"
 
 
-@pytest.mark.parametrize("entry", [b"", INDEX_ENTRY.pack(5, 100)])
+@pytest.mark.parametrize("entry", [INDEX_ENTRY.pack(5, 100), INDEX_ENTRY.pack(2, 3)])
 async def test_a_job_that_contradicts_itself_fails_with_the_reason(tmp_path: Path, entry: bytes) -> None:
     async with bench(tmp_path, write_output) as it:
         spec = await it.spec()
         assert spec.split is not None
-        broken = Split("in.txt", spec.split.blob, await it.blobs.put_bytes(entry))
+        broken = replace(spec.split, index=await it.blobs.put_bytes(entry))
         ended = await it.finish(await it.spec(split=broken))
         assert ended.result.outcome == "failed"
         assert "split index" in ended.result.log
@@ -245,7 +304,7 @@ async def test_a_start_removes_what_others_left_and_keeps_the_checkpoints_of_wha
         for task in (goes_on, over):
             (it.folder / label_of(task) / "checkpoint").mkdir(parents=True)
             (it.folder / label_of(task) / "checkpoint" / "state").write_text("half")
-        it.tasks.clean(frozenset({goes_on}))
+        it.staging.clean(frozenset({goes_on}))
         assert [entry.name for entry in it.folder.iterdir()] == [label_of(goes_on)]
         seen: list[str] = []
 
@@ -274,3 +333,145 @@ async def test_a_folder_that_cannot_be_removed_is_no_reason_to_end(
 
         it.executor.act = locked
         assert (await it.finish(spec)).result.outcome == "ok"
+
+
+# --- parts ---------------------------------------------------------------------------------------------------------
+async def test_of_a_split_file_a_task_fetches_its_own_piece_only(tmp_path: Path) -> None:
+    async with bench(tmp_path, write_output) as it:
+        spec = await it.spec([b"a" * CHUNK_BYTES, b"b" * CHUNK_BYTES, b"c" * CHUNK_BYTES, b"d" * CHUNK_BYTES])
+        assert spec.split is not None
+        whole = await it.blobs.read(spec.split.blob, 0, spec.split.blob.size)
+        await it.blobs.delete(spec.split.blob)
+        it.providers.held[spec.split.blob] = whole
+        ended = await it.finish(spec, index=2)
+        assert ended.result.outcome == "ok", ended.result
+        assert it.providers.asked == [
+            (Part(spec.split.blob, 0, 1), (pid(1), pid(2))),
+            (Part(spec.split.blob, 2, 2), (pid(1), pid(2))),
+        ]
+        piece = await it.blobs.read(ended.result.files[0].blob, 0, 2 * CHUNK_BYTES)
+        assert piece == HEADER + b"c" * CHUNK_BYTES
+
+
+# --- checkpoints ---------------------------------------------------------------------------------------------------
+async def _continued(it: Bench, spec: JobSpec, files: tuple[File, ...]) -> Finished:
+    it.events.clear()
+    it.tasks.start(Run(TaskId(JOB, 0), spec, SEED, (pid(1),), files))
+    await until(lambda: any(isinstance(event, Finished) for event in it.events))
+    return next(event for event in it.events if isinstance(event, Finished))
+
+
+async def test_a_task_goes_on_from_what_another_worker_had_kept(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    async def look(run: TaskRun) -> Ended:
+        seen.append((run.checkpoint / "deep" / "state").read_text())
+        return await write_output(run)
+
+    async with bench(tmp_path, look) as it:
+        ref = blob_of(b"half")
+        it.providers.held[ref] = b"half"
+        ended = await _continued(it, await it.spec(), (File("deep/state", ref),))
+        assert (seen, ended.result.outcome, ended.result.continued) == (["half"], "ok", True)
+
+
+async def test_what_cannot_be_had_or_is_here_already_is_not_taken_from_others(tmp_path: Path) -> None:
+    seen: list[list[str]] = []
+
+    async def look(run: TaskRun) -> Ended:
+        seen.append([p.read_text() for p in sorted(run.checkpoint.rglob("*")) if p.is_file()])
+        return await write_output(run)
+
+    async with bench(tmp_path, look) as it:
+        here, gone = await it.blobs.put_bytes(b"half"), blob_of(b"gone")
+        both = (File("a", here), File("b", gone))
+        ended = await _continued(it, await it.spec(), both)
+        assert (seen, ended.result.continued) == ([[]], False), "a checkpoint is taken up whole or not at all"
+        own = it.folder / label_of(TaskId(JOB, 0)) / "checkpoint"
+        own.mkdir(parents=True)
+        (own / "mine").write_text("own")
+        ended = await _continued(it, await it.spec(), (File("a", here),))
+        assert (seen[1], ended.result.continued) == (["own"], False)
+
+
+async def test_what_a_task_keeps_is_told_when_it_has_changed_and_stands_still(tmp_path: Path) -> None:
+    told: list[tuple[File, ...]] = []
+    blobs = BlobStore(tmp_path / "blobs")
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    run = TaskRun("ab-0", "wasm", tmp_path, None, (), (), "", tmp_path, tmp_path, folder, Limits(disk=100), bytes(32))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: keep_checkpoints(run, blobs, told.append, look_s=0.01))
+        (folder / "link").symlink_to("/etc/passwd")
+        await trio.sleep(0.05)
+        assert told == [], "nothing is taken of a folder with anything but plain files in it"
+        (folder / "link").unlink()
+        (folder / "state").write_text("one")
+        await until(lambda: len(told) == 1)
+        (folder / "new").write_text("three")
+        (folder / "new").replace(folder / "state")
+        await until(lambda: len(told) == 2)
+        await trio.sleep(0.05)
+        (folder / "state").write_text("x" * 101)
+        await trio.sleep(0.05)
+        nursery.cancel_scope.cancel()
+    assert told == [(File("state", blob_of(b"one")),), (File("state", blob_of(b"three")),)]
+
+
+async def test_only_a_job_that_shares_checkpoints_has_them_kept(tmp_path: Path) -> None:
+    async with bench(tmp_path, write_output) as it:
+        spec = await it.spec()
+        shared = replace(spec, run=replace(spec.run, checkpoint="shared"))
+        for given in (spec, shared):
+            await it.finish(given)
+            it.events.clear()
+        assert not [e for e in it.events if isinstance(e, Checkpointed)], "a short task has nothing to keep"
+
+
+# --- pauses and restarts -------------------------------------------------------------------------------------------
+async def test_a_pause_freezes_what_runs_and_holds_back_what_would_begin(tmp_path: Path) -> None:
+    go = trio.Event()
+
+    async def wait(run: TaskRun) -> Ended:
+        await go.wait()
+        return await write_output(run)
+
+    async with bench(tmp_path, wait) as it:
+        spec = await it.spec()
+        first, second = TaskId(JOB, 0), TaskId(JOB, 1)
+        it.tasks.start(Run(first, spec, SEED, ()))
+        await until(lambda: len(it.executor.runs) == 1)
+        await it.tasks.pause()
+        assert it.executor.frozen == {label_of(first)}
+        assert it.tasks.running[first].frozen
+        it.tasks.start(Run(second, spec, SEED, ()))
+        await trio.sleep(0.05)
+        assert len(it.executor.runs) == 1
+        await it.tasks.resume()
+        await until(lambda: len(it.executor.runs) == 2)
+        assert it.executor.frozen == set()
+        go.set()
+        await until(lambda: not it.tasks.running)
+
+
+async def test_a_run_that_outlived_its_daemon_is_gone_on_with_in_its_own_folders(tmp_path: Path) -> None:
+    task = TaskId(JOB, 0)
+    seen: list[str] = []
+
+    async def look(run: TaskRun) -> Ended:
+        seen.append((run.output / "begun").read_text())
+        return Ended("ok", 0)
+
+    async with bench(tmp_path, look) as it:
+        spec = await it.spec()
+        folder = it.folder / label_of(task)
+        for name in ("input", "output", "checkpoint"):
+            (folder / name).mkdir(parents=True)
+        (folder / "output" / "begun").write_text("before")
+        (folder / "task.json").write_text('{"gpus": [], "continued": true}')
+        it.tasks = it.runner(frozenset({label_of(task)}))
+        ended = await it.finish(spec)
+        assert (seen, ended.result.continued) == (["before"], True)
+        it.events.clear()
+        await it.finish(spec)
+        assert len(seen) == 1, "the next run of it begins anew"
