@@ -1,15 +1,21 @@
-"""What a task printed, bounded and harmless: the head and the tail of a stream, and the escaping of both.
+"""What a task printed, bounded and harmless: the head and the tail of a stream, the progress in it, and its escaping.
 
-Imported by the wasm runner too, so it needs nothing but builtins. Does not know where the bytes come from.
+A task tells its progress by a whole line `NEXAPOD_PROGRESS=0.42` on its standard output, or by the file that watch.py
+reads. Imported by the wasm runner too, so it needs nothing but builtins. Does not know where the bytes come from.
 """
 
 from __future__ import annotations
+
+import math
 
 from nexapod.protocol.limits import LOG_TAIL_MAX, TEXT_MAX
 
 _GAP = "\n[... {} bytes left out ...]\n"
 HEAD_BYTES = LOG_TAIL_MAX // 4
 TAIL_BYTES = LOG_TAIL_MAX
+PROGRESS_PREFIX = b"NEXAPOD_PROGRESS="
+PROGRESS_BYTES_MAX = 64
+"""Of a number, in a line or in the file."""
 TAIL_SHOWN_BYTES = LOG_TAIL_MAX - HEAD_BYTES - len(_GAP.format(1 << 64))
 
 
@@ -37,6 +43,39 @@ class Capture:
     @property
     def tail(self) -> bytes:
         return bytes(self._tail[-TAIL_BYTES:])
+
+
+class ProgressLines:
+    """Finds the progress in a stream of output, in constant memory: the number in the last line that tells one."""
+
+    __slots__ = ("_open", "value")
+
+    def __init__(self) -> None:
+        self.value: float | None = None
+        self._open = b""
+        """The beginning of a line whose end has not come yet: enough of it to see whether it is too long."""
+
+    def write(self, data: bytes) -> None:
+        whole, newline, rest = (self._open + data).rpartition(b"\n")
+        self._open = rest[: len(PROGRESS_PREFIX) + PROGRESS_BYTES_MAX + 1]
+        if newline and PROGRESS_PREFIX in whole:
+            told = [_progress_of_line(line) for line in whole.split(b"\n")]
+            self.value = next((number for number in reversed(told) if number is not None), self.value)
+
+
+def progress_of(raw: bytes) -> float | None:
+    """The number from 0 to 1 that a task wrote, clamped; None when it is no number."""
+    if len(raw) > PROGRESS_BYTES_MAX:
+        return None
+    try:
+        value = float(raw)
+    except ValueError:
+        return None
+    return min(1.0, max(0.0, value)) if math.isfinite(value) else None
+
+
+def _progress_of_line(line: bytes) -> float | None:
+    return progress_of(line[len(PROGRESS_PREFIX) :]) if line.startswith(PROGRESS_PREFIX) else None
 
 
 def render(head: bytes, tail: bytes, total: int) -> str:

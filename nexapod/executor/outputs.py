@@ -35,6 +35,15 @@ class OutputFile:
     size: int
 
 
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What lies in a directory now: bytes, files, and when the newest of them was written (ns)."""
+
+    size: int = 0
+    files: int = 0
+    newest_ns: int = 0
+
+
 class OutputRefused(Exception):
     """What a task left cannot be its result. `outcome` says whether it was too much, or not plain files."""
 
@@ -59,12 +68,14 @@ def collect(directory: Path, *, bytes_max: int, files_max: int = OUTPUT_FILES_MA
     return sorted(found, key=lambda file: file.path)
 
 
-def refuse_overrun(directory: Path, *, bytes_max: int, files_max: int = OUTPUT_FILES_MAX) -> None:
-    """While a task still writes: raise OutputRefused as soon as it has left too much. Names and kinds come later."""
-    total = 0
+def measure(directory: Path, *, bytes_max: int, files_max: int = OUTPUT_FILES_MAX) -> Left:
+    """While a task still writes: raises OutputRefused as soon as it has left too much. Names and kinds come later."""
+    total = count = newest_ns = 0
     for count, (_, info) in enumerate(_walk(directory), 1):
         total += info.st_size
+        newest_ns = max(newest_ns, info.st_mtime_ns)
         _refuse_excess(total, count, bytes_max, files_max)
+    return Left(total, count, newest_ns)
 
 
 def _refuse_irregular(relative: str, info: os.stat_result) -> None:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexapod.executor.capture import TAIL_BYTES, Capture, escape, reason_text, render
+from nexapod.executor.capture import (
+    TAIL_BYTES,
+    Capture,
+    ProgressLines,
+    escape,
+    progress_of,
+    reason_text,
+    render,
+)
 from nexapod.protocol import codec
 from nexapod.protocol.limits import LOG_TAIL_MAX, TEXT_MAX
 
@@ -67,3 +76,48 @@ def test_any_log_and_reason_is_valid_in_a_statement(pieces: list[bytes]) -> None
     line = reason_text(b"".join(pieces).decode("utf-8", "surrogateescape"))
     assert codec.text(TEXT_MAX).decode(line) == line
     assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("pieces", "value"),
+    [
+        ([b"NEXAPOD_PROGRESS=0.42\n"], 0.42),
+        ([b"NEXAPOD_PROG", b"RESS=0.4", b"2\r\nmore"], 0.42),
+        ([b"NEXAPOD_PROGRESS=0.42"], None),
+        ([b"x NEXAPOD_PROGRESS=0.42\n"], None),
+        ([b"NEXAPOD_PROGRESS=/run/progress\n"], None),
+        ([b"NEXAPOD_PROGRESS=nan\nNEXAPOD_PROGRESS=7\n"], 1.0),
+        ([b"NEXAPOD_PROGRESS=0.1\nNEXAPOD_PROGRESS=0.2\nNEXAPOD_PROGRESS=?\n"], 0.2),
+        ([b"x" * 5000, b"NEXAPOD_PROGRESS=0.1\n"], None),
+        ([b"NEXAPOD_PROGRESS=" + b"0" * 60, b"0" * 60, b"\n"], None),
+        ([b"x" * 5000 + b"\nNEXAPOD_PROGRESS=0.1\n" + b"y" * 5000], 0.1),
+    ],
+)
+def test_progress_is_a_whole_line_of_the_output(pieces: list[bytes], value: float | None) -> None:
+    lines = ProgressLines()
+    for piece in pieces:
+        lines.write(piece)
+    assert lines.value == value
+
+
+def test_a_line_without_end_takes_no_memory() -> None:
+    lines = ProgressLines()
+    for _ in range(100):
+        lines.write(b"NEXAPOD_PROGRESS=" * 1000)
+    assert len(lines._open) < 200
+
+
+@given(st.lists(st.binary(max_size=30).map(lambda raw: raw + b"\n" if len(raw) % 3 else raw), max_size=20))
+def test_progress_does_not_depend_on_how_the_stream_is_cut(pieces: list[bytes]) -> None:
+    text = b"".join(b"NEXAPOD_PROGRESS=" + piece for piece in pieces)
+    whole, cut = ProgressLines(), ProgressLines()
+    whole.write(text)
+    for at in range(len(text)):
+        cut.write(text[at : at + 1])
+    assert cut.value == whole.value
+
+
+@given(st.binary(max_size=70))
+def test_any_bytes_are_a_progress_or_none(raw: bytes) -> None:
+    value = progress_of(raw)
+    assert value is None or 0 <= value <= 1

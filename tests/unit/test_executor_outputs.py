@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexapod.executor.outputs import DEPTH_MAX, DIRECTORIES_MAX, OutputRefused, collect, refuse_overrun
+from nexapod.executor.outputs import DEPTH_MAX, DIRECTORIES_MAX, Left, OutputRefused, collect, measure
 from nexapod.protocol.limits import OUTPUT_FILES_MAX, PATH_MAX
 
 
@@ -41,7 +41,7 @@ def test_one_byte_too_much_is_refused(tmp_path: Path) -> None:
     assert len(collect(tmp_path, bytes_max=1001)) == 2
     assert refusal(tmp_path) == ("output-limit", "more than 1000 bytes of output")
     with pytest.raises(OutputRefused, match="more than 1000 bytes"):
-        refuse_overrun(tmp_path, bytes_max=1000)
+        measure(tmp_path, bytes_max=1000)
 
 
 def test_a_sparse_file_counts_as_long_as_it_says(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_links_are_refused_and_not_followed(tmp_path: Path) -> None:
         output.mkdir()
         (output / "link").symlink_to(target)
         assert refusal(output) == ("failed", "output link is a symbolic link")
-        refuse_overrun(output, bytes_max=1000)  # while running, a link costs nothing
+        measure(output, bytes_max=1000)  # while running, a link costs nothing
 
 
 def test_pipes_and_sockets_are_refused_without_being_opened(tmp_path: Path) -> None:
@@ -110,6 +110,15 @@ def test_depth_and_directories_are_bounded(tmp_path: Path) -> None:
     for index in range(DIRECTORIES_MAX):
         (wide / str(index)).mkdir(parents=True)
     assert refusal(wide)[0] == "output-limit"
+
+
+def test_what_is_there_is_measured(tmp_path: Path) -> None:
+    assert measure(tmp_path, bytes_max=0) == Left()
+    (tmp_path / "deep").mkdir()
+    for name, size, mtime_ns in (("a", 3, 5_000), ("deep/b", 4, 9_000), ("c", 0, 7_000)):
+        (tmp_path / name).write_bytes(b"x" * size)
+        os.utime(tmp_path / name, ns=(0, mtime_ns))
+    assert measure(tmp_path, bytes_max=7) == Left(size=7, files=3, newest_ns=9_000)
 
 
 def test_a_missing_output_directory_is_our_own_mistake(tmp_path: Path) -> None:
