@@ -24,7 +24,7 @@ EXIT_KILLED: Final = 137
 """Ended by us at a limit, as a shell shows SIGKILL."""
 PROGRESS_ENV: Final = "NEXAPOD_PROGRESS"
 PROGRESS_PATH: Final = "/run/progress"
-"""Where a task may write a number from 0 to 1."""
+"""Where a task may write a number from 0 to 1. It may also print it, as a line NEXAPOD_PROGRESS=0.42 of its own."""
 
 _LABEL: Final = re.compile(r"[0-9a-f-]{1,64}")
 _IMAGE: Final = re.compile(r"sha256:[0-9a-f]{64}")
@@ -75,8 +75,10 @@ class TaskRun:
         for name, value in self.env:
             if not name or "=" in name or "\0" in name + value:
                 raise BadRun(f"environment variable {name!r} cannot be passed on")
-        if any("\0" in word for word in self.command):
+        if any("\0" in word for word in (*self.command, self.workdir)):
             raise BadRun("a command with a zero byte")
+        if self.workdir and not self.workdir.startswith("/"):
+            raise BadRun(f"working directory {self.workdir!r} is not absolute")
 
 
 @dataclass(frozen=True, slots=True)

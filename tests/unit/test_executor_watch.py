@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
 from nexapod.executor import watch
-from nexapod.executor.contract import TaskRun
+from nexapod.executor.contract import Report, TaskRun
 from nexapod.executor.watch import (
-    Progress,
+    MustStop,
     Scratch,
+    Watch,
+    Written,
     overrun,
     read_progress,
     remove_leftovers,
-    wait_must_stop,
 )
-from nexapod.protocol.types import Limits
+from nexapod.protocol.types import Limits, Usage
 
 
 @pytest.fixture
@@ -34,6 +37,7 @@ def run(tmp_path: Path) -> TaskRun:
         image=None,
         command=(),
         env=(),
+        workdir="",
         input=tmp_path / "input",
         output=tmp_path / "output",
         checkpoint=tmp_path / "checkpoint",
@@ -79,48 +83,178 @@ def test_progress_is_read_from_a_plain_file_only(tmp_path: Path) -> None:
     assert read_progress(tmp_path / "directory") is None
 
 
-def test_progress_is_told_once(scratch: Scratch) -> None:
-    told: list[float] = []
-    progress = Progress(scratch, told.append)
-    for written in ("", "0.1", "0.1", "nan", "0.3", "0.1"):
+@pytest.fixture
+def autojump_clock() -> trio.testing.MockClock:
+    """Jumps only when no worker thread is likely to be busy: trio does not wait for them by itself."""
+    return trio.testing.MockClock(autojump_threshold=0.01)
+
+
+def watching(run: TaskRun, scratch: Scratch, **options: Any) -> tuple[Watch, list[Report]]:
+    reports: list[Report] = []
+    return Watch(run, scratch, reports.append, **options), reports
+
+
+def limited(run: TaskRun, **limits: Any) -> TaskRun:
+    return replace(run, limits=replace(run.limits, **limits))
+
+
+async def test_progress_comes_from_the_file_or_a_line_and_what_changed_last_counts(
+    run: TaskRun, scratch: Scratch
+) -> None:
+    watch, reports = watching(run, scratch)
+    for written, line in (("", ""), ("0.1", ""), ("0.1", "0.5"), ("0.1", "0.5"), ("nan", "0.6"), ("0.2", "0.6")):
         scratch.progress.write_text(written)
-        progress.look()
-    assert told == [0.1, 0.3, 0.1]
+        watch.hear(f"NEXAPOD_PROGRESS={line}\n".encode())
+        watch.hear(b"NEXAPOD_PROGRESS=0.9\n", stdout=False)
+        assert await watch.finish() is None
+    assert [report.progress for report in reports] == [None, 0.1, 0.5, 0.5, 0.6, 0.2]
 
 
 def test_every_directory_that_a_task_can_write_to_is_bounded(run: TaskRun, scratch: Scratch) -> None:
-    assert overrun(run, scratch) is None
-    (run.checkpoint / "big").write_bytes(b"x" * 101)
-    stop = overrun(run, scratch)
-    assert stop is not None
-    assert (stop.outcome, stop.reason) == ("output-limit", "more than 100 bytes of output (in checkpoint)")
-    (run.checkpoint / "big").unlink()
+    run = limited(run, output=100, disk=150)
+    assert overrun(run, scratch) == Written()
+
+    def refused() -> str:
+        stop = overrun(run, scratch)
+        assert isinstance(stop, MustStop)
+        assert stop.outcome == "output-limit"
+        return stop.reason
+
+    (run.output / "one").write_bytes(b"x" * 101)
+    assert refused() == "more than 100 bytes of output"
+    (run.output / "one").write_bytes(b"x" * 100)
+    (run.checkpoint / "big").write_bytes(b"x" * 151)
+    assert refused() == "more than 150 bytes of output (in /checkpoint)"
+    (run.checkpoint / "big").write_bytes(b"x" * 51)
+    assert refused() == "more than 150 bytes in /output and /checkpoint together"
+    (run.checkpoint / "big").write_bytes(b"x" * 50)
+    fits = overrun(run, scratch)
+    assert isinstance(fits, Written)
+    assert fits.size == 150
     for index in range(watch.SCRATCH_FILES_MAX + 1):
         (scratch.run / str(index)).touch()
-    stop = overrun(run, scratch)
-    assert stop is not None
-    assert stop.reason == "more than 16 output files (in run)"
+    assert refused() == "more than 16 output files (in /run)"
 
 
 async def test_a_task_is_stopped_when_it_has_written_too_much(
     run: TaskRun, scratch: Scratch, autojump_clock: trio.testing.MockClock
 ) -> None:
-    told: list[float] = []
     scratch.progress.write_text("0.5")
     (run.output / "big").write_bytes(b"x" * 101)
-    stop = await wait_must_stop(run, scratch, Progress(scratch, told.append))
+    seen, reports = watching(run, scratch)
+    stop = await seen.wait_must_stop()
     assert (stop.outcome, stop.reason) == ("output-limit", "more than 100 bytes of output")
-    assert told == [0.5]
-    assert trio.current_time() == pytest.approx(watch.WATCH_S, abs=0.01)
+    assert [report.progress for report in reports] == [0.5]
+    assert trio.current_time() == pytest.approx(watch.WATCH_FIRST_S, abs=0.01)
 
 
 async def test_a_task_is_stopped_when_the_disk_is_nearly_full(
     run: TaskRun, scratch: Scratch, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch, "DISK_FREE_MIN", 1 << 62)
-    stop = await wait_must_stop(run, scratch, Progress(scratch, lambda _: None))
+    seen, _ = watching(run, scratch)
+    stop = await seen.wait_must_stop()
     assert stop.outcome == "try-elsewhere"
     assert "disk" in stop.reason
+    assert await seen.finish() is None, "a task that has ended all the same keeps its result"
+
+
+async def test_wall_time_is_exact_and_stands_still_during_a_pause(
+    run: TaskRun, scratch: Scratch, autojump_clock: trio.testing.MockClock
+) -> None:
+    seen, _ = watching(limited(run, wall_ms=10_000), scratch, ran_s=4.0)
+
+    async def pause_for_an_hour() -> None:
+        await trio.sleep(2)
+        for again in (seen.clock.pause, seen.clock.pause):
+            again()
+        assert seen.clock.paused
+        await trio.sleep(3600)
+        for again in (seen.clock.resume, seen.clock.resume):
+            again()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pause_for_an_hour)
+        stop = await seen.wait_must_stop()
+    assert (stop.outcome, stop.reason) == ("wall-limit", "not done after 10000 ms")
+    assert trio.current_time() == pytest.approx(3606, abs=watch.WATCH_S + 0.05)
+    assert seen.wall_ms == pytest.approx(10_000, abs=300)
+
+
+async def test_a_sandbox_that_keeps_the_wall_limit_itself_is_given_some_grace(
+    run: TaskRun, scratch: Scratch, autojump_clock: trio.testing.MockClock
+) -> None:
+    seen, _ = watching(limited(run, wall_ms=1_000), scratch, wall_grace_s=2.0)
+    assert (await seen.wait_must_stop()).outcome == "wall-limit"
+    assert trio.current_time() == pytest.approx(3, abs=0.05)
+
+
+@pytest.mark.parametrize("sign", ["print", "line", "file", "output", "checkpoint", "rewrite", "none"])
+async def test_a_task_without_a_sign_of_life_is_idle(
+    run: TaskRun, scratch: Scratch, autojump_clock: trio.testing.MockClock, sign: str
+) -> None:
+    seen, _ = watching(limited(run, idle_ms=2_000), scratch)
+    (run.checkpoint / "state").write_bytes(b"x")
+
+    async def show_life_once() -> None:
+        await trio.sleep(1)
+        match sign:
+            case "print":
+                seen.hear(b".", stdout=False)
+            case "line":
+                seen.hear(b"NEXAPOD_PROGRESS=0.5\n")
+            case "file":
+                scratch.progress.write_text("0.5")
+            case "output":
+                (run.output / "x").touch()
+            case "checkpoint":
+                (run.checkpoint / "x").write_bytes(b"x")
+            case "rewrite":
+                os.utime(run.checkpoint / "state", ns=(0, 1))
+                (run.checkpoint / "state").write_bytes(b"y")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(show_life_once)
+        stop = await seen.wait_must_stop()
+    assert (stop.outcome, stop.reason) == ("idle-limit", "no sign of life for 2000 ms")
+    assert trio.current_time() == pytest.approx(2 if sign == "none" else 3, abs=2 * watch.WATCH_S)
+
+
+async def test_reports_come_when_something_changed_and_once_a_second_at_most(
+    run: TaskRun, scratch: Scratch, autojump_clock: trio.testing.MockClock
+) -> None:
+    at: list[float] = []
+    used = [Usage(cpu_ms=1, peak_memory=2)]
+    seen = Watch(run, scratch, lambda _: at.append(trio.current_time()), measure_usage=lambda: used[0])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(seen.wait_must_stop)
+        for _ in range(40):
+            seen.hear(b"line\n")
+            await trio.sleep(0.1)
+        await trio.sleep(10)
+        nursery.cancel_scope.cancel()
+    assert len(at) in (4, 5, 6)
+    assert all(later - sooner > watch.REPORT_S - 0.01 for sooner, later in itertools.pairwise(at))
+
+
+async def test_a_report_says_all_that_is_known(run: TaskRun, scratch: Scratch) -> None:
+    seen, reports = watching(run, scratch, measure_usage=lambda: Usage(cpu_ms=5, peak_memory=7))
+    seen.hear(b"begin" + b"x" * 5000, stdout=False)
+    seen.hear(b"end\x1b")
+    await seen.finish()
+    [report] = reports
+    assert (report.progress, report.printed) == (None, 5009)
+    assert report.log.startswith("beginx")
+    assert report.log.endswith("xend\\x1b")
+    assert (report.usage.cpu_ms, report.usage.peak_memory) == (5, 7)
+
+
+@pytest.mark.parametrize(
+    ("grown", "elapsed_s", "room", "next_s"),
+    [(0, 0.25, 100, 0.25), (10, 0.25, 10_000, 0.25), (100, 0.2, 100, 0.1), (1000, 0.25, 10, 0.02), (-5, 0.2, 9, 0.25)],
+)
+def test_a_fast_writer_is_looked_at_more_often(grown: int, elapsed_s: float, room: int, next_s: float) -> None:
+    assert watch._next_look_s(grown, elapsed_s, room) == pytest.approx(next_s)
 
 
 def test_scratch_is_private_and_goes(scratch: Scratch, run: TaskRun) -> None:
@@ -131,6 +265,7 @@ def test_scratch_is_private_and_goes(scratch: Scratch, run: TaskRun) -> None:
     scratch.progress.write_text("1")
     scratch.remove()
     assert not scratch.root.exists()
+    scratch.remove()
 
 
 def test_leftovers_are_removed_and_counted(scratch: Scratch, tmp_path: Path) -> None:
