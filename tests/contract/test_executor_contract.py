@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import trio
 from containers.engine_kit import HOME, NoEngine, connect, import_image
 from wasmtime import wat2wasm
 
-from nexapod.executor.contract import Ended, Executor, TaskRun
+from nexapod.executor.contract import BadRun, Ended, Executor, Report, TaskRun
 from nexapod.executor.docker import DockerExecutor
 from nexapod.executor.outputs import OutputRefused, collect
 from nexapod.executor.wasm import WasmExecutor
@@ -39,6 +40,7 @@ SHELL = {
     "symlink": "ln -s target /output/link",
     "deface": "cd /input; ! >new && ! echo x >in.txt && ! rm in.txt && ! ln in.txt /output/new && ! mv in.txt /output",
     "env": "env",
+    "tell": "echo NEXAPOD_PROGRESS=0.25",
     "flood": "printf begin >&2; head -c 100000 /dev/zero | tr '\\0' '\\033' >&2; printf end >&2",
 }
 
@@ -51,8 +53,14 @@ class Lab:
     root: Path
     image: str | None
     leftovers: Callable[[], list[str]]
-    progress: list[float] = field(default_factory=list)
+    reports: list[Report] = field(default_factory=list)
     count: int = 0
+
+    @property
+    def progress(self) -> list[float]:
+        """Each number once, in the order told."""
+        told = [report.progress for report in self.reports if report.progress is not None]
+        return [number for number, before in zip(told, [None, *told], strict=False) if number != before]
 
     def task(
         self, behaviour: str, *args: str, limits: Limits = SMALL, env: tuple[tuple[str, str], ...] = ()
@@ -77,6 +85,7 @@ class Lab:
             image=self.image,
             command=command,
             env=env,
+            workdir="",
             input=home / "input",
             output=home / "output",
             checkpoint=home / "checkpoint",
@@ -86,7 +95,7 @@ class Lab:
 
     async def run(self, run: TaskRun) -> Ended:
         with trio.fail_after(60):
-            return await self.executor.run(run, self.progress.append)
+            return await self.executor.run(run, self.reports.append)
 
     async def do(self, behaviour: str, *args: str, **options: Any) -> Ended:
         return await self.run(self.task(behaviour, *args, **options))
@@ -207,6 +216,15 @@ async def test_a_task_that_writes_too_much_is_stopped(lab: Lab) -> None:
         collect(run.output, bytes_max=run.limits.output)
 
 
+async def test_output_and_checkpoint_together_are_bounded(lab: Lab) -> None:
+    limits = Limits(memory=32 << 20, output=1 << 20, disk=1 << 20, wall_ms=20_000)
+    run = lab.task("copy", limits=limits)
+    (run.checkpoint / "state").write_bytes(b"x" * ((1 << 20) - 5))
+    ended = await lab.run(run)
+    assert ended.outcome == "output-limit"
+    assert ended.reason == "more than 1048576 bytes in /output and /checkpoint together"
+
+
 async def test_a_task_that_makes_too_many_files_is_stopped(lab: Lab) -> None:
     ended = await lab.do("files")
     assert (ended.outcome, ended.reason) == ("output-limit", "more than 64 output files")
@@ -250,11 +268,66 @@ async def test_what_a_task_prints_is_kept_bounded_and_escaped(lab: Lab) -> None:
     assert LOG_TAIL_MAX // 2 < len(ended.log.encode()) <= LOG_TAIL_MAX
 
 
+async def test_the_last_report_has_the_whole_log_and_counts_all_that_was_printed(lab: Lab) -> None:
+    ended = await lab.do("flood")
+    assert lab.reports[-1].printed == 100_008
+    assert lab.reports[-1].log == ended.log
+
+
+async def test_progress_may_be_a_line_of_the_output(lab: Lab) -> None:
+    assert (await lab.do("tell")).outcome == "ok"
+    assert lab.progress == [0.25]
+
+
+async def test_a_task_without_a_sign_of_life_is_ended(lab: Lab) -> None:
+    ended = await lab.do(
+        "progress_then_spin", limits=Limits(memory=32 << 20, output=1 << 20, wall_ms=20_000, idle_ms=700)
+    )
+    assert (ended.outcome, ended.reason) == ("idle-limit", "no sign of life for 700 ms")
+    assert ended.usage.wall_ms < 15_000
+
+
+async def test_a_paused_task_uses_no_time(lab: Lab) -> None:
+    limits = Limits(memory=32 << 20, output=1 << 20, wall_ms=3_000, idle_ms=2_500)
+    run = lab.task("progress_then_spin", limits=limits)
+    ends: list[Ended] = []
+    assert not await lab.executor.pause(run.label), "no such run yet"
+
+    async def execute() -> None:
+        ends.append(await lab.run(run))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(execute)
+        await _until(lambda: bool(lab.progress))
+        with trio.fail_after(5):
+            assert await lab.executor.pause(run.label)
+            assert await lab.executor.pause(run.label)
+        await trio.sleep(4)  # a pause: longer than the wall limit and the idle limit
+        assert ends == []
+        with trio.fail_after(5):
+            assert await lab.executor.resume(run.label)
+            assert await lab.executor.resume(run.label)
+    assert ends[0].outcome in ("idle-limit", "wall-limit")
+    assert ends[0].usage.wall_ms < 3_900
+    assert not await lab.executor.pause(run.label), "it is over"
+    assert not await lab.executor.resume(run.label)
+
+
+async def test_a_paused_task_can_be_cancelled(lab: Lab) -> None:
+    run = lab.task("progress_then_spin")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lab.executor.run, run, lab.reports.append)
+        await _until(lambda: bool(lab.progress))
+        assert await lab.executor.pause(run.label)
+        nursery.cancel_scope.cancel()
+    assert lab.leftovers() == []
+
+
 async def test_cancelling_kills_the_task_and_leaves_nothing(lab: Lab) -> None:
     run = lab.task("progress_then_spin")
     began = trio.current_time()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(lab.executor.run, run, lab.progress.append)
+        nursery.start_soon(lab.executor.run, run, lab.reports.append)
         await _until(lambda: bool(lab.progress))
         assert await lab.executor.reap_orphans() == 0, "a run in progress is no orphan"
         assert lab.leftovers() != []
@@ -262,6 +335,15 @@ async def test_cancelling_kills_the_task_and_leaves_nothing(lab: Lab) -> None:
     assert trio.current_time() - began < 20
     assert lab.leftovers() == []
     assert (await lab.do("exit", "0")).outcome == "ok"
+
+
+async def test_a_run_in_progress_is_no_survivor(lab: Lab) -> None:
+    assert await lab.executor.survivors() == frozenset()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lab.executor.run, lab.task("progress_then_spin"), lab.reports.append)
+        await _until(lambda: bool(lab.progress))
+        assert await lab.executor.survivors() == frozenset()
+        nursery.cancel_scope.cancel()
 
 
 async def test_runs_at_the_same_time_do_not_meet(lab: Lab) -> None:
@@ -285,20 +367,16 @@ async def test_a_label_and_a_seed_are_checked(lab: Lab) -> None:
         {"seed": b"short"},
         {"env": (("A=B", "c"),)},
         {"command": ("\0",)},
+        {"workdir": "\0"},
+        {"workdir": "relative"},
     ):
-        with pytest.raises(Exception, match=r"label|seed|environment|zero byte"):
+        with pytest.raises(BadRun, match=r"label|seed|environment|zero byte|not absolute"):
             TaskRun(**{**fields, **wrong})
 
 
-async def test_no_gpu_is_promised(lab: Lab) -> None:
-    ended = await lab.do("exit", "0", limits=Limits(gpus=1))
-    assert ended.outcome == "try-elsewhere"
-    assert "GPU" in ended.reason
-
-
-async def test_what_a_killed_daemon_leaves_behind_is_found_and_ended(lab: Lab, tmp_path: Path) -> None:
-    run = lab.task("progress_then_spin")
-    scratch = tmp_path / "scratch"
+@asynccontextmanager
+async def killed_daemon(run: TaskRun, scratch: Path) -> AsyncIterator[list[psutil.Process]]:
+    """A daemon that was killed while its task ran: its processes then, without itself."""
     daemon = subprocess.Popen(  # noqa: ASYNC220  (killed below; trio would not let it die alone)
         [sys.executable, "-c", _DAEMON, str(scratch), json.dumps(_plain(run))], stdout=subprocess.PIPE
     )
@@ -307,17 +385,36 @@ async def test_what_a_killed_daemon_leaves_behind_is_found_and_ended(lab: Lab, t
         with trio.fail_after(30):
             assert await trio.to_thread.run_sync(daemon.stdout.readline) == b"0.5\n"
         sandboxes = [child for child in psutil.Process(daemon.pid).children() if _is_runner(child)]
-        assert lab.leftovers() != []
     finally:
         os.kill(daemon.pid, signal.SIGKILL)
         daemon.wait(timeout=10)
         assert daemon.stdout is not None
         daemon.stdout.close()
-    await _until(lambda: not any(_is_runner(runner) for runner in sandboxes))
-    assert await lab.executor.reap_orphans() == 1
-    assert lab.leftovers() == []
-    assert list(scratch.iterdir()) == []
-    assert await lab.executor.reap_orphans() == 0
+    yield sandboxes
+
+
+async def test_what_a_killed_daemon_leaves_behind_is_found_and_ended(lab: Lab, tmp_path: Path) -> None:
+    run, scratch = lab.task("progress_then_spin"), tmp_path / "scratch"
+    async with killed_daemon(run, scratch) as sandboxes:
+        await _until(lambda: not any(_is_runner(runner) for runner in sandboxes))
+        assert await lab.executor.reap_orphans() == 1
+        assert lab.leftovers() == []
+        assert list(scratch.iterdir()) == []
+        assert await lab.executor.reap_orphans() == 0
+
+
+async def test_what_is_to_be_kept_is_not_reaped_and_its_run_ends_as_it_should(lab: Lab, tmp_path: Path) -> None:
+    """A sandbox that outlives its daemon goes on; one that does not is begun anew."""
+    run = replace(lab.task("progress_then_spin"), limits=Limits(wall_ms=4_000))
+    async with killed_daemon(run, tmp_path / "scratch"):
+        kept = await lab.executor.survivors()
+        assert kept in (frozenset(), {run.label})
+        assert await lab.executor.reap_orphans(kept) == (0 if kept else 1)
+        assert await lab.executor.survivors() == kept
+        ended = await lab.run(run)
+        assert ended.outcome == "wall-limit"
+        assert lab.progress == [0.5]
+        assert await lab.executor.survivors() == frozenset()
 
 
 def _plain(run: TaskRun) -> dict[str, Any]:
@@ -327,6 +424,7 @@ def _plain(run: TaskRun) -> dict[str, Any]:
         "module": run.module and str(run.module),
         "image": run.image,
         "command": run.command,
+        "wall_ms": run.limits.wall_ms,
         "directories": [str(run.input), str(run.output), str(run.checkpoint)],
     }
 
@@ -343,6 +441,6 @@ scratch, run = Path(sys.argv[1]), json.loads(sys.argv[2])
 wasm = run["executor"] == "wasm"
 executor = WasmExecutor(scratch=scratch, cache=None) if wasm else DockerExecutor(home={HOME!r}, scratch=scratch)
 task = TaskRun(run["label"], run["executor"], run["module"] and Path(run["module"]), run["image"],
-    tuple(run["command"]), (), *map(Path, run["directories"]), Limits(wall_ms=60_000), bytes(32))
-trio.run(executor.run, task, lambda number: print(number, flush=True))
+    tuple(run["command"]), (), "", *map(Path, run["directories"]), Limits(wall_ms=run["wall_ms"]), {SEED!r})
+trio.run(executor.run, task, lambda report: report.progress and print(report.progress, flush=True))
 """
