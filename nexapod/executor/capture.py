@@ -29,6 +29,13 @@ class Capture:
         self.total = 0
         self._tail = bytearray()
 
+    @classmethod
+    def restored(cls, head: bytes, tail: bytes, total: int) -> Capture:
+        """As one that kept these: for a stream that an earlier process began to read."""
+        capture = cls()
+        capture.head, capture._tail, capture.total = head[:HEAD_BYTES], bytearray(tail[-TAIL_BYTES:]), total
+        return capture
+
     def write(self, data: bytes) -> None:
         room = HEAD_BYTES - len(self.head)
         self.total += len(data)
