@@ -1,8 +1,11 @@
 """What a wasm runner takes away from its own process before it runs anything: a second fence behind wasmtime's.
 
 If a module broke out of wasmtime it would be a thread of this process. It should find no way to start a program, open
-a socket, signal or trace another process, or gain a privilege. Linux only; elsewhere the fence is only as high as the
-system allows, which `confine` returns. Does not limit files: which directories a run may see changes with every run.
+a socket, signal or trace another process, gain a privilege, or open a file that is not of some run of this daemon: its
+key and its database are files too. Which directories belong to one run changes with every run, and what Landlock has
+taken away it never gives back, so the fence around files is as wide as all runs are (docs/decisions/0013).
+
+Linux only; elsewhere the fence is only as high as the system allows, which `confine` returns.
 """
 
 from __future__ import annotations
@@ -14,9 +17,14 @@ import platform
 import resource
 import struct
 import sys
+from collections.abc import Sequence
 from typing import Final
 
 NOFILE: Final = 128
+NOFILE_SPARE: Final = 64
+"""Descriptors that the runner may have beyond those of its module: the hard limit."""
+OOM_SCORE_ADJ: Final = 500
+"""When memory runs out, the kernel takes a runner before anything of the user's, and before the daemon."""
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _PR_SET_SECCOMP: Final = 22
 _SECCOMP_MODE_FILTER: Final = 2
@@ -70,25 +78,92 @@ _CLONE3: Final = 435
 _TGKILL: Final = {"x86_64": 234, "aarch64": 131}
 
 
-def confine(priority: str) -> bool:
-    """Fence this process in, for good. False: without a system call filter (not Linux, or an unknown machine).
+_LANDLOCK_CREATE, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT = 444, 445, 446
+_LANDLOCK_VERSION: Final = 1
+_LANDLOCK_PATH_BENEATH: Final = 1
+_LANDLOCK_ABI_MIN: Final = 2
+"""Before it (Linux 5.19) a fence would also have kept modules from renaming between directories of their own."""
+_EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
+_REMOVE_DIR, _REMOVE_FILE, _MAKE_DIR, _MAKE_REG, _MAKE_SYM = 1 << 4, 1 << 5, 1 << 7, 1 << 8, 1 << 12
+_REFER, _TRUNCATE, _IOCTL_DEV = 1 << 13, 1 << 14, 1 << 15
+_HANDLED_OF_ABI_2: Final = (1 << 14) - 1
+_READS: Final = _READ_FILE | _READ_DIR
+_WRITES: Final = (
+    _READS | _WRITE_FILE | _REMOVE_DIR | _REMOVE_FILE | _MAKE_DIR | _MAKE_REG | _MAKE_SYM | _REFER | _TRUNCATE
+)
+_SYSTEM: Final = ("/lib", "/lib64", "/usr/lib", "/usr/local/lib", "/etc/ld.so.cache", "/proc/self", "/dev/null")
+"""What an interpreter that is already running may still open."""
 
-    `priority`: normal, low (nice 10) or idle (runs only when nothing else would). Raises OSError when the kernel
-    refuses what it should grant anyone.
+
+def confine(priority: str, roots: Sequence[str] = ()) -> list[str]:
+    """Fence this process in, for good: the names of the fences that stand, `system_calls` and `files`.
+
+    `priority`: normal, low (nice 10) or idle (runs only when nothing else would). `roots`: directories that may be
+    used, each after an r (only read) or a w; none: files are not fenced. Raises OSError when the kernel refuses what it
+    should grant anyone, or a root is missing.
     """
     _lower(priority)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    nofile = NOFILE if hard == resource.RLIM_INFINITY else min(NOFILE, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (nofile, nofile))
+    most = NOFILE + NOFILE_SPARE if hard == resource.RLIM_INFINITY else min(NOFILE + NOFILE_SPARE, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(NOFILE, most), most))
     if sys.platform != "linux":
-        return False
+        return []
+    with open("/proc/self/oom_score_adj", "r+", encoding="ascii") as file:
+        if int(file.read()) < OOM_SCORE_ADJ:  # raising it is anyone's right, lowering it is not
+            file.write(str(OOM_SCORE_ADJ))
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    fences = ["files"] if roots and fence_files(roots) else []
     machine = platform.machine()
-    if machine not in _DENIED:
+    if machine in _DENIED:
+        install_filter(filter_program(machine, os.getpid()))
+        fences.append("system_calls")
+    return fences
+
+
+def fence_files(roots: Sequence[str]) -> bool:
+    """Leave this thread, and all that it makes, only these directories and the interpreter's own. False: this kernel
+    has no Landlock, or one too old. Raises OSError."""
+    try:
+        abi = _landlock(_LANDLOCK_CREATE, None, 0, _LANDLOCK_VERSION)
+    except OSError as error:
+        if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP):
+            return False
+        raise
+    if abi < _LANDLOCK_ABI_MIN:
         return False
-    install_filter(filter_program(machine, os.getpid()))
+    handled = _HANDLED_OF_ABI_2 | (_TRUNCATE if abi >= 3 else 0) | (_IOCTL_DEV if abi >= 5 else 0)
+    attributes = struct.pack("=Q", handled)
+    ruleset = _landlock(_LANDLOCK_CREATE, attributes, len(attributes), 0)
+    try:
+        for root in roots:
+            _allow(ruleset, root[1:], handled & (_WRITES if root[0] == "w" else _READS))
+        for path in {*_SYSTEM, sys.prefix, sys.base_prefix, *sys.path}:
+            if os.path.exists(path) and os.path.realpath(path) != "/":
+                _allow(ruleset, path, _READS if os.path.isdir(path) else _READ_FILE)
+        _landlock(_LANDLOCK_RESTRICT, ruleset, 0)
+    finally:
+        os.close(ruleset)
     return True
+
+
+def _allow(ruleset: int, path: str, access: int) -> None:
+    """Rights on a directory and all below it, or on one file."""
+    beneath = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        _landlock(_LANDLOCK_ADD_RULE, ruleset, _LANDLOCK_PATH_BENEATH, struct.pack("=Qi", access, beneath), 0)
+    finally:
+        os.close(beneath)
+
+
+def _landlock(number: int, *arguments: int | bytes | None) -> int:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall.restype = ctypes.c_long
+    words = [ctypes.c_long(word) if isinstance(word, int) else ctypes.c_char_p(word) for word in arguments]
+    result = int(libc.syscall(ctypes.c_long(number), *words))
+    if result < 0:
+        raise OSError(ctypes.get_errno(), f"Landlock, system call {number}")
+    return result
 
 
 def _lower(priority: str) -> None:

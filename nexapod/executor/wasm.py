@@ -1,28 +1,22 @@
 """The embedded executor: WebAssembly in runner processes of our own, with no engine to install.
 
-Responsible for the pool of runners (started ahead, reused, replaced when one dies), for bounding a run from the
-outside, and for what its end means. What happens inside a runner is wasm_runner.py's; this module never loads
-wasmtime, which would cost the daemon 30 MB.
+Responsible for the life of a run: a runner that holds its module, a watch over it from the outside, and what its end
+means. The processes are runners.py's, what happens inside one wasm_runner.py's.
 """
 
 from __future__ import annotations
 
-import os
-import sys
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from subprocess import PIPE
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final
 
-import msgpack
 import structlog
 import trio
 
-from nexapod.executor.capture import reason_text, render
+from nexapod.executor.capture import reason_text
 from nexapod.executor.contract import (
     EXIT_KILLED,
     EXIT_TRAPPED,
@@ -31,166 +25,34 @@ from nexapod.executor.contract import (
     Availability,
     BadRun,
     Ended,
+    OnReport,
     TaskRun,
     outcome_of_exit,
 )
+from nexapod.executor.runners import START_S, Leash, Pool, Priority, Reply, Roots, Runner, RunnerLost
 from nexapod.executor.watch import (
+    CHECKPOINT_FILES_MAX,
+    SCRATCH_BYTES_MAX,
+    SCRATCH_FILES_MAX,
     MustStop,
-    Progress,
     Scratch,
-    overrun,
+    Watch,
     remove_leftovers,
-    wait_must_stop,
 )
+from nexapod.protocol.limits import OUTPUT_FILES_MAX
 from nexapod.protocol.types import ExecutorName, Usage
 
 log = structlog.get_logger()
 
-Priority: TypeAlias = Literal["normal", "low", "idle"]
-"""How much of a busy machine tasks may take: `low` is nice 10, `idle` only what nothing else wants."""
-
-START_S: Final = 15.0
 COMPILE_S: Final = 120.0
 """A module is compiled before its wall time begins, so that a slow machine judges it no differently."""
 WALL_GRACE_S: Final = 2.0
 """After the wall limit the runner has so long to say so itself before it is killed."""
-KILL_S: Final = 5.0
 IDLE_S: Final = 300.0
 MODULES_PER_RUNNER: Final = 8
 CACHE_FILE_BYTES_MAX: Final = 256 << 20
-REPLY_BYTES_MAX: Final = 64 * 1024
-_READ_BYTES: Final = 16 * 1024
-_STDERR_BYTES: Final = 1000
-
-
-class RunnerLost(Exception):
-    """A runner process ended, or answered nonsense. `started`: whether the request may have begun."""
-
-    def __init__(self, reason: str, *, started: bool) -> None:
-        super().__init__(reason)
-        self.started = started
-
-
-class _Runner:
-    """One runner process, as its parent sees it. Requests and replies alternate."""
-
-    def __init__(self, process: trio.Process, stderr_fd: int) -> None:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        self._process = process
-        self._to = process.stdin
-        self._from = process.stdout
-        self._stderr_fd = stderr_fd
-        self._buffer = bytearray()
-        self._ready = False
-        self.modules: OrderedDict[str, None] = OrderedDict()
-        """What it holds compiled, the least recently used first."""
-
-    @classmethod
-    async def start(cls, priority: Priority, idle_s: float) -> _Runner:
-        """The process starts on its own time: `wait_ready` is for whoever needs it first. Raises OSError."""
-        argv = [sys.executable, "-I", "-m", "nexapod.executor.wasm_runner", str(idle_s), priority]
-        stderr_fd = os.memfd_create("nexapod-runner")
-        try:
-            with trio.CancelScope(shield=True):  # a process that started must not be forgotten
-                process = await trio.lowlevel.open_process(
-                    argv,
-                    stdin=PIPE,
-                    stdout=PIPE,
-                    stderr=stderr_fd,
-                    env=_runner_env(),
-                    start_new_session=True,  # a Ctrl-C in the daemon's terminal is the daemon's
-                )
-        except OSError:
-            os.close(stderr_fd)
-            raise
-        return cls(process, stderr_fd)
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def alive(self) -> bool:
-        return self._process.poll() is None
-
-    async def wait_ready(self) -> None:
-        if self._ready:
-            return
-        reply: dict[str, Any] = {}
-        with trio.move_on_after(START_S):
-            reply = await self._receive()
-        if reply.get("kind") != "ready":
-            raise RunnerLost(f"not ready in {START_S:.0f} s ({reply!r:.100})", started=False)
-        if not reply.get("fenced"):
-            log.warning("wasm_runner_without_system_call_filter")
-        self._ready = True
-
-    async def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The reply. Raises RunnerLost. When cancelled, the runner is of no more use."""
-        body = msgpack.packb(request)
-        try:
-            await self._to.send_all(len(body).to_bytes(4, "big") + body)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            raise RunnerLost(self._epitaph(), started=False) from None
-        return await self._receive()
-
-    async def _receive(self) -> dict[str, Any]:
-        size = int.from_bytes(await self._exactly(4), "big")
-        if size > REPLY_BYTES_MAX:
-            raise RunnerLost(f"a reply of {size} bytes", started=True)
-        raw = await self._exactly(size)
-        try:
-            reply = msgpack.unpackb(raw)
-        except (ValueError, msgpack.UnpackException) as error:
-            raise RunnerLost(f"an unreadable reply: {error}", started=True) from None
-        if not isinstance(reply, dict):
-            raise RunnerLost("a reply that is no map", started=True)
-        return reply
-
-    async def _exactly(self, size: int) -> bytes:
-        while len(self._buffer) < size:
-            piece = await self._from.receive_some(_READ_BYTES)
-            if not piece:
-                with trio.move_on_after(1):
-                    await self._process.wait()
-                # An idle runner leaves with status 0 and without reading the request.
-                raise RunnerLost(self._epitaph(), started=self._process.returncode != 0)
-            self._buffer += piece
-        taken = bytes(self._buffer[:size])
-        del self._buffer[:size]
-        return taken
-
-    def cpu_ms(self) -> int:
-        """CPU time that the process has used in all; 0 when it is gone."""
-        try:
-            with open(f"/proc/{self._process.pid}/stat", "rb") as file:
-                fields = file.read().rpartition(b")")[2].split()
-        except OSError:
-            return 0
-        return (int(fields[11]) + int(fields[12])) * 1000 // os.sysconf("SC_CLK_TCK")
-
-    def _epitaph(self) -> str:
-        status = self._process.returncode
-        how = "closed its pipe" if status is None else f"ended with status {status}"
-        size = os.fstat(self._stderr_fd).st_size
-        said = os.pread(self._stderr_fd, _STDERR_BYTES, max(0, size - _STDERR_BYTES)).decode("utf-8", "replace")
-        return f"the wasm runner {how}{': ' + said.strip() if said.strip() else ''}"
-
-    async def end(self) -> None:
-        """Kill it and wait until it is gone; at most KILL_S, whatever is cancelled meanwhile."""
-        with trio.move_on_after(KILL_S) as deadline:
-            deadline.shield = True
-            self._process.kill()
-            await self._process.wait()
-        if deadline.cancelled_caught:
-            log.error("wasm_runner_not_killed", pid=self._process.pid)
-        with trio.CancelScope(shield=True):
-            await self._to.aclose()
-            await self._from.aclose()
-        if self._stderr_fd >= 0:
-            os.close(self._stderr_fd)
-            self._stderr_fd = -1
+THROTTLE_S: Final = 0.05
+"""How often a run with less than one core is held to its share."""
 
 
 class WasmExecutor:
@@ -206,25 +68,29 @@ class WasmExecutor:
         idle_max: int = 2,
         priority: Priority = "low",
         idle_s: float = IDLE_S,
+        roots: Roots | None = None,
     ) -> None:
         """`scratch` and `cache` are directories of this daemon alone, made here (0700). `cache` None: no compiled
-        module outlives its runner. A runner unused for `idle_s` seconds ends itself."""
+        module outlives its runner. A runner unused for `idle_s` seconds ends itself. `roots`: where all runs' modules
+        (reads) and folders (writes) lie, so that runners can be kept from all other files; None: they are not."""
         self._scratch = scratch
         self._cache = cache
-        self._idle_max = idle_max
-        self._priority: Priority = priority
-        self._idle_s = idle_s
-        self._idle: list[_Runner] = []
-        self._live: set[str] = set()
-        for directory in (scratch, cache):
-            if directory is not None:
+        self._runs: dict[str, Leash] = {}
+        self._compiling: dict[str, trio.Event] = {}
+        own = (scratch,) if cache is None else (scratch, cache)
+        for directory in own:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            directory.chmod(0o700)
+        if roots is not None:
+            for directory in (*roots.reads, *roots.writes):
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-                directory.chmod(0o700)
+            roots = Roots(roots.reads, (*roots.writes, *own))
+        self._pool = Pool(idle_max=idle_max, priority=priority, idle_s=idle_s, roots=roots)
 
     @property
     def idle_pids(self) -> frozenset[int]:
         """The runners that wait for a task."""
-        return frozenset(runner.pid for runner in self._idle)
+        return self._pool.idle_pids
 
     async def probe(self) -> Availability:
         """Starts a runner (kept for the first task), which proves that wasmtime works on this machine."""
@@ -233,192 +99,260 @@ class WasmExecutor:
         except PackageNotFoundError:
             return Availability(False, reason="the wasmtime package is missing: reinstall nexapod")
         try:
-            async with self._runner() as runner:
-                await runner.wait_ready()
+            async with self._pool.runner() as runner:
+                await _start(runner, Leash())
         except (RunnerLost, OSError) as error:
             return Availability(False, found, reason_text(f"wasm runners do not start: {error}"))
         return Availability(True, found)
 
-    async def run(self, run: TaskRun, on_progress: Callable[[float], None]) -> Ended:
+    async def run(self, run: TaskRun, on_report: OnReport) -> Ended:
         """See Executor.run. A runner that dies costs this run only."""
         if run.module is None:
             raise BadRun("a wasm run names a module")
+        if run.label in self._runs:
+            raise BadRun(f"a run {run.label} is in progress")
         if run.limits.gpus:
             return Ended("try-elsewhere", EXIT_KILLED, reason="a wasm task has no GPU")
         scratch = Scratch(self._scratch, run.label)
-        self._live.add(run.label)
+        self._runs[run.label] = leash = Leash()
         try:
+            scratch.remove()  # what an earlier daemon left, when nobody has asked to reap it
             scratch.make()
-            return await self._run_in(scratch, run, Progress(scratch, on_progress))
+            return await self._run_in(scratch, run, leash, on_report)
         finally:
             scratch.remove()
-            self._live.discard(run.label)
+            del self._runs[run.label]
 
-    async def reap_orphans(self) -> int:
+    async def pause(self, label: str) -> bool:
+        """Stops the run's runner, whatever it is at."""
+        leash = self._runs.get(label)
+        if leash:
+            leash.pause()
+        return leash is not None
+
+    async def resume(self, label: str) -> bool:
+        leash = self._runs.get(label)
+        if leash:
+            leash.resume()
+        return leash is not None
+
+    async def survivors(self) -> frozenset[str]:
+        """None: runners end with their daemon."""
+        return frozenset()
+
+    async def reap_orphans(self, keep: frozenset[str] = frozenset()) -> int:
         """Runners end with their daemon (they watch their stdin), so only scratch can be left behind."""
-        return await trio.to_thread.run_sync(remove_leftovers, self._scratch, frozenset(self._live))
+        return await trio.to_thread.run_sync(remove_leftovers, self._scratch, keep | frozenset(self._runs))
 
     async def aclose(self) -> None:
-        while self._idle:
-            await self._idle.pop().end()
+        await self._pool.aclose()
 
-    async def _run_in(self, scratch: Scratch, run: TaskRun, progress: Progress) -> Ended:
+    async def _run_in(self, scratch: Scratch, run: TaskRun, leash: Leash, on_report: OnReport) -> Ended:
         last_attempt = False
         while True:
-            began = trio.current_time()
             try:
-                async with self._runner() as runner:
-                    await runner.wait_ready()
-                    refused = await self._load(runner, run)
-                    return refused or await self._execute(runner, run, scratch, progress)
+                async with self._pool.runner(str(run.module)) as runner:
+                    with leash.on(runner):
+                        await _start(runner, leash)
+                        refused = await self._load(runner, run, leash)
+                        return refused or await _execute(runner, run, leash, scratch, on_report)
             except OSError as error:
                 return Ended("try-elsewhere", EXIT_KILLED, reason=reason_text(f"no wasm runner starts: {error}"))
             except RunnerLost as lost:
                 # One that had been idle too long was gone before it read the request: another takes it.
                 if lost.started or last_attempt:
                     log.warning("wasm_runner_lost", label=run.label, reason=str(lost))
-                    usage = Usage(wall_ms=round((trio.current_time() - began) * 1000))
-                    return Ended("try-elsewhere", EXIT_KILLED, usage, reason=reason_text(str(lost)))
+                    return Ended("try-elsewhere", EXIT_KILLED, reason=str(lost))
                 last_attempt = True
 
-    async def _load(self, runner: _Runner, run: TaskRun) -> Ended | None:
+    async def _load(self, runner: Runner, run: TaskRun, leash: Leash) -> Ended | None:
         """Have the runner hold the module compiled; the end of the run when it cannot be."""
-        assert run.module is not None
         key = str(run.module)
         if key in runner.modules:
             runner.modules.move_to_end(key)
             return None
         drop = [runner.modules.popitem(last=False)[0]] if len(runner.modules) >= MODULES_PER_RUNNER else []
-        reply: dict[str, Any] = {}
-        with trio.move_on_after(COMPILE_S):
-            reply = await runner.ask(
-                {
-                    "op": "load",
-                    "key": key,
-                    "path": key,
-                    "drop": drop,
-                    "cache": self._cache and str(self._cache),
-                    "memory": run.limits.memory,
-                    "file_bytes": CACHE_FILE_BYTES_MAX,
-                }
-            )
-        if not reply:
+        with leash.within(COMPILE_S) as scope:
+            async with self._turn(key):
+                reply = await runner.ask(_load_request(run, drop, self._cache))
+        if scope.cancelled_caught:
             await runner.end()
             return Ended("try-elsewhere", EXIT_KILLED, reason=f"the module does not compile in {COMPILE_S:.0f} s")
-        if reply.get("kind") != "loaded":
-            return _ended(reply, run)
+        if reply.kind != "loaded":
+            return _ended(reply, run, "")
         runner.modules[key] = None
+        runner.memory_before = runner.private_bytes()
         return None
 
-    async def _execute(self, runner: _Runner, run: TaskRun, scratch: Scratch, progress: Progress) -> Ended:
-        cpu_before, began = runner.cpu_ms(), trio.current_time()
-        race = await _race(runner, run, scratch, progress)
-        if race.lost:
-            raise race.lost
-        progress.look()
-        if race.reply is not None:
-            ended = _ended(race.reply, run)
-            too_much = await trio.to_thread.run_sync(overrun, run, scratch)
-            return _stopped(too_much, ended) if too_much else ended
-        usage = Usage(cpu_ms=max(0, runner.cpu_ms() - cpu_before), wall_ms=round((trio.current_time() - began) * 1000))
-        await runner.end()
-        stop = race.stop or MustStop("wall-limit", _wall_reason(run))
-        return _stopped(stop, Ended("failed", EXIT_KILLED, usage))
-
     @asynccontextmanager
-    async def _runner(self) -> AsyncIterator[_Runner]:
-        """A runner for one run. It goes back to the pool unless something went wrong: then it is killed."""
-        runner = None
-        while self._idle and runner is None:
-            runner = self._idle.pop()
-            if not runner.alive:
-                await runner.end()
-                runner = None
-        if runner is None:
-            runner = await _Runner.start(self._priority, self._idle_s)
-        keep = False
+    async def _turn(self, module: str) -> AsyncIterator[None]:
+        """One runner at a time compiles a module, the others find it in the cache. One that takes too long, it may
+        be paused, is not waited for."""
+        with trio.move_on_after(COMPILE_S / 2):
+            while module in self._compiling:
+                await self._compiling[module].wait()
+        done = trio.Event()
+        self._compiling.setdefault(module, done)
         try:
-            yield runner
-            keep = runner.alive and len(self._idle) < self._idle_max
+            yield
         finally:
-            if keep:
-                self._idle.append(runner)
-            else:
-                await runner.end()
+            if self._compiling.get(module) is done:
+                del self._compiling[module]
+            done.set()
+
+
+async def _start(runner: Runner, leash: Leash) -> None:
+    with leash.within(START_S) as scope:
+        await runner.wait_ready()
+    if scope.cancelled_caught:
+        await runner.end()
+        raise RunnerLost(f"no wasm runner is ready after {START_S:.0f} s", started=False)
 
 
 @dataclass(slots=True)
 class _Race:
-    """What came first: the runner's reply, its death, or a reason to stop it. None of them: the wall limit."""
+    """What came first: the runner's reply, its death, or a reason to stop it."""
 
-    reply: dict[str, Any] | None = None
+    reply: Reply | None = None
     lost: RunnerLost | None = None
     stop: MustStop | None = None
 
 
-async def _race(runner: _Runner, run: TaskRun, scratch: Scratch, progress: Progress) -> _Race:
+async def _execute(runner: Runner, run: TaskRun, leash: Leash, scratch: Scratch, on_report: OnReport) -> Ended:
+    runner.board.clear()
+    measure = _Meter(runner, run.limits.memory)
+    watch = Watch(run, scratch, on_report, wall_grace_s=WALL_GRACE_S, measure_usage=lambda: measure(watch))
+    with leash.timing(watch.clock):
+        race = await _race(runner, run, scratch, watch)
+    measure.reply = race.reply
+    too_much = await watch.finish()
+    if race.reply is not None:
+        ended = _ended(race.reply, run, watch.log)
+        return _stopped(too_much, ended) if too_much else ended
+    usage = Usage(watch.usage.cpu_ms, watch.wall_ms, watch.usage.peak_memory)
+    await runner.end()
+    if race.stop is None:
+        assert race.lost is not None
+        log.warning("wasm_runner_lost", label=run.label, reason=str(race.lost))
+        if not race.lost.started:
+            raise race.lost
+        return Ended("try-elsewhere", EXIT_KILLED, usage, watch.log, str(race.lost))
+    return _stopped(race.stop, Ended("failed", EXIT_KILLED, usage, watch.log))
+
+
+class _Meter:
+    """What a run has used so far, of a runner that has run others before. Asked in a worker thread."""
+
+    def __init__(self, runner: Runner, memory_max: int) -> None:
+        self._runner = runner
+        self._memory_max = memory_max
+        self._cpu_before_ms = runner.cpu_before_ms
+        self._peak = 0
+        self.reply: Reply | None = None
+        """Once the run has ended by itself: that says it better."""
+
+    def __call__(self, watch: Watch) -> Usage | None:
+        """Also has the watch hear what was printed: both are looked at together."""
+        board = self._runner.board
+        watch.hear_kept(*board.printed(), board.progress())
+        if self.reply is not None:
+            return Usage(self.reply.cpu_ms, peak_memory=min(self.reply.memory, self._memory_max))
+        cpu_ms, memory = self._runner.cpu_ms(), self._runner.private_bytes()
+        if not cpu_ms:
+            return None
+        # Seen from outside: what the run touched, where its end tells what it had.
+        self._peak = max(self._peak, min(memory - self._runner.memory_before, self._memory_max))
+        return Usage(max(0, cpu_ms - self._cpu_before_ms), peak_memory=self._peak)
+
+
+async def _race(runner: Runner, run: TaskRun, scratch: Scratch, watch: Watch) -> _Race:
     race = _Race()
 
     async def execute(scope: trio.CancelScope) -> None:
         try:
-            race.reply = await runner.ask(_request(run, scratch))
+            race.reply = await runner.ask(_run_request(run, scratch))
         except RunnerLost as error:
             race.lost = error
         scope.cancel()
 
-    async def watch(scope: trio.CancelScope) -> None:
-        race.stop = await wait_must_stop(run, scratch, progress)
+    async def observe(scope: trio.CancelScope) -> None:
+        race.stop = await watch.wait_must_stop()
         scope.cancel()
 
-    with trio.move_on_after(run.limits.wall_ms / 1000 + WALL_GRACE_S):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(execute, nursery.cancel_scope)
-            nursery.start_soon(watch, nursery.cancel_scope)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(execute, nursery.cancel_scope)
+        nursery.start_soon(observe, nursery.cancel_scope)
+        if run.limits.cpus_milli < 1000:
+            nursery.start_soon(_throttle, runner, run.limits.cpus_milli / 1000, lambda: watch.clock.ran_s)
     return race
 
 
-def _runner_env() -> dict[str, str]:
-    """Nothing of the daemon's environment but where shared libraries lie."""
-    return {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ} | {"LC_ALL": "C.UTF-8"}
+async def _throttle(runner: Runner, share: float, ran_s: Callable[[], float]) -> None:
+    """Hold the runner to a share of one core, by stopping it for as long as it is ahead. Until cancelled."""
+    before_ms = runner.cpu_ms()
+    while True:
+        await trio.sleep(THROTTLE_S)
+        ahead_s = (runner.cpu_ms() - before_ms) / 1000 / share - ran_s()
+        if ahead_s > 0:
+            runner.hold("share")
+            try:
+                await trio.sleep(ahead_s)
+            finally:
+                runner.let_go("share")
 
 
-def _request(run: TaskRun, scratch: Scratch) -> dict[str, Any]:
+def _load_request(run: TaskRun, drop: list[str], cache: Path | None) -> dict[str, Any]:
+    return {
+        "op": "load",
+        "key": str(run.module),
+        "path": str(run.module),
+        "drop": drop,
+        "cache": cache and str(cache),
+        "memory": run.limits.memory,
+        "file_bytes": CACHE_FILE_BYTES_MAX,
+    }
+
+
+def _run_request(run: TaskRun, scratch: Scratch) -> dict[str, Any]:
+    limits = run.limits
     return {
         "op": "run",
         "key": str(run.module),
         "argv": ["task", *run.command],
         "env": [*run.env, (PROGRESS_ENV, PROGRESS_PATH)],
+        # Where on this machine, where in the module, and what may be written there: bytes and files.
         "dirs": [
-            (str(run.input), "/input", False),
-            (str(run.output), "/output", True),
-            (str(run.checkpoint), "/checkpoint", True),
-            (str(scratch.run), "/run", True),
+            (str(run.input), "/input", None),
+            (str(run.output), "/output", (limits.output, OUTPUT_FILES_MAX)),
+            (str(run.checkpoint), "/checkpoint", (limits.disk, CHECKPOINT_FILES_MAX)),
+            (str(scratch.run), "/run", (SCRATCH_BYTES_MAX, SCRATCH_FILES_MAX)),
         ],
-        "memory": run.limits.memory,
+        "memory": limits.memory,
+        "disk": limits.disk + SCRATCH_BYTES_MAX,
         # One byte more than a file may have: a task that runs into it is over its limit, and is seen to be.
-        "file_bytes": run.limits.output + 1,
-        "wall_ms": run.limits.wall_ms,
+        "file_bytes": max(limits.output, limits.disk) + 1,
+        "wall_ms": limits.wall_ms,
         "seed": run.seed,
     }
 
 
-def _ended(reply: dict[str, Any], run: TaskRun) -> Ended:
+def _ended(reply: Reply, run: TaskRun, printed: str) -> Ended:
     """What a runner's reply means."""
-    printed = render(*reply["printed"]) if "printed" in reply else ""
-    memory = int(reply.get("memory", 0))
-    usage = Usage(int(reply.get("cpu_ms", 0)), int(reply.get("wall_ms", 0)), memory)
-    said = reason_text(str(reply.get("message", "")))
-    match reply.get("kind"):
+    usage = Usage(reply.cpu_ms, reply.wall_ms, min(reply.memory, run.limits.memory))
+    said = reason_text(reply.message)
+    code = reply.code & 0xFF
+    match reply.kind:
         case "exit":
-            code = int(reply["code"])
             outcome = outcome_of_exit(code)
-            if outcome == "failed" and _memory_used_up(memory, run):
+            if outcome == "failed" and _memory_used_up(reply.memory, run):
                 return Ended("memory-limit", code, usage, printed, _memory_reason(run))
-            return Ended(outcome, code, usage, printed, reason_text(_exit_reason(code)))
+            return Ended(outcome, code, usage, printed, f"exit status {code}" if code else "")
         case "interrupted":
-            return Ended("wall-limit", EXIT_KILLED, usage, printed, _wall_reason(run))
+            return Ended("wall-limit", EXIT_KILLED, usage, printed, f"not done after {run.limits.wall_ms} ms")
+        case "overrun":
+            return Ended("output-limit", EXIT_KILLED, usage, printed, said)
         case "trap":
-            if _memory_used_up(memory, run):
+            if _memory_used_up(reply.memory, run):
                 return Ended("memory-limit", EXIT_TRAPPED, usage, printed, _memory_reason(run))
             return Ended("failed", EXIT_TRAPPED, usage, printed, said)
         case "refused":
@@ -438,14 +372,6 @@ def _memory_used_up(memory: int, run: TaskRun) -> bool:
 
 def _stopped(stop: MustStop, ended: Ended) -> Ended:
     return Ended(stop.outcome, EXIT_KILLED, ended.usage, ended.log, reason_text(stop.reason))
-
-
-def _exit_reason(code: int) -> str:
-    return f"exit status {code}" if code else ""
-
-
-def _wall_reason(run: TaskRun) -> str:
-    return f"not done after {run.limits.wall_ms} ms"
 
 
 def _memory_reason(run: TaskRun) -> str:

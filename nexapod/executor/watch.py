@@ -148,6 +148,7 @@ class Watch:
         self._measure_usage = measure_usage
         self._lock = threading.Lock()
         self._capture = Capture()
+        self._kept: tuple[bytes, bytes, int] | None = None
         self._lines = ProgressLines()
         self._told: dict[str, float | None] = {}
         self._written = Written()
@@ -175,7 +176,7 @@ class Watch:
     def printed(self) -> tuple[bytes, bytes, int]:
         """Head, tail, and how many bytes in all."""
         with self._lock:
-            return self._capture.head, self._capture.tail, self._capture.total
+            return self._kept or (self._capture.head, self._capture.tail, self._capture.total)
 
     @property
     def log(self) -> str:
@@ -184,6 +185,11 @@ class Watch:
     @property
     def wall_ms(self) -> int:
         return round(self.clock.ran_s * 1000)
+
+    def hear_kept(self, head: bytes, tail: bytes, total: int, progress: float | None) -> None:
+        """Instead of `hear`, for a sandbox that keeps head and tail and finds the progress lines itself."""
+        with self._lock:
+            self._kept, self._lines.value = (head, tail, total), progress
 
     async def wait_must_stop(self) -> MustStop:
         """Report as things change, and return once the task must be stopped. Cancel it when the task has ended."""
@@ -211,11 +217,11 @@ class Watch:
 
     def _look(self) -> MustStop | None:
         """Blocks: what the task has written, told and used."""
+        self.usage = self._measure_usage() or self.usage
         self._hear_progress("file", read_progress(self._scratch.progress))
         with self._lock:
             told = self._lines.value
         self._hear_progress("line", told)
-        self.usage = self._measure_usage() or self.usage
         return _disk_full(self._run) or self._overrun()
 
     def _hear_progress(self, source: str, value: float | None) -> None:

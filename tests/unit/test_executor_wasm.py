@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from subprocess import PIPE
+from typing import Any
 
+import msgpack
 import psutil
 import pytest
 import trio
+import wasmtime
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from wasm.wasm_kit import wat
 from wasmtime import wat2wasm
 
-from nexapod.executor.contract import Ended, TaskRun
+from nexapod.executor import wasm_cache
+from nexapod.executor.board import Board
+from nexapod.executor.contract import BadRun, Ended, Report, TaskRun
+from nexapod.executor.runners import Reply, Runner, RunnerLost
 from nexapod.executor.wasm import WasmExecutor
-from nexapod.executor.wasm_runner import CLOCK_BASE_NS, CLOCK_STEP_NS, Guest
+from nexapod.executor.wasm_cache import engine_config
+from nexapod.executor.wasm_guest import CLOCK_BASE_NS, CLOCK_STEP_NS, Guest
+from nexapod.executor.wasm_runner import DATA_SLACK
 from nexapod.protocol.types import Limits
 
 WAT = Path(__file__).parent.parent / "wasm"
@@ -27,7 +42,11 @@ class Bench:
     executor: WasmExecutor
     root: Path
     count: int = 0
-    progress: list[float] = field(default_factory=list)
+    reports: list[Report] = field(default_factory=list)
+
+    @property
+    def progress(self) -> list[float]:
+        return [report.progress for report in self.reports if report.progress is not None]
 
     def task(self, name: str, *command: str, limits: Limits = LIMITS, seed: bytes = bytes(32)) -> TaskRun:
         self.count += 1
@@ -44,6 +63,7 @@ class Bench:
             image=None,
             command=command,
             env=(),
+            workdir="",
             input=home / "input",
             output=home / "output",
             checkpoint=home / "checkpoint",
@@ -53,7 +73,7 @@ class Bench:
 
     async def run(self, run: TaskRun) -> Ended:
         with trio.fail_after(60):
-            return await self.executor.run(run, self.progress.append)
+            return await self.executor.run(run, self.reports.append)
 
     async def do(self, name: str, *command: str, limits: Limits = LIMITS, seed: bytes = bytes(32)) -> Ended:
         return await self.run(self.task(name, *command, limits=limits, seed=seed))
@@ -65,6 +85,19 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     yield Bench(executor, tmp_path)
     await executor.aclose()
     assert list((tmp_path / "scratch").iterdir()) == []
+
+
+_MANY_FUNCTIONS = "".join(
+    f"(func (param i32) (result i32) (local.get 0) {'(i32.const 3) (i32.mul) (i32.const 7) (i32.rotl) ' * 40})"
+    for _ in range(1500)
+)
+"""What takes a compiler a while."""
+
+
+def _module(bench: Bench, body: str, **options: Any) -> Path:
+    path = bench.root / f"module-{bench.count}.wasm"
+    path.write_bytes(wat(body, **options))
+    return path
 
 
 async def _until(condition: Callable[[], bool]) -> None:
@@ -90,23 +123,219 @@ async def test_a_runner_is_used_again(bench: Bench) -> None:
     assert len(first) == 1
 
 
-async def test_a_runner_that_is_killed_costs_one_run(bench: Bench) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGTERM])
+async def test_a_runner_that_dies_costs_one_run(bench: Bench, number: signal.Signals) -> None:
+    """SIGKILL is also what the kernel sends when memory runs out."""
     ends: list[Ended] = []
-    spin = bench.task("progress_then_spin")
+    run = bench.task("progress_then_spin")
+    run = replace(run, module=_module(bench, "(drop (call $write #1 [last words])) (loop $l (br $l))"))
 
-    async def run() -> None:
-        ends.append(await bench.run(spin))
+    async def execute() -> None:
+        ends.append(await bench.run(run))
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(run)
-        await _until(lambda: bool(bench.progress))
-        (runner,) = [
-            child for child in psutil.Process().children() if "nexapod.executor.wasm_runner" in child.cmdline()
-        ]
-        runner.send_signal(signal.SIGKILL)
+        nursery.start_soon(execute)
+        await _until(lambda: bool(bench.reports) and bench.reports[-1].printed > 0)
+        (runner,) = _runners()
+        # The first SIGSEGV that no instruction caused is wasmtime's, which waits for it to be caused again.
+        await _until(lambda: bool(ends) or _signalled(runner, number))
     assert ends[0].outcome == "try-elsewhere"
-    assert ends[0].reason == "the wasm runner ended with status -9"
+    assert ends[0].reason.startswith(f"the wasm runner ended with status -{number.value}")
+    assert ends[0].log == "last words", "what was printed is on the page that both share"
     assert (await bench.do("empty")).outcome == "ok"
+
+
+@pytest.mark.parametrize(
+    "said", [b"\0\0\0\x01", b"\xff" * 100, b"\0\0\0\x05garbage", b"\0\0\0\1\x93", b"\0\0\0\2\x81\xc0", b""]
+)
+async def test_garbage_from_a_runner_is_the_loss_of_that_runner(said: bytes) -> None:
+    program = f"import os, sys; os.write(1, {said!r}); os.read(0, 9999)"
+    process = await trio.lowlevel.open_process([sys.executable, "-c", program], stdin=PIPE, stdout=PIPE)
+    runner = Runner(process, os.memfd_create("stderr"), Board(), ())
+    with trio.fail_after(20), pytest.raises(RunnerLost):
+        await runner.ask({"op": "run"})
+    await runner.end()
+    await runner.end()
+
+
+_FIELDS = st.sampled_from(["kind", "code", "message", "memory", "fences"])
+_VALUES = st.one_of(st.none(), st.integers(-9, 1 << 63), st.text(max_size=9), st.lists(st.integers(0, 9), max_size=2))
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow])
+@given(st.one_of(st.binary(max_size=100), st.dictionaries(_FIELDS, _VALUES).map(msgpack.packb)))
+def test_any_bytes_are_a_reply_or_the_loss_of_the_runner(raw: bytes) -> None:
+    with suppress(RunnerLost):
+        reply = Reply.parse(raw)
+        assert isinstance(reply.kind, str)
+        assert isinstance(reply.message, str)
+        assert min(reply.code, reply.memory, reply.cpu_ms, reply.wall_ms) >= 0
+
+
+def _signalled(runner: psutil.Process, number: signal.Signals) -> bool:
+    """Send it; True once there is nobody to have it."""
+    with suppress(psutil.NoSuchProcess):
+        runner.send_signal(number)
+        return False
+    return True
+
+
+def _proc(pid: int, name: str) -> list[str]:
+    return Path(f"/proc/{pid}/{name}").read_text().splitlines()
+
+
+async def test_a_runner_is_fenced_in(bench: Bench) -> None:
+    await bench.do("empty")
+    (pid,) = bench.executor.idle_pids
+    status = dict(line.split(":\t", 1) for line in _proc(pid, "status"))
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+    assert int(status["Threads"]) == 2, "the module's and the watchdog's"
+    limits = {line[:26].strip(): line[26:].split()[:2] for line in _proc(pid, "limits")}
+    assert limits["Max core file size"] == ["0", "0"]
+    assert limits["Max open files"] == ["128", "192"]
+    assert limits["Max file size"][0] == str(max(LIMITS.output, LIMITS.disk) + 1)
+    assert limits["Max data size"][0] == str(LIMITS.memory + DATA_SLACK)
+    assert _proc(pid, "oom_score_adj") == ["500"]
+    (environment,) = _proc(pid, "environ")
+    assert {entry.partition("=")[0] for entry in environment.split("\0")} <= {
+        "",
+        "LC_ALL",
+        "LC_CTYPE",
+        "LD_LIBRARY_PATH",
+    }
+
+
+async def test_what_is_printed_is_told_while_the_module_runs(bench: Bench) -> None:
+    run = replace(
+        bench.task("empty"),
+        module=_module(
+            bench,
+            """
+        (drop (call $write #1 [NEXAPOD_PROGRESS=0.5])) (i32.store8 #0 #10) (drop (call $write #1 #0 #1))
+        (drop (call $write #2 [and more])) (loop $l (br $l))""",
+        ),
+    )
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.executor.run, run, bench.reports.append)
+        await _until(lambda: bool(bench.reports) and bench.reports[-1].usage.cpu_ms > 100)
+        nursery.cancel_scope.cancel()
+    last = bench.reports[-1]
+    assert (last.progress, last.log, last.printed) == (0.5, "NEXAPOD_PROGRESS=0.5\nand more", 29)
+    assert 0 <= last.usage.peak_memory <= LIMITS.memory
+    assert last.usage.wall_ms > 0
+
+
+async def test_a_run_can_be_paused_at_any_time(bench: Bench) -> None:
+    """Also while its runner starts, or compiles."""
+    for _ in range(3):
+        ends: list[Ended] = []
+        await bench.executor.aclose()
+        run = bench.task("empty")
+        run = replace(run, module=_module(bench, "", more=_MANY_FUNCTIONS))
+
+        async def execute(run: TaskRun, ends: list[Ended]) -> None:
+            ends.append(await bench.run(run))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(execute, run, ends)
+            await _until(lambda: bool(_runners()))
+            assert await bench.executor.pause(run.label)
+            (runner,) = _runners()
+            await _until(lambda runner=runner: runner.status() == psutil.STATUS_STOPPED)
+            used = sum(runner.cpu_times()[:2])
+            await trio.sleep(0.3)  # a pause: in which nothing may happen
+            assert sum(runner.cpu_times()[:2]) == used
+            assert ends == []
+            assert await bench.executor.resume(run.label)
+        assert ends[0].outcome == "ok"
+
+
+async def test_the_runner_s_own_clock_stands_still_during_a_pause(bench: Bench) -> None:
+    """It ends the run at the wall limit itself, and must not count the pause."""
+    run = bench.task("progress_then_spin", limits=replace(LIMITS, wall_ms=1_000))
+    ends: list[Ended] = []
+
+    async def execute() -> None:
+        ends.append(await bench.run(run))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(execute)
+        await _until(lambda: bool(bench.reports))
+        assert await bench.executor.pause(run.label)
+        await trio.sleep(1.5)  # a pause: longer than the wall limit
+        assert ends == []
+        assert await bench.executor.resume(run.label)
+    assert (ends[0].outcome, ends[0].reason) == ("wall-limit", "not done after 1000 ms")
+    assert ends[0].usage.wall_ms >= 1_000
+    assert len(bench.executor.idle_pids) == 1, "it ended by itself"
+
+
+async def test_a_paused_runner_ends_with_its_daemon(bench: Bench) -> None:
+    """It is stopped, so it cannot see for itself that the daemon is gone."""
+    run = bench.task("progress_then_spin")
+    folders = [str(run.module), str(run.input), str(run.output), str(run.checkpoint)]
+    daemon = subprocess.Popen(  # noqa: ASYNC220  (killed below; trio would not let it die alone)
+        [sys.executable, "-c", _DAEMON, str(bench.root / "scratch"), *folders], stdout=subprocess.PIPE
+    )
+    try:
+        assert daemon.stdout is not None
+        with trio.fail_after(30):
+            pid = int(await trio.to_thread.run_sync(daemon.stdout.readline))
+        runner = psutil.Process(pid)
+        await _until(lambda: runner.status() == psutil.STATUS_STOPPED)
+    finally:
+        daemon.kill()
+        daemon.wait(timeout=10)
+        assert daemon.stdout is not None
+        daemon.stdout.close()
+    await _until(lambda: not runner.is_running() or runner.status() == psutil.STATUS_ZOMBIE)
+    assert await bench.executor.reap_orphans() == 1
+
+
+_DAEMON = """
+import sys, trio, psutil
+from pathlib import Path
+from nexapod.executor.contract import TaskRun
+from nexapod.executor.wasm import WasmExecutor
+from nexapod.protocol.types import Limits
+
+scratch, module, *folders = map(Path, sys.argv[1:])
+executor = WasmExecutor(scratch=scratch, cache=None)
+task = TaskRun("a", "wasm", module, None, (), (), "", *folders, Limits(wall_ms=60_000), bytes(32))
+
+async def main():
+    async with trio.open_nursery() as nursery:
+        begun = trio.Event()
+        nursery.start_soon(executor.run, task, lambda report: begun.set())
+        await begun.wait()
+        await executor.pause("a")
+        print(psutil.Process().children()[0].pid, flush=True)
+
+trio.run(main)
+"""
+
+
+async def test_less_than_a_core_is_held_to(bench: Bench) -> None:
+    limits = replace(LIMITS, cpus_milli=200, wall_ms=2_000)
+    ended = await bench.do("progress_then_spin", limits=limits)
+    assert ended.outcome == "wall-limit"
+    assert ended.usage.cpu_ms < ended.usage.wall_ms / 2
+
+
+async def test_a_gpu_is_nothing_for_a_module(bench: Bench) -> None:
+    ended = await bench.do("empty", limits=replace(LIMITS, gpus=1))
+    assert ended.outcome == "try-elsewhere"
+    assert "GPU" in ended.reason
+
+
+async def test_a_label_runs_once_at_a_time(bench: Bench) -> None:
+    run = bench.task("progress_then_spin")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.executor.run, run, bench.reports.append)
+        await _until(lambda: bool(bench.reports))
+        with pytest.raises(BadRun):
+            await bench.executor.run(run, bench.reports.append)
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_runner_that_died_while_idle_costs_nothing(bench: Bench) -> None:
@@ -140,9 +369,7 @@ async def test_a_stopped_runner_is_killed_at_the_wall_limit(bench: Bench) -> Non
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run)
         await _until(lambda: bool(bench.progress))
-        (runner,) = [
-            child for child in psutil.Process().children() if "nexapod.executor.wasm_runner" in child.cmdline()
-        ]
+        (runner,) = _runners()
         runner.suspend()
     assert ends[0].outcome == "wall-limit"
     assert ends[0].usage.cpu_ms > 0
@@ -223,10 +450,11 @@ async def test_compiled_modules_are_kept_on_disk_for_us_alone(bench: Bench) -> N
     (entry,) = cache.iterdir()
     assert cache.stat().st_mode & 0o777 == 0o700
     assert entry.stat().st_mode & 0o777 == 0o600
-    written = entry.stat().st_mtime_ns
+    written = entry.stat()
     await bench.executor.aclose()
     assert (await bench.do("empty")).outcome == "ok"
-    assert entry.stat().st_mtime_ns == written, "a new runner used it"
+    assert entry.stat().st_ino == written.st_ino, "a new runner used it"
+    assert entry.stat().st_mtime_ns > written.st_mtime_ns, "and said so: the least recently used goes first"
 
 
 async def test_a_damaged_cache_entry_is_compiled_again(bench: Bench) -> None:
@@ -239,6 +467,24 @@ async def test_a_damaged_cache_entry_is_compiled_again(bench: Bench) -> None:
     assert entry.read_bytes() == good
 
 
+async def test_a_large_module_is_compiled_once_for_all_runners(bench: Bench) -> None:
+    large = _module(bench, "", pages=200, more=f'(data (i32.const 65536) "{"x" * (10 << 20)}")' + _MANY_FUNCTIONS)
+    ends: list[Ended] = []
+
+    async def one() -> None:
+        ends.append(await bench.run(replace(bench.task("empty"), module=large)))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(one)
+    assert [ended.outcome for ended in ends] == ["ok"] * 3
+    (entry,) = (bench.root / "cache").iterdir()
+    before = entry.stat()
+    await bench.executor.aclose()
+    await one()
+    assert entry.stat().st_ino == before.st_ino
+
+
 async def test_more_modules_than_a_runner_holds(bench: Bench) -> None:
     for index in range(20):
         path = bench.root / f"m{index}.wasm"
@@ -246,6 +492,55 @@ async def test_more_modules_than_a_runner_holds(bench: Bench) -> None:
         ended = await bench.run(replace(bench.task("empty"), module=path))
         assert ended.usage.peak_memory == (index + 1) * 65536
     assert (await bench.do("exit", "3")).exit == 3
+
+
+_COMPILE = """
+import sys, wasmtime
+from nexapod.executor.wasm_cache import compiled, engine_config
+raw = open(sys.argv[1], "rb").read()
+sys.stdin.read(1)
+for _ in range(3):
+    compiled(wasmtime.Engine(engine_config()), raw, sys.argv[2])
+"""
+
+
+def test_processes_that_compile_the_same_at_once_do_not_harm_each_other(tmp_path: Path) -> None:
+    module, cache = tmp_path / "m.wasm", tmp_path / "cache"
+    module.write_bytes(wat("", more=_MANY_FUNCTIONS))
+    cache.mkdir(mode=0o700)
+    argv = [sys.executable, "-c", _COMPILE, str(module), str(cache)]
+    both = [subprocess.Popen(argv, stdin=PIPE) for _ in range(2)]
+    for process in both:
+        process.communicate(b"go", timeout=60)
+        assert process.returncode == 0
+    (entry,) = cache.iterdir()
+    engine = wasmtime.Engine(engine_config())
+    assert wasm_cache._from_cache(engine, str(entry)) is not None
+
+
+def test_the_cache_is_bounded_and_keeps_what_was_used_last(tmp_path: Path) -> None:
+    for index in range(70):
+        (tmp_path / f"{index:02}").touch()
+        os.utime(tmp_path / f"{index:02}", (index, index))
+    wasm_cache._trim_cache(str(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{index:02}" for index in range(6, 70)]
+    for name in ("68", "69"):
+        os.truncate(tmp_path / name, 300 << 20)
+        os.utime(tmp_path / name, (int(name), int(name)))
+    wasm_cache._trim_cache(str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["69"]
+
+
+def test_what_cannot_be_cached_leaves_nothing_and_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    assert wasm_cache.compiled(wasmtime.Engine(engine_config()), wat(""), str(tmp_path)) is not None
+    assert list(tmp_path.iterdir()) == []
+    assert "No space left" in capsys.readouterr().err
 
 
 def test_the_guest_s_randomness_is_one_stream() -> None:

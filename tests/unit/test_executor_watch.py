@@ -249,6 +249,23 @@ async def test_a_report_says_all_that_is_known(run: TaskRun, scratch: Scratch) -
     assert (report.usage.cpu_ms, report.usage.peak_memory) == (5, 7)
 
 
+async def test_a_sandbox_may_keep_the_log_itself(run: TaskRun, scratch: Scratch) -> None:
+    """What it says replaces what it said; it is asked together with what the run has used."""
+    said = iter([(b"first", b"", 5, None), (b"first", b"last", 5_000, 0.5)])
+
+    def measure_usage() -> Usage:
+        seen.hear_kept(*next(said))
+        return Usage(cpu_ms=1)
+
+    seen, reports = watching(run, scratch, measure_usage=measure_usage)
+    await seen.finish()
+    await seen.finish()
+    assert [(report.printed, report.progress) for report in reports] == [(5, None), (5_000, 0.5)]
+    assert reports[-1].log.startswith("first")
+    assert reports[-1].log.endswith("last")
+    assert seen.log == reports[-1].log
+
+
 @pytest.mark.parametrize(
     ("grown", "elapsed_s", "room", "next_s"),
     [(0, 0.25, 100, 0.25), (10, 0.25, 10_000, 0.25), (100, 0.2, 100, 0.1), (1000, 0.25, 10, 0.02), (-5, 0.2, 9, 0.25)],
