@@ -86,9 +86,6 @@ def read_job(path: Path, progress: Progress = no_progress) -> Plan:
     return Plan(body["name"], body["tasks"], body, uploads, tuple(reading.remarks), reading.archive, reading.image_held)
 
 
-_WAYS: Final = "give one of count, params and split"
-
-
 # --- the tables ----------------------------------------------------------------------------------------------------
 def _job(table: Table) -> dict[str, Any]:
     table.require("name", "give the job a name")

@@ -46,6 +46,7 @@ from nexapod.dht.dht import Dht
 from nexapod.executor.contract import Executor
 from nexapod.executor.docker import DockerExecutor
 from nexapod.executor.images import DockerImages
+from nexapod.executor.runners import Roots
 from nexapod.executor.wasm import WasmExecutor
 from nexapod.log import sd_notify, setup_logging
 from nexapod.mesh import events as mesh_events
@@ -162,7 +163,11 @@ def make_executors(home: Home, seed: bytes) -> dict[str, Executor]:
     home_id = hashlib.sha256(b"nexapod/home\0" + seed).hexdigest()[:16]
     scratch = home.root / "scratch"
     return {
-        "wasm": WasmExecutor(scratch=scratch / "wasm", cache=home.root / "modules"),
+        "wasm": WasmExecutor(
+            scratch=scratch / "wasm",
+            cache=home.root / "modules",
+            roots=Roots(reads=(home.blobs,), writes=(home.tasks,)),
+        ),
         "docker": DockerExecutor(home=home_id, scratch=scratch / "docker"),
     }
 

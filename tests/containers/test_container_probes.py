@@ -40,7 +40,6 @@ from nexapod.protocol.types import Limits
 
 ARCH = platform.machine()
 BY_NAME = {promise.name: promise for promise in DOCKER}
-LOST_HEAD = pytest.mark.xfail(strict=True, reason="the engine's rotation drops the beginning of a long log")
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +64,7 @@ async def sandbox(client: Any, tmp_path: Path) -> AsyncIterator[DockerSandbox]:
     assert left == Traces()
 
 
-@pytest.mark.parametrize(
-    "promise", [pytest.param(p, marks=LOST_HEAD if p.name == "log bomb" else (), id=p.name) for p in DOCKER]
-)
+@pytest.mark.parametrize("promise", DOCKER, ids=lambda promise: promise.name)
 async def test_the_sandbox_keeps(promise: Promise, sandbox: DockerSandbox, tmp_path: Path) -> None:
     tried = await try_promise(sandbox, promise, tmp_path, 1)
     assert isinstance(tried.verdict, Kept), tried.verdict
