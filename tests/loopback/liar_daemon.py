@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ import trio
 
 from nexapod.config import Config
 from nexapod.daemon.app import Parts, make_executors, run
-from nexapod.executor.contract import Availability, Ended, Executor, TaskRun
+from nexapod.executor.contract import Availability, Ended, Executor, OnReport, TaskRun
 from nexapod.protocol import messages, statements
 from nexapod.protocol.errors import PeerError
 from nexapod.protocol.events import Effect, Event, Received, Send, Tick
@@ -46,11 +45,20 @@ class Wrapped:
     async def probe(self) -> Availability:
         return await self.honest.probe()
 
-    async def run(self, run: TaskRun, on_progress: Callable[[float], None]) -> Ended:
-        return await self.honest.run(run, on_progress)
+    async def run(self, run: TaskRun, on_report: OnReport) -> Ended:
+        return await self.honest.run(run, on_report)
 
-    async def reap_orphans(self) -> int:
-        return await self.honest.reap_orphans()
+    async def pause(self, label: str) -> bool:
+        return await self.honest.pause(label)
+
+    async def resume(self, label: str) -> bool:
+        return await self.honest.resume(label)
+
+    async def survivors(self) -> frozenset[str]:
+        return await self.honest.survivors()
+
+    async def reap_orphans(self, keep: frozenset[str] = frozenset()) -> int:
+        return await self.honest.reap_orphans(keep)
 
     async def aclose(self) -> None:
         await self.honest.aclose()
@@ -59,8 +67,8 @@ class Wrapped:
 class Wrong(Wrapped):
     """Flips one bit of every output."""
 
-    async def run(self, run: TaskRun, on_progress: Callable[[float], None]) -> Ended:
-        ended = await self.honest.run(run, on_progress)
+    async def run(self, run: TaskRun, on_report: OnReport) -> Ended:
+        ended = await self.honest.run(run, on_report)
         for path in sorted(p for p in run.output.rglob("*") if p.is_file()):
             data = bytearray(path.read_bytes() or b"\0")
             data[len(data) // 2] ^= 1
@@ -71,7 +79,7 @@ class Wrong(Wrapped):
 class Hoard(Wrapped):
     """Bids and never works."""
 
-    async def run(self, run: TaskRun, on_progress: Callable[[float], None]) -> Ended:
+    async def run(self, run: TaskRun, on_report: OnReport) -> Ended:
         await trio.sleep_forever()
         raise AssertionError("unreachable")
 
@@ -79,7 +87,7 @@ class Hoard(Wrapped):
 class Junk(Wrapped):
     """Has a result at once, and it is not one."""
 
-    async def run(self, run: TaskRun, on_progress: Callable[[float], None]) -> Ended:
+    async def run(self, run: TaskRun, on_report: OnReport) -> Ended:
         (run.output / "prediction.tsv").write_text(run.label)
         return Ended("ok", 0)
 
