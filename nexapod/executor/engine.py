@@ -98,7 +98,7 @@ class Stream:
         """Make the reader end."""
         try:
             self._raw.shutdown()
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, RuntimeError, AttributeError):
             self._response.close()  # it has ended, or this release of the library cannot: the reader's next read ends
 
 

@@ -37,6 +37,8 @@ T = TypeVar("T")
 AWAY_S: Final = 30.0
 """How long an engine may be away before its run is given up."""
 RETRY_S: Final = 0.5
+LAST_WORDS_S: Final = 5.0
+"""How long what a killed task has printed may take to arrive."""
 STATS_FIRST_S: Final = 1.0
 STATS_EVERY_S: Final = 10.0
 NOTE_EVERY_S: Final = 1.0
@@ -94,12 +96,20 @@ class Life:
     _heard: float = 0.0
     _noted_at: float = 0.0
     _began: float = 0.0
+    _heard_all: trio.Event = field(default_factory=trio.Event)
     _changing: trio.Lock = field(default_factory=trio.Lock)
     _pause_wanted: bool = False
     _over: bool = False
 
     async def go(self) -> Ended:
         """Raises EngineError."""
+        try:
+            return await self._go()
+        finally:
+            if self._stream:
+                self._stream.close()
+
+    async def _go(self) -> Ended:
         watch = await self._adopt()
         if watch is None:
             refused = await self._begin()
@@ -248,7 +258,10 @@ class Life:
         while True:
             try:
                 assert self._stream is not None
-                await self.threads.wait(self.engine.listen, self._stream, self._hear)
+                try:
+                    await self.threads.wait(self.engine.listen, self._stream, self._hear)
+                finally:
+                    self._heard_all.set()
                 while await self.threads.wait(self.engine.wait, self.name) is None:
                     log.debug("container_runs_silently", label=self.run.label)
             except EngineError as error:
@@ -273,6 +286,7 @@ class Life:
                         raise
                 else:
                     log.info("container_engine_regained", label=self.run.label)
+                    self._heard_all = trio.Event()
                     return stream
         raise error
 
@@ -299,11 +313,13 @@ class Life:
             try:
                 await self.threads.call(self.engine.kill, self.name)
                 await self.threads.call(self.engine.wait, self.name)
+                with trio.move_on_after(LAST_WORDS_S):
+                    await self._heard_all.wait()
             except EngineError as error:
                 log.warning("container_not_killed", container=self.name, reason=str(error))
                 self._race.lost = True
-        if self._race.lost and self._stream:
-            self._stream.close()
+        if self._stream:
+            self._stream.close()  # harmless when it has ended; else the thread that reads it would never
 
     def _hear(self, piece: bytes, stdout: bool) -> None:
         assert self._watch is not None

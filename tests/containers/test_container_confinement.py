@@ -57,7 +57,8 @@ async def test_an_image_s_volume_leaves_nothing_on_the_disk(sandbox: Sandbox) ->
 
 
 async def test_processes_and_open_files_are_bounded(sandbox: Sandbox) -> None:
-    ended = await sandbox.shell("ulimit -n; ulimit -c; i=0; while [ $i -lt 400 ]; do sleep 5 & i=$((i+1)); done")
+    forks = "i=0; while [ $i -lt 400 ]; do sleep 5 & i=$((i+1)); done"
+    ended = await sandbox.shell(f"exec 2>&1; ulimit -n; ulimit -c; {forks}")
     assert ended.log.splitlines()[:2] == ["1024", "0"]
     assert "can't fork" in ended.log
 

@@ -124,7 +124,8 @@ async def test_what_cannot_be_trusted_to_be_the_run_is_begun_anew(sandbox: Sandb
                 assert await sandbox.executor.survivors() == frozenset()
             case "labels":  # somebody else's container of that name
                 sandbox.client.remove_container(name, force=True)
-                sandbox.client.create_container(run.image, ["sleep", "9"], name=name)
+                none = sandbox.client.create_host_config(network_mode="none")
+                sandbox.client.create_container(run.image, ["sleep", "9"], name=name, host_config=none)
                 sandbox.client.start(name)
         let_go(run)
         ended = await sandbox.run(run)

@@ -32,7 +32,8 @@ WAITING = "echo first; echo 0.5 >/run/progress; while [ ! -e /input/go ]; do sle
 
 @dataclass
 class PrivateEngine:
-    """A dockerd with its own socket, storage and containerd, and without any network."""
+    """A dockerd with its own socket, storage, containerd and network namespace: one that is told to have no bridge
+    would remove that of the machine's own engine."""
 
     folder: Path
     live_restore: bool
@@ -51,7 +52,7 @@ class PrivateEngine:
         keep = ["--live-restore"] if self.live_restore else []
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                ["dockerd", *where, "--pidfile", str(self.folder / "pid"), *quiet, *keep],
+                ["unshare", "--net", "dockerd", *where, "--pidfile", str(self.folder / "pid"), *quiet, *keep],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -86,8 +87,9 @@ class PrivateEngine:
 
 @pytest.fixture(params=[True, False], ids=["keeps", "ends"])
 def private(request: pytest.FixtureRequest, missing: Callable[[str, str], None]) -> Iterator[tuple[Any, PrivateEngine]]:
-    if not shutil.which("dockerd") or not shutil.which("containerd") or os.geteuid() != 0:
-        missing("dockerd", "needs root, dockerd and containerd, to start an engine of its own")
+    programs = ("dockerd", "containerd", "unshare")
+    if not all(map(shutil.which, programs)) or os.geteuid() != 0:
+        missing("dockerd", "needs root, dockerd, containerd and unshare, to start an engine of its own")
     folder = Path(tempfile.mkdtemp(prefix="nxp-dockerd-"))
     engine = PrivateEngine(folder, request.param)
     try:

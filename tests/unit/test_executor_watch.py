@@ -165,11 +165,11 @@ async def test_wall_time_is_exact_and_stands_still_during_a_pause(
     seen, _ = watching(limited(run, wall_ms=10_000), scratch, ran_s=4.0)
 
     async def pause_for_an_hour() -> None:
-        await trio.sleep(2)
+        await trio.sleep(2)  # a pause: of the virtual clock
         for again in (seen.clock.pause, seen.clock.pause):
             again()
         assert seen.clock.paused
-        await trio.sleep(3600)
+        await trio.sleep(3600)  # a pause: of the virtual clock
         for again in (seen.clock.resume, seen.clock.resume):
             again()
 
@@ -197,7 +197,7 @@ async def test_a_task_without_a_sign_of_life_is_idle(
     (run.checkpoint / "state").write_bytes(b"x")
 
     async def show_life_once() -> None:
-        await trio.sleep(1)
+        await trio.sleep(1)  # a pause: of the virtual clock
         match sign:
             case "print":
                 seen.hear(b".", stdout=False)
@@ -231,7 +231,7 @@ async def test_reports_come_when_something_changed_and_once_a_second_at_most(
         for _ in range(40):
             seen.hear(b"line\n")
             await trio.sleep(0.1)
-        await trio.sleep(10)
+        await trio.sleep(10)  # a pause: of the virtual clock
         nursery.cancel_scope.cancel()
     assert len(at) in (4, 5, 6)
     assert all(later - sooner > watch.REPORT_S - 0.01 for sooner, later in itertools.pairwise(at))
