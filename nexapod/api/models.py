@@ -333,6 +333,9 @@ class ReplicaView(_View):
     wall_ms: int
     cpu_ms: int
     peak_memory: int
+    gpu_ms: int
+    continued: list[str]
+    """The workers whose checkpoints it went on from: with them it is one vote."""
     agreed: bool | None
 
 

@@ -243,6 +243,7 @@ def _task(submission: Submission, task: int, active: ActiveTask | None) -> dict[
                 "peak_memory": s.body.usage.peak_memory,
                 "gpu_ms": s.body.usage.gpu_ms,
                 "hardware": s.body.hardware,
+                "continued": list(s.body.continued),
                 "agreed": _agreed(verdict, s.body.root),
             }
             for worker, s in sorted(file.reveals.items())
