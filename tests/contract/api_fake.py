@@ -195,6 +195,8 @@ class FakeBackend:
         return self._row(job) | {
             "placed": bool(found.placed_on),
             "placed_on": found.placed_on,
+            "holders": len(found.placed_on),
+            "holders_needed": 2,
             "task_list": [_task(i, found.tasks[i]) for i in tasks if i < len(found.tasks)],
         }
 
@@ -303,7 +305,7 @@ def _task(index: int, task: FakeTask) -> Json:
     decided = task.state in ("settled", "failed")
     replica = {
         "peer": ANN, "outcome": "ok", "root": "ab" * 32, "exit": 0, "wall_ms": 1200, "cpu_ms": 1100,
-        "peak_memory": 34 << 20, "agreed": task.state == "settled",
+        "peak_memory": 34 << 20, "gpu_ms": 0, "continued": [], "agreed": task.state == "settled",
     }  # fmt: skip
     return {
         "index": index, "state": task.state, "progress": task.progress, "workers": task.workers,

@@ -136,7 +136,7 @@ def write_job(folder: Path, text: str = JOB_FILE) -> Path:
     return path
 
 
-@pytest.mark.parametrize("command", ["status", "peers", "profile", "jobs", "why"])
+@pytest.mark.parametrize("command", ["status", "peers", "profile", "jobs", "tasks", "why"])
 def test_each_query_answers_people_and_programs(daemon: Daemon, cli: Cli, command: str) -> None:
     daemon.add(NASTY)
     assert cli(command) == 0
@@ -500,3 +500,41 @@ def test_peers_and_placement_are_whole_in_json(daemon: Daemon, cli: Cli) -> None
     daemon.do(daemon.backend.place, job)
     assert cli("job", job.hex(), "--json") == 0
     assert cli.json["placed_on"] == [ANN, BOB]
+
+
+def test_the_owner_pauses_this_machine_and_lets_it_go_on(daemon: Daemon, cli: Cli) -> None:
+    assert cli("pause", "1h30m") == 0
+    assert "they go on in 1 h 30 m" in cli.out
+    assert daemon.backend.paused_for == [5400]
+    assert cli("tasks") == 0
+    assert "paused" in cli.out
+    assert cli("resume", "--json") == 0
+    assert cli.json == {"paused": False}
+    assert cli("pause", "soon") == 5
+    assert "is not a duration" in cli.err
+    assert daemon.backend.paused_for == []
+
+
+def test_a_log_is_followed_to_the_end_of_its_task(daemon: Daemon, cli: Cli) -> None:
+    job = daemon.add(tasks=2)
+    task = daemon.backend.known[job].tasks[0]
+    task.log = "first line\n"
+
+    def more() -> None:
+        task.log = "first line\nsecond line\n"
+        task.state = "settled"
+
+    asked: list[int] = []
+    told = daemon.backend.task_log
+
+    async def task_log(job: JobId, index: int) -> Any:
+        asked.append(index)
+        return await told(job, index)
+
+    daemon.backend.task_log = task_log  # type: ignore[method-assign]
+    thread = daemon.when(lambda: bool(asked), more)
+    assert cli("logs", job.hex(), 0, "--follow") == 0
+    thread.join()
+    assert cli.out.count("first line") == cli.out.count("second line") == 1
+    assert cli("logs", job.hex(), 0, "-f", "--json") == 0
+    assert json.loads(cli.out)["log"] == task.log

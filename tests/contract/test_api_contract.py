@@ -18,7 +18,7 @@ import trio
 from api_fake import ANN, BOB, FakeBackend
 from pydantic import TypeAdapter
 
-from nexapod.api import models
+from nexapod.api import models, work
 from nexapod.api import serve as serve_module
 from nexapod.api.app import create_app
 from nexapod.api.serve import ApiSocketError, bind_unix, load_or_create_token, serve
@@ -71,6 +71,7 @@ async def check_shapes(client: httpx.AsyncClient, job: JobId) -> None:
         "/v1/peers": list[models.Peer],
         "/v1/profile": models.ProfileView,
         "/v1/why": models.Why,
+        "/v1/tasks": list[work.LocalTask],
         "/v1/jobs": list[models.JobRow],
         f"/v1/jobs/{job.hex()}": models.JobView,
         f"/v1/jobs/{job.hex()}/results": models.Results,
@@ -460,3 +461,16 @@ def test_a_token_that_others_may_read_is_refused(tmp_path: Path) -> None:
     path.chmod(0o644)
     with pytest.raises(ApiSocketError, match="others may read"):
         load_or_create_token(path)
+
+
+async def test_tasks_are_paused_for_a_while_or_until_they_are_let_go_on(tmp_path: Path) -> None:
+    backend = FakeBackend()
+    async with served(backend, tmp_path / "api.sock") as client:
+        assert (await client.post("/v1/pause", json={"for_s": 60})).status_code == 200
+        assert (await client.post("/v1/pause", json={})).status_code == 200
+        assert backend.paused_for == [60, None]
+        assert (await client.get("/v1/tasks")).json()[0]["frozen"]
+        assert (await client.post("/v1/resume")).status_code == 200
+        assert not (await client.get("/v1/tasks")).json()[0]["frozen"]
+        for wrong in ({"for_s": 0}, {"for_s": -1}, {"for_s": "1h"}, {"for_s": 1e9}, {"until": 5}):
+            assert_problem(await client.post("/v1/pause", json=wrong), 422, "invalid")

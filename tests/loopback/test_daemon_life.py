@@ -142,7 +142,7 @@ def test_a_paused_task_stands_still_and_its_submitter_sees_what_it_prints() -> N
         assert (task["frozen"], task["stage"]) == (True, "running")
         runners = [p for p in worker.below() if "wasm_runner" in " ".join(p.cmdline())]
         before = sum(p.cpu_times().user for p in runners)
-        time.sleep(1.0)  # what is shown is that nothing happens meanwhile
+        time.sleep(1.0)  # a pause: nothing is to happen
         assert sum(p.cpu_times().user for p in runners) == before
         assert any("paused" in sentence for sentence in worker.get("/v1/why")["sentences"])
         worker.command_line("resume")

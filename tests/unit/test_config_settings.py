@@ -237,7 +237,7 @@ def test_what_images_may_take_and_where_they_may_come_from(environ: dict[str, st
     assert (config.storage.images_max, config.registries) == (500 << 20, ("docker.io", "lab.example:5000"))
     write(environ, '[storage]\nimages_max = "1kB"\nimagesmax = 1\n[images]\nregistries = ["https://x/", "ok.example"]')
     said = problems(environ)
-    assert "storage.images_max: '1kB' is not possible: from 1048576" in said
+    assert "storage.images_max: '1kB' is not possible: at least 1048576" in said
     assert "imagesmax: unknown key; did you mean 'images_max'?" in said
     assert "'https://x/' is not a registry's host" in said
     write(environ, '[storage]\nimages_max = "lots"')

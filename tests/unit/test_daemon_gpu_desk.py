@@ -51,6 +51,10 @@ class Bench:
         await self.desk.look()
 
 
+async def no_images() -> tuple[str, ...]:
+    return ()
+
+
 async def until(condition: Callable[[], bool]) -> None:
     """What happens in another thread sets no event."""
     with trio.fail_after(5):
@@ -238,6 +242,8 @@ def machine(tmp_path: Path) -> tuple[Machine, Bench, list[Event]]:
             work=True,
             serves=True,
             post=posted.append,
+            images=no_images,
+            registries=(),
             gpus=bench.desk,
         ),
         bench,

@@ -403,7 +403,7 @@ async def test_what_a_task_keeps_is_told_when_it_has_changed_and_stands_still(tm
     async with trio.open_nursery() as nursery:
         nursery.start_soon(lambda: keep_checkpoints(run, blobs, told.append, look_s=0.01))
         (folder / "link").symlink_to("/etc/passwd")
-        await trio.sleep(0.05)
+        await trio.sleep(0.05)  # a pause: nothing is to happen
         assert told == [], "nothing is taken of a folder with anything but plain files in it"
         (folder / "link").unlink()
         (folder / "state").write_text("one")
@@ -411,9 +411,9 @@ async def test_what_a_task_keeps_is_told_when_it_has_changed_and_stands_still(tm
         (folder / "new").write_text("three")
         (folder / "new").replace(folder / "state")
         await until(lambda: len(told) == 2)
-        await trio.sleep(0.05)
+        await trio.sleep(0.05)  # a pause: nothing is to happen
         (folder / "state").write_text("x" * 101)
-        await trio.sleep(0.05)
+        await trio.sleep(0.05)  # a pause: nothing is to happen
         nursery.cancel_scope.cancel()
     assert told == [(File("state", blob_of(b"one")),), (File("state", blob_of(b"three")),)]
 
@@ -445,7 +445,7 @@ async def test_a_pause_freezes_what_runs_and_holds_back_what_would_begin(tmp_pat
         assert it.executor.frozen == {label_of(first)}
         assert it.tasks.running[first].frozen
         it.tasks.start(Run(second, spec, SEED, ()))
-        await trio.sleep(0.05)
+        await trio.sleep(0.05)  # a pause: nothing is to happen
         assert len(it.executor.runs) == 1
         await it.tasks.resume()
         await until(lambda: len(it.executor.runs) == 2)
