@@ -218,7 +218,9 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 def from_archive(archive: Path, put: Put, bounds: Bounds | None = None) -> list[Entry]:
-    """The files of a .tar, .tar.gz or .zip archive. Links and special files are refused. Raises TreeRefused, BlobError."""
+    """The files of a .tar, .tar.gz or .zip archive. Links and special files are refused. Raises TreeRefused,
+    BlobError.
+    """
     taking = _Taking(put, bounds or Bounds())
     with disk_errors(archive), archive.open("rb") as file:
         start = file.read(4)
@@ -305,8 +307,8 @@ def to_folder(entries: list[Entry], read: Read, dest: Path) -> None:
 
 
 def to_tar(entries: list[Entry], read: Read, dest: Path) -> None:
-    """Write a tree as a new tar archive: the same tree gives the same bytes. Raises TreeRefused when something is there,
-    BlobError.
+    """Write a tree as a new tar archive: the same tree gives the same bytes. Raises TreeRefused when something is
+    there, BlobError.
     """
     _check(entries)
     with _beside(dest) as made:

@@ -52,10 +52,10 @@ class Client:
         """The JSON at a path. Raises CliError."""
         return self._json("GET", path, None)
 
-    def post(self, path: str, body: object = None) -> Any:
+    def post(self, path: str, body: object = None, *, timeout_s: float = ANSWER_TIMEOUT_S) -> Any:
         """Raises CliError."""
         data = b"" if body is None else json.dumps(body).encode("ascii")
-        return self._json("POST", path, data, {"content-type": "application/json"})
+        return self._json("POST", path, data, {"content-type": "application/json"}, timeout_s)
 
     def get_bytes(self, path: str) -> bytes:
         """The bytes at a path. Raises CliError."""
@@ -95,8 +95,15 @@ class Client:
             yield from _parsed(answer)
 
     # --- how it is done ------------------------------------------------------------------------------------------
-    def _json(self, method: str, path: str, body: bytes | None, headers: dict[str, str] | None = None) -> Any:
-        with self._answer(method, path, body, headers) as answer:
+    def _json(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        headers: dict[str, str] | None = None,
+        timeout_s: float = ANSWER_TIMEOUT_S,
+    ) -> Any:
+        with self._answer(method, path, body, headers, timeout_s) as answer:
             data = _read_all(answer)
         try:
             return json.loads(data)
