@@ -169,14 +169,14 @@ class Fetch:
             # From a lane it comes wrapped, once for each nursery around it.
             error = _first(group)
         finally:
-            self.closed = True
-            for waiter in self._waiters:
-                waiter.end(error)
-            self._waiters.clear()
+            self._end_all(error)
 
     async def _fetch(self) -> None:
         if self.ref.size == 0:
             await self._make_empty()
+        if self._store.has(self.ref):
+            # Put, or made whole by a fetch that was ending, while this one waited for its slot.
+            self._end_all(None)
             return
         sink = await self._open()
         try:
@@ -190,8 +190,11 @@ class Fetch:
         if hashlib.sha256().digest() != self.ref.digest:
             raise BlobUnavailable(f"blob {self.ref}: no bytes have this name")
         await self._store.put_bytes(b"")
+
+    def _end_all(self, error: BlobError | None) -> None:
+        self.closed = True
         for waiter in self._waiters:
-            waiter.end()
+            waiter.end(error)
         self._waiters.clear()
 
     async def _oversee(self, sink: _Sink, nursery: trio.Nursery) -> None:

@@ -166,12 +166,14 @@ class BlobStore:
 
     async def stat_of(self, ref: BlobRef) -> BlobStat:
         """One blob, whole or in part. Raises BlobMissing, BlobError."""
-        return self._stat(ref, await self._in_thread(lambda: evicting.used_at(self._layout, ref)))
+        when = await self._in_thread(lambda: evicting.used_at(self._layout, ref))
+        return self._stat(ref, when, self.held())
 
     async def stats(self) -> list[BlobStat]:
         """All of them, the last used first. Raises BlobError."""
         uses = await self._in_thread(lambda: evicting.uses(self._layout))
-        return [self._stat(ref, when) for when, ref in sorted(uses, reverse=True)]
+        held = self.held()
+        return [self._stat(ref, when, held) for when, ref in sorted(uses, reverse=True)]
 
     # --- reading ---------------------------------------------------------------------------------------------------
     async def read(self, ref: BlobRef, offset: int = 0, length: int = CHUNK_BYTES) -> bytes:
@@ -326,10 +328,10 @@ class BlobStore:
             self._count += 1
             self._bytes += found.ref.size
 
-    def _stat(self, ref: BlobRef, used_at: float) -> BlobStat:
+    def _stat(self, ref: BlobRef, used_at: float, held: frozenset[BlobRef]) -> BlobStat:
         found = self._partials.get(ref)
         here = found.ref.chunks - found.marks.count(0) if found else ref.chunks
-        return BlobStat(ref, here, ref in self._pins, ref in self.held(), used_at)
+        return BlobStat(ref, here, ref in self._pins, ref in held, used_at)
 
     def _read(self, ref: BlobRef, offset: int, length: int, note: bool) -> bytes:
         if note:
@@ -402,16 +404,14 @@ class BlobStore:
         """Delete what was used least recently and nobody needs, until `wanted` bytes are free or nothing is left."""
         uses = await self._in_thread(lambda: evicting.uses(self._layout))
         before = self.bytes_here
+        # What comes to be needed meanwhile has been touched, and is not deleted.
+        needed = self.held() | self._pins.refs
         for when, ref in sorted(uses):
             if before - self.bytes_here >= wanted or when > time.time() - FRESH_S:
                 break
-            if not self._needed(ref):
+            if not (ref in needed or ref in self._reading or self._spared.get(ref, 0.0) > time.time()):
                 await self.delete(ref, unused_s=FRESH_S)
         log.info("blobs_evicted", bytes=before - self.bytes_here, wanted=wanted)
-
-    def _needed(self, ref: BlobRef) -> bool:
-        spared = self._spared.get(ref, 0.0) > time.time()
-        return spared or ref in self._pins or ref in self._reading or ref in self.held()
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(work, limiter=self._threads)
