@@ -20,7 +20,7 @@ import structlog
 import trio
 
 from nexapod.blobs import files
-from nexapod.blobs.asking import Asker, Failure
+from nexapod.blobs.asking import Asker, Failure, Parts
 from nexapod.blobs.errors import BlobError, BlobUnavailable
 from nexapod.blobs.frames import LIST_PIECE_DIGESTS, AskChunk, AskList
 from nexapod.blobs.store import BlobStore
@@ -46,7 +46,7 @@ class _Sink(Protocol):
     """Where checked chunks go."""
 
     async def missing(self, chunks: range) -> list[int]: ...
-    async def write(self, index: int, data: bytearray) -> bool: ...
+    async def write(self, index: int, parts: Parts) -> bool: ...
     async def settle(self) -> None: ...
     def close(self) -> None: ...
 
@@ -62,10 +62,11 @@ class _Small:
     async def missing(self, chunks: range) -> list[int]:
         return [0] if self._data is None else []
 
-    async def write(self, index: int, data: bytearray) -> bool:
+    async def write(self, index: int, parts: Parts) -> bool:
+        data = b"".join(parts)
         if hashlib.sha256(data).digest() != self._ref.digest:
             return False
-        self._data = bytes(data)
+        self._data = data
         return True
 
     async def settle(self) -> None:
@@ -292,7 +293,7 @@ class Fetch:
             if isinstance(outcome, Failure):
                 self._sources[source].lost = outcome
                 return None
-            digests += files.split_digests(bytes(outcome))
+            digests += files.split_digests(b"".join(outcome))
         return digests
 
     # --- the chunks ------------------------------------------------------------------------------------------------

@@ -304,6 +304,9 @@ class BlobStore:
             if not found.users and not found.bytes_here:
                 self._partials.pop(ref, None)
             raise
+        if not found.is_published:
+            # A fetch that ended meanwhile, without having brought anything, may have removed it.
+            self._partials[ref] = found
         return PartialBlob(self, found, self._reserve())
 
     # --- inside ----------------------------------------------------------------------------------------------------
@@ -439,36 +442,35 @@ class PartialBlob:
     def _absent(self, chunks: range) -> list[int]:
         return [index for index in chunks if not self._partial.marks[index]]
 
-    async def write(self, index: int, data: bytes | bytearray) -> bool:
-        """Put a chunk in place; False when it is not the one that the list names. Raises DiskFull,
-        BlobError.
+    async def write(self, index: int, parts: Sequence[bytes | memoryview]) -> bool:
+        """Put a chunk in place, which came in these parts; False when it is not the one that the list names.
+
+        Raises DiskFull, BlobError.
         """
-        written = await self._store._in_thread(lambda: self._partial.write(index, data))
+        written = await self._store._in_thread(lambda: self._partial.write(index, parts))
         if written:
-            self._reserved.take(len(data))
+            self._reserved.take(files.chunk_length(self._partial.ref, index))
         return written
 
     async def settle(self) -> None:
         """What was written is on disk; a blob that is complete is a whole one. Raises DiskFull, BlobError."""
+        if self._partial.is_published:
+            return
         if self._partial.bytes_here < self._partial.ref.size:
             await self._store._in_thread(self._partial.sync)
             return
         check = trio.from_thread.check_cancelled
         await self._store._in_thread(lambda: self._partial.check(range(self._partial.ref.chunks), check))
-        if self._partial.is_whole and not self.is_published:
+        if self._partial.is_whole:
             new = await self._store._in_thread(self._partial.publish)
             self._store._now_whole(self._partial, new)
-
-    @property
-    def is_published(self) -> bool:
-        return self._store._partials.get(self._partial.ref) is not self._partial
 
     def close(self) -> None:
         """Let go of its files; of a blob of which nothing came, nothing stays. Needs no thread."""
         self._reserved.give_back()
         self._partial.end()
-        if not self._partial.bytes_here and not self.is_published and self._partial.remove():
-            del self._store._partials[self._partial.ref]
+        if not self._partial.bytes_here and self._partial.remove():
+            self._store._partials.pop(self._partial.ref, None)
 
 
 def _removed(found: Partial, unused_s: float) -> bool:
