@@ -129,12 +129,12 @@ class Bench:
     def _provider(self, number: int, port: int = 0) -> Side:
         return Side("provide", self.folder / f"provider-{number}", self.source, port)
 
-    def _fetcher(self, providers: list[Side], *, fresh: bool = True) -> Side:
+    def _fetcher(self, providers: list[Side], *, fresh: bool = True, **environ: str) -> Side:
         home = self.folder / "fetcher"
         if fresh:
             shutil.rmtree(home, ignore_errors=True)
         addrs = [provider.wait_for("addr") for provider in providers]
-        return Side("fetch", home, providers[0].wait_for("ref"), *addrs)
+        return Side("fetch", home, providers[0].wait_for("ref"), *addrs, **environ)
 
     def _fetch(self, count: int) -> float:
         providers = [self._provider(number) for number in range(count)]
@@ -153,7 +153,7 @@ class Bench:
     def _kill_fetcher(self) -> None:
         providers = [self._provider(0)]
         with sides(*providers):
-            first = self._fetcher(providers)
+            first = self._fetcher(providers, TELL="1")
             with sides(first):
                 first.wait_for("taken", lambda taken: taken >= self.size // 2)
             # It may have taken one report's worth more than it had said.
@@ -166,7 +166,7 @@ class Bench:
     def _kill_provider(self) -> None:
         provider = self._provider(0)
         with sides(provider):
-            fetcher = self._fetcher([provider])
+            fetcher = self._fetcher([provider], TELL="1")
             with sides(fetcher):
                 fetcher.wait_for("taken", lambda taken: taken >= self.size // 2)
                 provider.kill()

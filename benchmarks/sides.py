@@ -4,7 +4,8 @@ Each role prints JSON lines: `{"ready": ...}` once it can be talked to, and a fe
 end. Everything is on loopback.
 
     provide HOME FILE PORT            a daemon's mesh and blob store, holding FILE
-    fetch HOME REF ADDR...            the same, fetching REF from the peers at ADDR
+    fetch HOME REF ADDR...            the same, fetching REF from the peers at ADDR; where TELL is in the environment, it
+                                      says how much has come after each MiB
     bare-give SIZE / bare-take ADDR   a py-libp2p stream of the same host settings, 64 KiB writes, nothing stored
     tcp-give FILE / tcp-take PORT F   a plain TCP copy of FILE into F
 """
@@ -104,7 +105,7 @@ async def provide(home: Path, source: Path, port: int) -> None:
 async def fetch(home: Path, name: str, addrs: list[str]) -> None:
     from nexapod.protocol.types import BlobRef, Part, PeerId
 
-    side, ref = Side(home, tell=True), BlobRef.parse(name)
+    side, ref = Side(home, tell="TELL" in os.environ), BlobRef.parse(name)
     peers = [PeerId(addr.rpartition("/p2p/")[2]) for addr in addrs]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(side.exchange.run)

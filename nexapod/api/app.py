@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import AsyncIterator
 from typing import Annotated, Any, Final
 
 import structlog
@@ -17,8 +16,9 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp
 
 from nexapod.api import metrics, models
-from nexapod.api.answers import BlobAnswer, EventAnswer, Reply, problem, problem_of
-from nexapod.api.backend import ApiError, Backend, Invalid, NotFound, TooLarge
+from nexapod.api.answers import EventAnswer, Reply, problem, problem_of
+from nexapod.api.backend import ApiError, Backend, Invalid, NotFound
+from nexapod.api.blob_routes import BLOB_PATH, about_blobs
 from nexapod.api.guard import BodyLimit
 from nexapod.api.images import ARCHIVE_PATH, about_images
 from nexapod.api.work import about_work
@@ -29,7 +29,6 @@ from nexapod.version import __version__
 
 log = structlog.get_logger()
 
-BLOB_PATH: Final = "/v1/blobs"
 TASKS_PER_PAGE: Final = 1_000
 TASKS_PER_PAGE_MAX: Final = 10_000
 PARAMS_BYTES_MAX: Final = 64 << 20
@@ -55,7 +54,7 @@ def create_app(backend: Backend) -> ASGIApp:
     )
     _handle_errors(app)
     _about_the_daemon(app, backend)
-    _about_blobs(app, backend)
+    about_blobs(app, backend)
     _about_jobs(app, backend)
     about_work(app, backend)
     about_images(app, backend, _announced_size, _exactly)
@@ -122,29 +121,6 @@ def _about_the_daemon(app: FastAPI, backend: Backend) -> None:
     async def prometheus() -> Response:
         """Counters and gauges in Prometheus' text format."""
         return Response(metrics.render(await backend.metrics()), media_type=metrics.CONTENT_TYPE)
-
-
-def _about_blobs(app: FastAPI, backend: Backend) -> None:
-    @app.post(BLOB_PATH, response_model=None, status_code=201, responses={201: {"model": models.BlobView}})
-    async def put_blob(request: Request) -> Response:
-        """Store the request's body; its Content-Length must be given and true."""
-        size = _announced_size(request)
-        ref = await backend.put_blob(_exactly(request.stream(), size), size)
-        return Reply({"digest": ref.digest.hex(), "size": ref.size, "ref": str(ref)}, 201)
-
-    @app.get(BLOB_PATH + "/{ref}", response_model=None)
-    async def get_blob(ref: str, offset: Annotated[int, Query(ge=0)] = 0) -> Response:
-        """The bytes of a blob, from `offset` on."""
-        blob = await _held_blob(backend, ref)
-        if offset > blob.size:
-            raise Invalid(f"the blob has {blob.size} bytes; offset {offset} is beyond")
-        return BlobAnswer(backend, blob, offset, blob.size - offset)
-
-    @app.head(BLOB_PATH + "/{ref}", response_model=None)
-    async def head_blob(ref: str) -> Response:
-        """Whether the blob is here."""
-        blob = await _held_blob(backend, ref)
-        return Response(headers={"content-length": str(blob.size)})
 
 
 def _about_jobs(app: FastAPI, backend: Backend) -> None:
@@ -219,35 +195,6 @@ def _resolve(backend: Backend, name: str) -> JobId:
         some = ", ".join(sorted(job.hex()[:16] for job in found)[:PREFIX_MATCHES_SHOWN])
         raise Invalid(f"{len(found)} jobs begin with {wanted}: {some}", "give more digits")
     return found[0]
-
-
-def _announced_size(request: Request) -> int:
-    text = request.headers.get("content-length", "")
-    if not (text.isascii() and text.isdigit()):
-        raise Invalid("the upload has no Content-Length", "send it, and no chunked encoding")
-    if len(text) > 15 or int(text) > limits.BLOB_BYTES_MAX:
-        raise TooLarge(f"a blob has at most {limits.BLOB_BYTES_MAX} bytes")
-    return int(text)
-
-
-async def _exactly(stream: AsyncIterator[bytes], size: int) -> AsyncIterator[bytes]:
-    taken = 0
-    async for piece in stream:
-        taken += len(piece)
-        if piece:
-            yield piece
-    if taken != size:
-        raise Invalid(f"{size} bytes were announced, {taken} came")
-
-
-async def _held_blob(backend: Backend, text: str) -> BlobRef:
-    try:
-        ref = BlobRef.parse(text)
-    except ValueError as error:
-        raise Invalid(str(error)) from None
-    if not await backend.has_blob(ref):
-        raise NotFound("the blob is not here")
-    return ref
 
 
 async def _check_job(backend: Backend, spec: JobSpec) -> None:

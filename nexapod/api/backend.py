@@ -123,6 +123,26 @@ class Backend(Protocol):
     async def read_blob(self, ref: BlobRef, offset: int, length: int) -> bytes:
         """Up to `length` bytes from `offset`, fewer only at the end. Raises NotFound."""
 
+    async def list_blobs(self, first: int, count: int) -> list[Json]:
+        """models.BlobStat of those that are here, whole or in part, the last used first."""
+
+    async def blob_stat(self, ref: BlobRef) -> Json:
+        """models.BlobStat. Raises NotFound."""
+
+    async def pin_blob(self, ref: BlobRef) -> Json:
+        """Keep a blob that is here whole, whatever room is wanted; models.BlobStat. Raises NotFound, Busy."""
+
+    async def unpin_blob(self, ref: BlobRef) -> Json:
+        """Let it go when room is wanted, whether it was pinned or not: models.Unpinned."""
+
+    async def verify_blob(self, ref: BlobRef) -> Json:
+        """Read it again, and set it aside if it is damaged: models.BlobCheck. Raises NotFound."""
+
+    async def fetch_blob(self, ref: BlobRef, wait_s: float) -> Json:
+        """Look for a blob in the mesh, for so long at most: models.BlobFetch. What has come stays. Raises NotFound when
+        nobody gives it, Busy when there is no room.
+        """
+
     async def submit(self, spec: JobSpec) -> JobId:
         """Sign, save and announce a job whose blobs are all here. Raises Invalid."""
 

@@ -302,6 +302,38 @@ class BlobView(_View):
     ref: str
 
 
+class BlobStat(_View):
+    ref: str
+    size: int
+    chunks: int
+    chunks_here: int
+    whole: bool
+    pinned: bool
+    held: bool
+    """A job that this daemon has a part in needs it."""
+    used: int
+    """Wall-clock milliseconds of its last use."""
+
+
+class Unpinned(_View):
+    ref: str
+    was_pinned: bool
+
+
+class BlobCheck(_View):
+    ref: str
+    sound: bool
+    damaged_chunks: int
+    """Set aside: the next fetch brings them."""
+
+
+class BlobFetch(_View):
+    ref: str
+    here: bool
+    chunks: int
+    chunks_here: int
+
+
 class Submitted(_View):
     job_id: str
 

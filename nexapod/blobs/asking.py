@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeAlias
@@ -42,7 +42,9 @@ class Failure(Enum):
     BROKE_RULES = "sent a wrong answer"
 
 
-Outcome: TypeAlias = bytearray | Failure
+Parts: TypeAlias = Sequence[bytes | memoryview]
+Outcome: TypeAlias = Parts | Failure
+"""An answer's bytes, in the pieces in which they came."""
 
 
 @dataclass(eq=False, slots=True)
@@ -53,7 +55,8 @@ class _Asked:
     question: Question
     size: int
     at: float
-    data: bytearray = field(default_factory=bytearray)
+    parts: list[bytes | memoryview] = field(default_factory=list)
+    received: int = 0
     failure: Failure | None = None
     done: trio.Event = field(default_factory=trio.Event)
 
@@ -139,8 +142,9 @@ class Asker:
             asked.end(Failure.BROKE_RULES)
             raise PeerError("bulk-answer", "of another kind or length than asked")
         else:
-            asked.data += frame.data
-            if len(asked.data) == asked.size:
+            asked.parts.append(frame.data)
+            asked.received += len(frame.data)
+            if asked.received == asked.size:
                 asked.end()
 
     def peer_gone(self, peer: PeerId) -> None:
@@ -164,7 +168,7 @@ class Asker:
             return Failure.SILENT
         finally:
             del self._asked[id]
-        return asked.failure or asked.data
+        return asked.failure or asked.parts
 
     async def _wait(self, asked: _Asked, state: _Peer) -> None:
         """Until it is answered. Raises TooSlowError once the peer is silent for too long.
@@ -180,9 +184,9 @@ class Asker:
 
 
 def _fits(asked: _Asked, frame: ListPart | ChunkPart) -> bool:
-    if len(asked.data) + len(frame.data) > asked.size:
+    if asked.received + len(frame.data) > asked.size:
         return False
     if isinstance(frame, ChunkPart):
-        return isinstance(asked.question, AskChunk) and frame.offset == len(asked.data)
+        return isinstance(asked.question, AskChunk) and frame.offset == asked.received
     # A list answer is one frame: what is asked for fits.
     return isinstance(asked.question, AskList) and len(frame.data) == asked.size

@@ -20,7 +20,7 @@ import structlog
 import trio
 
 from nexapod.blobs import files
-from nexapod.blobs.asking import Asker, Failure
+from nexapod.blobs.asking import Asker, Failure, Parts
 from nexapod.blobs.errors import BlobError, BlobUnavailable
 from nexapod.blobs.frames import LIST_PIECE_DIGESTS, AskChunk, AskList
 from nexapod.blobs.store import BlobStore
@@ -46,7 +46,7 @@ class _Sink(Protocol):
     """Where checked chunks go."""
 
     async def missing(self, chunks: range) -> list[int]: ...
-    async def write(self, index: int, data: bytearray) -> bool: ...
+    async def write(self, index: int, parts: Parts) -> bool: ...
     async def settle(self) -> None: ...
     def close(self) -> None: ...
 
@@ -62,10 +62,11 @@ class _Small:
     async def missing(self, chunks: range) -> list[int]:
         return [0] if self._data is None else []
 
-    async def write(self, index: int, data: bytearray) -> bool:
+    async def write(self, index: int, parts: Parts) -> bool:
+        data = b"".join(parts)
         if hashlib.sha256(data).digest() != self._ref.digest:
             return False
-        self._data = bytes(data)
+        self._data = data
         return True
 
     async def settle(self) -> None:
@@ -169,14 +170,14 @@ class Fetch:
             # From a lane it comes wrapped, once for each nursery around it.
             error = _first(group)
         finally:
-            self.closed = True
-            for waiter in self._waiters:
-                waiter.end(error)
-            self._waiters.clear()
+            self._end_all(error)
 
     async def _fetch(self) -> None:
         if self.ref.size == 0:
             await self._make_empty()
+        if self._store.has(self.ref):
+            # Put, or made whole by a fetch that was ending, while this one waited for its slot.
+            self._end_all(None)
             return
         sink = await self._open()
         try:
@@ -190,8 +191,11 @@ class Fetch:
         if hashlib.sha256().digest() != self.ref.digest:
             raise BlobUnavailable(f"blob {self.ref}: no bytes have this name")
         await self._store.put_bytes(b"")
+
+    def _end_all(self, error: BlobError | None) -> None:
+        self.closed = True
         for waiter in self._waiters:
-            waiter.end()
+            waiter.end(error)
         self._waiters.clear()
 
     async def _oversee(self, sink: _Sink, nursery: trio.Nursery) -> None:
@@ -289,7 +293,7 @@ class Fetch:
             if isinstance(outcome, Failure):
                 self._sources[source].lost = outcome
                 return None
-            digests += files.split_digests(bytes(outcome))
+            digests += files.split_digests(b"".join(outcome))
         return digests
 
     # --- the chunks ------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from nexapod.blobs.errors import BlobError, disk_errors
@@ -46,6 +46,8 @@ class Partial:
         self.ref = ref
         self.users = 0
         """Fetches that have it open: it is not removed meanwhile."""
+        self.is_published = False
+        """It has become a whole blob; a fetch that was ending may have done that for the next one."""
         self.marks = bytearray(ref.chunks)
         for index, mark in enumerate(marks[: ref.chunks]):
             self.marks[index] = CLAIMED if mark else ABSENT
@@ -129,7 +131,7 @@ class Partial:
     def begin(self, digests: list[bytes]) -> None:
         """Open it for writing, once for each user. Raises DiskFull, BlobError, leaving no new file behind."""
         with self._lock:
-            if not self.users:
+            if not (self.users or self.is_published):
                 self._open(digests)
             self.users += 1
 
@@ -150,20 +152,23 @@ class Partial:
                 except BlobError:
                     self._unmark(index)
 
-    def write(self, index: int, data: bytes | bytearray) -> bool:
-        """Put one chunk in place; False, with nothing written, when it is not what the list says.
-
-        Raises DiskFull, BlobError.
+    def write(self, index: int, parts: Sequence[bytes | memoryview]) -> bool:
+        """Put one chunk in place, which came in these parts; False, with nothing written, when it is not what the list
+        says. Raises DiskFull, BlobError.
         """
-        if len(data) != chunk_length(self.ref, index):
+        size = sum(map(len, parts))
+        if size != chunk_length(self.ref, index):
             return False
-        if hashlib.sha256(data).digest() != self.digests()[index]:
+        digest = hashlib.sha256()
+        for part in parts:
+            digest.update(part)
+        if digest.digest() != self.digests()[index]:
             return False
         with disk_errors(self._layout.root):
-            _pwrite_all(self._data_fd, data, index * CHUNK_BYTES)
+            _pwrite_all(self._data_fd, parts, index * CHUNK_BYTES)
             os.pwrite(self._have_fd, b"\x01", index)
             self.marks[index] = CHECKED
-            self._send_to_disk(len(data))
+            self._send_to_disk(size)
         return True
 
     def sync(self) -> None:
@@ -176,12 +181,13 @@ class Partial:
         """Turn it into a whole blob; every chunk is here. Whether that is new. Raises DiskFull, BlobError."""
         assert self.is_whole
         with self._lock, disk_errors(self._layout.root):
+            if self.is_published:
+                return False
             new = not self._layout.object(self.ref).exists()
-            if not new and not self._data.exists():
-                return False  # another fetch, which was about to end, has done it
             publish(self._layout, self.ref, self.digests(), self._data_fd, self._data)
-        for path in (self._have, self._list):
-            path.unlink(missing_ok=True)
+            self.is_published = True
+            for path in (self._have, self._list):
+                path.unlink(missing_ok=True)
         return new
 
     def touch(self) -> None:
@@ -269,8 +275,12 @@ def _path(layout: Layout, ref: BlobRef, suffix: str) -> Path:
     return layout.partial / (name_of(ref) + suffix)
 
 
-def _pwrite_all(fd: int, data: bytes | bytearray, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(fd, view, offset)
-        view, offset = view[written:], offset + written
+def _pwrite_all(fd: int, parts: Sequence[bytes | memoryview], offset: int) -> None:
+    left = [memoryview(part) for part in parts]
+    while left:
+        written = os.pwritev(fd, left, offset)
+        offset += written
+        while left and written >= len(left[0]):
+            written -= len(left.pop(0))
+        if written:
+            left[0] = left[0][written:]

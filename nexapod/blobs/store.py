@@ -166,12 +166,14 @@ class BlobStore:
 
     async def stat_of(self, ref: BlobRef) -> BlobStat:
         """One blob, whole or in part. Raises BlobMissing, BlobError."""
-        return self._stat(ref, await self._in_thread(lambda: evicting.used_at(self._layout, ref)))
+        when = await self._in_thread(lambda: evicting.used_at(self._layout, ref))
+        return self._stat(ref, when, self.held())
 
     async def stats(self) -> list[BlobStat]:
         """All of them, the last used first. Raises BlobError."""
         uses = await self._in_thread(lambda: evicting.uses(self._layout))
-        return [self._stat(ref, when) for when, ref in sorted(uses, reverse=True)]
+        held = self.held()
+        return [self._stat(ref, when, held) for when, ref in sorted(uses, reverse=True)]
 
     # --- reading ---------------------------------------------------------------------------------------------------
     async def read(self, ref: BlobRef, offset: int = 0, length: int = CHUNK_BYTES) -> bytes:
@@ -302,6 +304,9 @@ class BlobStore:
             if not found.users and not found.bytes_here:
                 self._partials.pop(ref, None)
             raise
+        if not found.is_published:
+            # A fetch that ended meanwhile, without having brought anything, may have removed it.
+            self._partials[ref] = found
         return PartialBlob(self, found, self._reserve())
 
     # --- inside ----------------------------------------------------------------------------------------------------
@@ -326,10 +331,10 @@ class BlobStore:
             self._count += 1
             self._bytes += found.ref.size
 
-    def _stat(self, ref: BlobRef, used_at: float) -> BlobStat:
+    def _stat(self, ref: BlobRef, used_at: float, held: frozenset[BlobRef]) -> BlobStat:
         found = self._partials.get(ref)
         here = found.ref.chunks - found.marks.count(0) if found else ref.chunks
-        return BlobStat(ref, here, ref in self._pins, ref in self.held(), used_at)
+        return BlobStat(ref, here, ref in self._pins, ref in held, used_at)
 
     def _read(self, ref: BlobRef, offset: int, length: int, note: bool) -> bytes:
         if note:
@@ -402,16 +407,14 @@ class BlobStore:
         """Delete what was used least recently and nobody needs, until `wanted` bytes are free or nothing is left."""
         uses = await self._in_thread(lambda: evicting.uses(self._layout))
         before = self.bytes_here
+        # What comes to be needed meanwhile has been touched, and is not deleted.
+        needed = self.held() | self._pins.refs
         for when, ref in sorted(uses):
             if before - self.bytes_here >= wanted or when > time.time() - FRESH_S:
                 break
-            if not self._needed(ref):
+            if not (ref in needed or ref in self._reading or self._spared.get(ref, 0.0) > time.time()):
                 await self.delete(ref, unused_s=FRESH_S)
         log.info("blobs_evicted", bytes=before - self.bytes_here, wanted=wanted)
-
-    def _needed(self, ref: BlobRef) -> bool:
-        spared = self._spared.get(ref, 0.0) > time.time()
-        return spared or ref in self._pins or ref in self._reading or ref in self.held()
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(work, limiter=self._threads)
@@ -439,36 +442,35 @@ class PartialBlob:
     def _absent(self, chunks: range) -> list[int]:
         return [index for index in chunks if not self._partial.marks[index]]
 
-    async def write(self, index: int, data: bytes | bytearray) -> bool:
-        """Put a chunk in place; False when it is not the one that the list names. Raises DiskFull,
-        BlobError.
+    async def write(self, index: int, parts: Sequence[bytes | memoryview]) -> bool:
+        """Put a chunk in place, which came in these parts; False when it is not the one that the list names.
+
+        Raises DiskFull, BlobError.
         """
-        written = await self._store._in_thread(lambda: self._partial.write(index, data))
+        written = await self._store._in_thread(lambda: self._partial.write(index, parts))
         if written:
-            self._reserved.take(len(data))
+            self._reserved.take(files.chunk_length(self._partial.ref, index))
         return written
 
     async def settle(self) -> None:
         """What was written is on disk; a blob that is complete is a whole one. Raises DiskFull, BlobError."""
+        if self._partial.is_published:
+            return
         if self._partial.bytes_here < self._partial.ref.size:
             await self._store._in_thread(self._partial.sync)
             return
         check = trio.from_thread.check_cancelled
         await self._store._in_thread(lambda: self._partial.check(range(self._partial.ref.chunks), check))
-        if self._partial.is_whole and not self.is_published:
+        if self._partial.is_whole:
             new = await self._store._in_thread(self._partial.publish)
             self._store._now_whole(self._partial, new)
-
-    @property
-    def is_published(self) -> bool:
-        return self._store._partials.get(self._partial.ref) is not self._partial
 
     def close(self) -> None:
         """Let go of its files; of a blob of which nothing came, nothing stays. Needs no thread."""
         self._reserved.give_back()
         self._partial.end()
-        if not self._partial.bytes_here and not self.is_published and self._partial.remove():
-            del self._store._partials[self._partial.ref]
+        if not self._partial.bytes_here and self._partial.remove():
+            self._store._partials.pop(self._partial.ref, None)
 
 
 def _removed(found: Partial, unused_s: float) -> bool:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from nexapod.cli.blob_commands import blob_app
 from nexapod.cli.client import Client
 from nexapod.cli.errors import FAILED, INTERRUPTED, CliError
 from nexapod.cli.safe import safe
@@ -28,6 +29,9 @@ Home = Annotated[Path | None, typer.Option("--home", help=_HOME_HELP, show_defau
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Job = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, or the first digits of it.", show_default=False)]
 _HANDED_ON: Final = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+app.add_typer(blob_app, name="blob")
 
 
 def _version(wanted: bool) -> None:

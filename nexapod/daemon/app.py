@@ -308,6 +308,7 @@ async def _serve(
                 **_prefixed("dropped", performer),
                 "blob_questions_dropped": exchange.questions_dropped,
             },
+            fetch=providers.fetch_whole,
             stop=stop,
         )
         api_stop = trio.Event()

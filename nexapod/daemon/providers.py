@@ -15,9 +15,10 @@ from nexapod.protocol.types import BlobRef, Digest, Part, PeerId
 log = structlog.get_logger()
 
 HEDGE_S: Final = 3.0
-"""Further peers are asked when the ones before do not have it, or have not delivered within this, and"""
 HEDGE_BYTES_S: Final = 8 << 20
-"""so much longer for each of so many bytes: a large blob takes a while even from a good peer."""
+HEDGE_S_MAX: Final = 15.0
+"""Further peers are asked when the ones before do not have it, or have not delivered within HEDGE_S, and a second more
+for each HEDGE_BYTES_S: a large blob takes a while even from a good peer."""
 FETCH_S: Final = 60.0
 FETCH_BYTES_S: Final = 128 << 10
 """A fetch ends after FETCH_S and, for each of so many bytes, one second more. What has arrived by then stays."""
@@ -54,10 +55,13 @@ class Providers:
         """Bring a blob here of which nobody said who has it. Raises BlobError."""
         await self.fetch(Part.whole(ref), ())
 
-    async def fetch(self, part: Part, sources: Sequence[PeerId]) -> None:
-        """Bring a part here. `sources`: who should have it. Raises BlobUnavailable when nobody gave it, BlobError."""
-        search = _Search(self._exchange, part)
-        with trio.move_on_after(FETCH_S + part.size / FETCH_BYTES_S):
+    async def fetch(self, part: Part, sources: Sequence[PeerId], *, deadline_s: float | None = None) -> None:
+        """Bring a part here. `sources`: who should have it. `deadline_s`: by default what its size needs on a slow
+        line. Raises BlobUnavailable when nobody gave it in time, BlobError.
+        """
+        limit_s = FETCH_S + part.size / FETCH_BYTES_S if deadline_s is None else deadline_s
+        search = _Search(self._exchange, part, limit_s)
+        with trio.move_on_after(limit_s):
             async with trio.open_nursery() as nursery:
                 await search.ask(self.ranked(sources), nursery)
                 await search.ask(self._neighbours(search.asked), nursery)
@@ -89,7 +93,8 @@ class Providers:
 class _Search:
     """One fetch in several attempts, which the exchange joins: their sources add up."""
 
-    def __init__(self, exchange: Fetcher, part: Part) -> None:
+    def __init__(self, exchange: Fetcher, part: Part, limit_s: float) -> None:
+        self._limit_s = limit_s
         self.asked: set[PeerId] = set()
         self.found = False
         self.error: BlobError | None = None
@@ -114,7 +119,7 @@ class _Search:
         self.asked.update(peers)
         self._running += 1
         nursery.start_soon(self._attempt, peers)
-        with trio.move_on_after(HEDGE_S + self._part.size / HEDGE_BYTES_S):
+        with trio.move_on_after(min(HEDGE_S_MAX, HEDGE_S + self._part.size / HEDGE_BYTES_S)):
             await self.wait()
 
     async def wait(self) -> None:
@@ -124,7 +129,7 @@ class _Search:
 
     async def _attempt(self, peers: Sequence[PeerId]) -> None:
         try:
-            await self._exchange.fetch(self._part, peers, deadline_s=FETCH_S + self._part.size / FETCH_BYTES_S)
+            await self._exchange.fetch(self._part, peers, deadline_s=self._limit_s)
             self.found = True
         except BlobError as error:
             log.info("blob_not_fetched", blob=str(self._part.blob), chunks=self._part.count, error=str(error))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +12,9 @@ from pathlib import Path
 import trio
 
 from nexapod.api.backend import Busy, Forbidden, Invalid, JobEvent, Json, Metric, NotFound, NotReady, Over
-from nexapod.blobs.errors import BlobError, BlobMissing, BlobTooLarge, DiskFull
 from nexapod.blobs.store import BlobStore
 from nexapod.daemon import explain, views
+from nexapod.daemon.blob_service import BlobService
 from nexapod.daemon.engine import Engine
 from nexapod.daemon.hub import Hub, TooManyWatchers
 from nexapod.daemon.image_shelf import Added, Shelf, UnknownImage
@@ -51,7 +51,7 @@ class Stop:
         self.requested.set()
 
 
-class Service:
+class Service(BlobService):
     """Implements api.backend.Backend."""
 
     def __init__(
@@ -70,10 +70,12 @@ class Service:
         foreign: Mapping[PeerId, str],
         counters: Callable[[], dict[str, int]],
         stop: Stop,
+        fetch: Callable[[BlobRef], Awaitable[None]] | None = None,
     ) -> None:
+        """`fetch(ref)`: brings a blob here from whoever has it; without it, blobs are not looked for."""
+        super().__init__(blobs, fetch)
         self._engine = engine
         self._node = engine.node
-        self._blobs = blobs
         self._tasks = tasks
         self._pausing = pausing
         self._hub = hub
@@ -159,26 +161,6 @@ class Service:
 
     async def resume(self) -> None:
         await self._pausing.resume()
-
-    # --- blobs -----------------------------------------------------------------------------------------------------
-    async def put_blob(self, stream: AsyncIterator[bytes], size: int) -> BlobRef:
-        try:
-            return await self._blobs.put_stream(stream, size)
-        except DiskFull as error:
-            raise Busy(str(error), "Free disk space where the daemon's home lies, then try again.") from None
-        except BlobTooLarge as error:
-            raise Invalid(str(error)) from None
-
-    async def has_blob(self, ref: BlobRef) -> bool:
-        return self._blobs.has(ref)
-
-    async def read_blob(self, ref: BlobRef, offset: int, length: int) -> bytes:
-        try:
-            return await self._blobs.read(ref, offset, length)
-        except BlobMissing as error:
-            raise NotFound(str(error)) from None
-        except BlobError as error:
-            raise Busy(str(error)) from None
 
     # --- images ----------------------------------------------------------------------------------------------------
     async def images(self) -> list[Json]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 import struct
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable
 from typing import Any, Final
 
@@ -46,6 +46,8 @@ _HEADER: Final = struct.Struct(yamux_module.YAMUX_HEADER_FORMAT)
 WINDOW_LOOK_S: Final = 0.05
 CONNECTION_BUFFER_MAX: Final = 24 << 20
 """Unread bytes of all streams of one connection: past it the connection is closed. Links can hold 4 windows' worth."""
+PIECES_UNCHECKED: Final = 128 << 10
+"""What one stream may hold unread before all of them are counted: with less in each, they are within the bound."""
 WINDOW_MAX: Final = 4 << 20
 
 contained: Counter[str] = Counter()
@@ -132,7 +134,8 @@ class ContainedYamux(Yamux):  # type: ignore[misc]
 
     async def _check_buffers(self, length: int) -> None:
         """Close the connection of a peer that fills this machine's memory. Raises RawConnError then."""
-        if sum(map(len, self.stream_buffers.values())) + length > CONNECTION_BUFFER_MAX:
+        waiting = sum(stream.__dict__["pieces"].size for stream in self.streams.values() if "pieces" in stream.__dict__)
+        if sum(map(len, self.stream_buffers.values())) + waiting + length > CONNECTION_BUFFER_MAX:
             contained["buffer"] += 1
             log.warning("peer_ignores_flow_control", peer=str(self.peer_id))
             await self._sever()
@@ -146,6 +149,8 @@ class ContainedYamux(Yamux):  # type: ignore[misc]
             stream = self.streams.get(stream_id)
             usual = stream is not None and not (version or flags) and kind in _USUAL and length <= WINDOW_MAX
             if not usual:
+                if stream is not None:
+                    self._hand_back(stream)
                 return channel.take(_HEADER.size)
             channel.at += _HEADER.size
             self.heard_at = trio.current_time()
@@ -156,17 +161,29 @@ class ContainedYamux(Yamux):  # type: ignore[misc]
                 await self._take_body(channel, stream, length)
 
     async def _take_body(self, channel: Channel, stream: Any, length: int) -> None:
-        await self._check_buffers(length)
+        pieces = _pieces_of(stream)
+        if pieces.size > PIECES_UNCHECKED:
+            await self._check_buffers(length)
         if channel.ready < length:
             with trio.fail_after(BODY_READ_S):
                 await channel.fill(length)
+        body = channel.take(length)
         buffer = self.stream_buffers.get(stream.stream_id)
-        if buffer is not None:  # else it was reset while its data came
-            with memoryview(channel.plain) as view:
-                buffer += view[channel.at : channel.at + length]
-            stream.recv_window = max(0, stream.recv_window - length)
-            self.stream_events[stream.stream_id].set()
-        channel.at += length
+        if buffer is None:
+            return  # it was reset while its data came
+        if buffer:
+            buffer += body
+        else:
+            pieces.add(body)
+        stream.recv_window = max(0, stream.recv_window - length)
+        self.stream_events[stream.stream_id].set()
+
+    def _hand_back(self, stream: Any) -> None:
+        """Put what was set apart where the library looks for it: what it does next may end the stream."""
+        pieces = stream.__dict__.get("pieces")
+        buffer = self.stream_buffers.get(stream.stream_id)
+        if pieces and buffer is not None:
+            buffer += pieces.take(pieces.size)
 
     async def write_data(self, stream_id: int, data: memoryview) -> None:
         """Write at most BATCH_BYTES of a stream's data, in frames that go out together."""
@@ -203,6 +220,46 @@ class ContainedYamux(Yamux):  # type: ignore[misc]
         except Exception as error:
             note("yamux", error, peer=str(self.peer_id))
             await self._cleanup_on_error()
+
+
+class _Pieces:
+    """Bytes of a stream as they came, so that most of them are never copied."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._parts: deque[bytes] = deque()
+
+    def __len__(self) -> int:
+        return self.size
+
+    def add(self, part: bytes) -> None:
+        if part:
+            self._parts.append(part)
+            self.size += len(part)
+
+    def take(self, most: int) -> bytes:
+        """The first bytes, at most so many."""
+        if len(self._parts) == 1 and self.size <= most:
+            self.size = 0
+            return self._parts.popleft()
+        taken: list[bytes] = []
+        room = most
+        while self._parts and room:
+            part = self._parts.popleft()
+            if len(part) > room:
+                self._parts.appendleft(part[room:])
+                part = part[:room]
+            taken.append(part)
+            room -= len(part)
+        self.size -= most - room
+        return b"".join(taken)
+
+
+def _pieces_of(stream: Any) -> _Pieces:
+    pieces: _Pieces | None = stream.__dict__.get("pieces")
+    if pieces is None:
+        pieces = stream.__dict__["pieces"] = _Pieces()
+    return pieces
 
 
 _USUAL: Final = (yamux_module.TYPE_DATA, yamux_module.TYPE_WINDOW_UPDATE)
@@ -267,24 +324,30 @@ async def thrifty_read(self: Any, n: int | None = -1) -> bytes:
     Up to `n` bytes, all that are there when it is -1 or None. Raises MuxedStreamEOF, MuxedStreamReset.
     """
     await trio.lowlevel.checkpoint()
+    pieces = _pieces_of(self)
     while True:
         buffer = self.conn.stream_buffers.get(self.stream_id)
-        if buffer is None or self.conn.event_shutting_down.is_set() or not buffer:
+        if buffer is None or self.conn.event_shutting_down.is_set() or not (buffer or pieces):
             _check_open(self, buffer)
             await _wait_for_data(self)
         elif self.reset_received and not self.recv_closed:
             raise MuxedStreamReset("Stream was reset")
         else:
             break
-    if n is None or n < 0 or n >= len(buffer):
-        data = bytes(buffer)
-        buffer.clear()
-    else:
-        data = bytes(buffer[:n])
-        del buffer[:n]
+    data = _take(buffer, pieces, n)
     if self.closed:
         self.conn._finalize_stream_locked(self, fully_closed=True)
-    await _open_window(self, len(buffer))
+    await _open_window(self, len(buffer) + pieces.size)
+    return data
+
+
+def _take(buffer: bytearray, pieces: _Pieces, n: int | None) -> bytes:
+    """From whichever of the two holds something: never both do."""
+    most = len(buffer) + pieces.size if n is None or n < 0 else n
+    if not buffer:
+        return pieces.take(most)
+    data = bytes(buffer[:most])
+    del buffer[:most]
     return data
 
 

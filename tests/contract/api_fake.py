@@ -57,6 +57,9 @@ class FakeBackend:
 
     def __init__(self) -> None:
         self.blobs: dict[BlobRef, bytes] = {}
+        self.pins: set[BlobRef] = set()
+        self.elsewhere: dict[BlobRef, bytes] = {}
+        """What other peers hold."""
         self.known: dict[JobId, FakeJob] = {}
         self.stopped: list[bool] = []
         self.paused_for: list[float | None] = []
@@ -178,6 +181,44 @@ class FakeBackend:
             "size": sum(ref.size for ref in refs), "blobs": [str(ref) for ref in refs],
         }  # fmt: skip
         return self.images_added[image] | {"new_blobs": len(refs), "new_bytes": sum(ref.size for ref in refs)}
+
+    async def list_blobs(self, first: int, count: int) -> list[Json]:
+        return [self._stat(ref) for ref in reversed(self.blobs)][first : first + count]
+
+    async def blob_stat(self, ref: BlobRef) -> Json:
+        if ref not in self.blobs:
+            raise NotFound("the blob is not here")
+        return self._stat(ref)
+
+    async def pin_blob(self, ref: BlobRef) -> Json:
+        await self.blob_stat(ref)
+        self.pins.add(ref)
+        return self._stat(ref)
+
+    async def unpin_blob(self, ref: BlobRef) -> Json:
+        was = ref in self.pins
+        self.pins.discard(ref)
+        return {"ref": str(ref), "was_pinned": was}
+
+    async def verify_blob(self, ref: BlobRef) -> Json:
+        await self.blob_stat(ref)
+        sound = blob_of(self.blobs[ref]) == ref
+        if not sound:
+            del self.blobs[ref]
+        return {"ref": str(ref), "sound": sound, "damaged_chunks": int(not sound)}
+
+    async def fetch_blob(self, ref: BlobRef, wait_s: float) -> Json:
+        if ref not in self.blobs:
+            if ref not in self.elsewhere:
+                raise NotFound("nobody gave it")
+            self.blobs[ref] = self.elsewhere[ref]
+        return {"ref": str(ref), "here": True, "chunks": ref.chunks, "chunks_here": ref.chunks}
+
+    def _stat(self, ref: BlobRef) -> Json:
+        return {
+            "ref": str(ref), "size": ref.size, "chunks": ref.chunks, "chunks_here": ref.chunks, "whole": True,
+            "pinned": ref in self.pins, "held": False, "used": 1_700_000_000_000,
+        }  # fmt: skip
 
     async def submit(self, spec: JobSpec) -> JobId:
         job = JobId(hashlib.sha256(spec.nonce).digest())

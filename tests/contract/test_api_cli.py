@@ -218,7 +218,7 @@ def test_submit_uploads_waits_until_placed_and_says_so(daemon: Daemon, cli: Cli,
     thread = daemon.when(lambda: bool(backend.known), lambda: backend.place(next(iter(backend.known))))
     assert cli("submit", write_job(tmp_path)) == 0
     thread.join()
-    assert "the job and all its inputs are held by 2 other peers: this machine may go offline" in cli.out
+    assert "the job and all its inputs are held by 2 of 2 other peers: this machine may go offline" in cli.out
     (job,) = backend.known.values()
     assert job.spec.name == "a sweep"
     assert backend.blobs[job.spec.run.module].startswith(b"\0asm")  # type: ignore[index]

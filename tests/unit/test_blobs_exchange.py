@@ -25,6 +25,7 @@ from nexapod.blobs.frames import (
     decode,
     encode,
 )
+from nexapod.blobs.rates import Caps, Rates
 from nexapod.blobs.serving import PEERS_SERVED_MAX, QUESTIONS_PER_PEER_MAX
 from nexapod.blobs.store import BlobStore
 from nexapod.protocol.limits import CHUNK_BYTES
@@ -473,6 +474,21 @@ async def test_64_mib_in_bounded_memory(tmp_path):
         assert await taker.store.verify(ref)
         # Four chunks open, each perhaps copied once, and the frames between.
         assert peak < 16 * MIB
+
+
+@pytest.mark.parametrize("caps", [Caps(up_max=8 * MIB), Caps(peer_up_max=8 * MIB), Caps(down_max=8 * MIB)])
+async def test_caps_hold_for_what_is_sent_and_asked_for(tmp_path, caps):
+    async with network_in(tmp_path) as network:
+        giver, taker = network.node("giver"), network.node("taker")
+        for node in (giver, taker):
+            node.exchange = Exchange(node.store, node._send, on_bad=node._on_bad, timing=TIMING, rates=Rates(caps))
+            network.nursery.start_soon(node.exchange.run)
+        ref = await giver.store.put_bytes(os.urandom(14 * MIB))
+        began = trio.current_time()
+        await taker.fetch(ref, "giver")
+        # A second's worth may come at once, the other 6 MiB take three quarters of one more.
+        assert trio.current_time() - began >= 0.7
+        assert await taker.store.verify(ref)
 
 
 async def test_the_byte_budget_is_kept_in_order_of_arrival():

@@ -298,7 +298,9 @@ async def test_a_fetch_onto_a_full_disk_keeps_what_came_and_goes_on_once_there_i
         network.sent.clear()
         await taker.fetch(ref, "giver")
         assert taker.store.path(ref).read_bytes() == data
-        assert sum(size for _, target, size in network.sent if target == "taker") < 5 * MIB
+        assert sum(size for _, target, size in network.sent if target == "taker") < 5.5 * MIB, (
+            "at least one of six chunks was kept"
+        )
         assert await taker.store.verify(ref)
 
 

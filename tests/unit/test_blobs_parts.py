@@ -202,3 +202,29 @@ async def test_two_who_want_different_parts_fail_and_succeed_by_themselves(tmp_p
             await taker.fetch(Part(ref, 0, 5), "low")
         assert failed
         assert taker.store.has(Part(ref, 0, 5))
+
+
+@pytest.mark.parametrize("delay", range(0, 40, 2))
+async def test_a_fetch_begun_while_another_of_the_same_blob_ends_loses_nothing(tmp_path, delay):
+    data = os.urandom(2 * MIB)
+    async with network_in(tmp_path) as network:
+        giver, taker = network.node("giver"), network.node("taker")
+        ref = await giver.store.put_bytes(data)
+        scope = trio.CancelScope()
+
+        async def impatient():
+            with scope:
+                await taker.fetch(ref, "giver")
+
+        for _ in range(5):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(impatient)
+                for _ in range(delay):
+                    await trio.lowlevel.checkpoint()
+                scope.cancel()
+                nursery.start_soon(taker.fetch, ref, "giver")
+            assert taker.store.path(ref).read_bytes() == data
+            assert taker.store.bytes_here == len(data)
+            assert list(taker.store._layout.partial.iterdir()) == []
+            await taker.store.delete(ref)
+            scope = trio.CancelScope()

@@ -255,10 +255,10 @@ async def test_a_partial_blob_is_taken_up_again_but_its_marks_are_not_believed(s
     digests = [hashlib.sha256(chunk).digest() for chunk in chunks]
     partial = await store.open_partial(ref, digests)
     assert await partial.missing(range(4)) == [0, 1, 2, 3]
-    assert not await partial.write(1, chunks[0])
-    assert not await partial.write(3, chunks[0])
+    assert not await partial.write(1, [chunks[0]])
+    assert not await partial.write(3, [chunks[0]])
     for index in (0, 1, 3):
-        assert await partial.write(index, chunks[index])
+        assert await partial.write(index, [chunks[index]])
     partial.close()
     # Power failed: chunk 1 was marked, but its bytes never reached the disk.
     on_disk = store._layout.partial / f"{ref.digest.hex()}-{ref.size}.data"
@@ -268,7 +268,7 @@ async def test_a_partial_blob_is_taken_up_again_but_its_marks_are_not_believed(s
     partial = await again.open_partial(ref, digests)
     assert await partial.missing(range(4)) == [1, 2]
     for index in (1, 2):
-        assert await partial.write(index, chunks[index])
+        assert await partial.write(index, [chunks[index]])
     await partial.settle()
     partial.close()
     assert again.path(ref).read_bytes() == data

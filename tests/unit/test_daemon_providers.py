@@ -37,7 +37,7 @@ class World:
         if not delays and not self.silent & set(sources):
             raise BlobUnavailable("nobody has it")
         with trio.fail_after(deadline_s):
-            await trio.sleep(min(delays, default=1e9))  # a pause: a slow peer
+            await trio.sleep(min(delays, default=1e9))  # a pause: how long this peer takes, on a clock that jumps
 
     async def lookup(self, digest: Digest, limit: int) -> list[PeerId]:
         self.looked_up.append(digest)
