@@ -20,8 +20,8 @@ from nexapod.api.answers import EventAnswer, Reply, problem, problem_of
 from nexapod.api.backend import ApiError, Backend, Invalid, NotFound
 from nexapod.api.blob_routes import BLOB_PATH, about_blobs
 from nexapod.api.guard import BodyLimit
-from nexapod.api.images import ARCHIVE_PATH, about_images
-from nexapod.api.work import about_work
+from nexapod.api.image_routes import ARCHIVE_PATH, about_images
+from nexapod.api.task_routes import about_work
 from nexapod.protocol import limits, statements
 from nexapod.protocol.errors import LocalError, PeerError
 from nexapod.protocol.types import BlobRef, JobId, JobSpec, Split
@@ -57,7 +57,7 @@ def create_app(backend: Backend) -> ASGIApp:
     about_blobs(app, backend)
     _about_jobs(app, backend)
     about_work(app, backend)
-    about_images(app, backend, _announced_size, _exactly)
+    about_images(app, backend)
     return BodyLimit(app, frozenset((BLOB_PATH, ARCHIVE_PATH)))
 
 

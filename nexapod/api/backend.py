@@ -147,19 +147,19 @@ class Backend(Protocol):
         """Sign, save and announce a job whose blobs are all here. Raises Invalid."""
 
     async def images(self) -> list[Json]:
-        """images.ImageView of each image that was added, the newest first."""
+        """image_routes.ImageView of each image that was added, the newest first."""
 
     async def image(self, name: str) -> Json:
-        """images.ImageView of an added image, by content id, first digits or name. Raises NotFound."""
+        """image_routes.ImageView of an added image, by content id, first digits or name. Raises NotFound."""
 
     async def add_image(self, name: str, platform: str) -> Json:
-        """images.ImageAdded: add what the local engine calls so. Raises NotFound, Invalid, Busy."""
+        """image_routes.ImageAdded: add what the local engine calls so. Raises NotFound, Invalid, Busy."""
 
     async def add_image_archive(self, stream: AsyncIterator[bytes], size: int, platform: str) -> Json:
-        """images.ImageAdded: add the image in an archive of `size` bytes. Raises Invalid, Busy."""
+        """image_routes.ImageAdded: add the image in an archive of `size` bytes. Raises Invalid, Busy."""
 
     async def remove_image(self, name: str) -> Json:
-        """images.ImageView of what has been forgotten. Raises NotFound."""
+        """image_routes.ImageView of what has been forgotten. Raises NotFound."""
 
     def job_ids(self) -> Collection[JobId]:
         """Every job that this daemon knows of."""
@@ -195,7 +195,7 @@ class Backend(Protocol):
         """Why this daemon does (not) work: at least `sentences`."""
 
     async def tasks(self) -> list[Json]:
-        """work.LocalTask of each task on this machine."""
+        """task_routes.LocalTask of each task on this machine."""
 
     async def pause(self, for_s: float | None) -> None:
         """Freeze them and take no new ones, for so many seconds or until `resume`; returns once they stand still."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Annotated, Final
 
 from fastapi import FastAPI, Query, Request
@@ -10,8 +9,8 @@ from starlette.responses import Response
 
 from nexapod.api import models
 from nexapod.api.answers import BlobAnswer, Reply
-from nexapod.api.backend import Backend, Invalid, NotFound, TooLarge
-from nexapod.protocol import limits
+from nexapod.api.backend import Backend, Invalid, NotFound
+from nexapod.api.uploads import announced_size, exactly
 from nexapod.protocol.types import BlobRef
 
 BLOB_PATH: Final = "/v1/blobs"
@@ -30,8 +29,8 @@ def about_blobs(app: FastAPI, backend: Backend) -> None:
     @app.post(BLOB_PATH, response_model=None, status_code=201, responses={201: {"model": models.BlobView}})
     async def put_blob(request: Request) -> Response:
         """Store the request's body; its Content-Length must be given and true."""
-        size = _announced_size(request)
-        ref = await backend.put_blob(_exactly(request.stream(), size), size)
+        size = announced_size(request)
+        ref = await backend.put_blob(exactly(request.stream(), size), size)
         return Reply({"digest": ref.digest.hex(), "size": ref.size, "ref": str(ref)}, 201)
 
     @app.get(BLOB_PATH + "/{ref}", response_model=None)
@@ -77,25 +76,6 @@ def about_blobs(app: FastAPI, backend: Backend) -> None:
     async def fetch(ref: str, wait_s: Annotated[int, Query(ge=0, le=FETCH_WAIT_S_MAX)] = FETCH_WAIT_S_MAX) -> Response:
         """Look for a blob in the mesh for so long; ask again while it is not here."""
         return Reply(await backend.fetch_blob(_ref(ref), wait_s))
-
-
-def _announced_size(request: Request) -> int:
-    text = request.headers.get("content-length", "")
-    if not (text.isascii() and text.isdigit()):
-        raise Invalid("the upload has no Content-Length", "send it, and no chunked encoding")
-    if len(text) > 15 or int(text) > limits.BLOB_BYTES_MAX:
-        raise TooLarge(f"a blob has at most {limits.BLOB_BYTES_MAX} bytes")
-    return int(text)
-
-
-async def _exactly(stream: AsyncIterator[bytes], size: int) -> AsyncIterator[bytes]:
-    taken = 0
-    async for piece in stream:
-        taken += len(piece)
-        if piece:
-            yield piece
-    if taken != size:
-        raise Invalid(f"{size} bytes were announced, {taken} came")
 
 
 async def _held_blob(backend: Backend, text: str) -> BlobRef:

@@ -12,6 +12,7 @@ from pathlib import Path
 import trio
 
 from nexapod.api.backend import Busy, Forbidden, Invalid, JobEvent, Json, Metric, NotFound, NotReady, Over
+from nexapod.blobs.errors import DiskFull
 from nexapod.blobs.store import BlobStore
 from nexapod.daemon import explain, views
 from nexapod.daemon.blob_service import BlobService

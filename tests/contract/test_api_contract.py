@@ -18,7 +18,7 @@ import trio
 from api_fake import ANN, BOB, FakeBackend
 from pydantic import TypeAdapter
 
-from nexapod.api import models, work
+from nexapod.api import models, task_routes
 from nexapod.api import serve as serve_module
 from nexapod.api.app import create_app
 from nexapod.api.serve import ApiSocketError, bind_unix, load_or_create_token, serve
@@ -71,7 +71,7 @@ async def check_shapes(client: httpx.AsyncClient, job: JobId) -> None:
         "/v1/peers": list[models.Peer],
         "/v1/profile": models.ProfileView,
         "/v1/why": models.Why,
-        "/v1/tasks": list[work.LocalTask],
+        "/v1/tasks": list[task_routes.LocalTask],
         "/v1/jobs": list[models.JobRow],
         f"/v1/jobs/{job.hex()}": models.JobView,
         f"/v1/jobs/{job.hex()}/results": models.Results,

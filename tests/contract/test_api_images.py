@@ -15,7 +15,7 @@ import structlog
 from api_fake import FakeBackend, served_in_thread
 from pydantic import TypeAdapter
 
-from nexapod.api.images import ImageAdded, ImageView
+from nexapod.api.image_routes import ImageAdded, ImageView
 from nexapod.cli.app import main
 from nexapod.cli.client import Client
 from nexapod.log import setup_logging

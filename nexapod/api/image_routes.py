@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Final
 
 from fastapi import FastAPI, Query, Request
@@ -11,6 +10,7 @@ from starlette.responses import Response
 
 from nexapod.api.answers import Reply
 from nexapod.api.backend import Backend
+from nexapod.api.uploads import announced_size, exactly
 from nexapod.protocol import limits
 
 ARCHIVE_PATH: Final = "/v1/images/archive"
@@ -57,13 +57,7 @@ class ImageAdded(ImageView):
     """What was not here before."""
 
 
-def about_images(
-    app: FastAPI,
-    backend: Backend,
-    announced: Callable[[Request], int],
-    exactly: Callable[[AsyncIterator[bytes], int], AsyncIterator[bytes]],
-) -> None:
-    """`announced` and `exactly`: the size that an upload states, and its body held to it."""
+def about_images(app: FastAPI, backend: Backend) -> None:
 
     @app.get("/v1/images", response_model=None, responses={200: {"model": list[ImageView]}})
     async def images() -> Response:
@@ -83,7 +77,7 @@ def about_images(
     @app.post(ARCHIVE_PATH, response_model=None, status_code=201, responses={201: {"model": ImageAdded}})
     async def add_archive(request: Request, platform: PlatformName = "") -> Response:
         """Add the image in the request's body: a docker-archive or an OCI layout in a tar."""
-        size = announced(request)
+        size = announced_size(request)
         return Reply(await backend.add_image_archive(exactly(request.stream(), size), size, platform), 201)
 
     @app.post("/v1/images/remove", response_model=None, responses={200: {"model": ImageView}})
