@@ -106,7 +106,7 @@ class FakeProviders:
         chunks = [data[at : at + CHUNK_BYTES] for at in range(0, len(data), CHUNK_BYTES)]
         partial = await self.blobs.open_partial(part.blob, [hashlib.sha256(chunk).digest() for chunk in chunks])
         for index in part.chunks:
-            assert await partial.write(index, chunks[index])
+            assert await partial.write(index, [chunks[index]])
         await partial.settle()
         partial.close()
 
