@@ -5,7 +5,7 @@ end. Everything is on loopback.
 
     provide HOME FILE PORT            a daemon's mesh and blob store, holding FILE
     fetch HOME REF ADDR...            the same, fetching REF from the peers at ADDR; with TELL in the environment, it
-                                      says how much has come after each MiB
+                                      says after each MiB how much has come
     bare-give SIZE / bare-take ADDR   a py-libp2p stream of the same host settings, 64 KiB writes, nothing stored
     tcp-give FILE / tcp-take PORT F   a plain TCP copy of FILE into F
 """

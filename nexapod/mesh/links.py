@@ -161,7 +161,7 @@ class Links:
         link.make_room()
         self.used_at[link.peer] = trio.current_time()
         try:
-            await stream.write(data)
+            await stream.muxed_stream.write(data)  # as in _read
         except STREAM_ERRORS as error:
             log.debug("link_broken", peer=link.peer, channel=link.channel, error=repr(error)[:120])
             self.counts["links_broken"] += 1

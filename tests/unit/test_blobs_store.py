@@ -18,7 +18,7 @@ import trio
 from nexapod.blobs.errors import BlobCorrupt, BlobError, BlobMissing, BlobTooLarge, DiskFull
 from nexapod.blobs.store import BlobStore
 from nexapod.protocol.limits import CHUNK_BYTES
-from nexapod.protocol.types import blob_of
+from nexapod.protocol.types import BlobRef, blob_of
 
 SIZES = [0, 1, 4096, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES, 3 * CHUNK_BYTES + 7]
 
@@ -228,6 +228,52 @@ async def test_kill_9_leaves_whole_blobs_and_no_litter(tmp_path):
         assert await store.verify(ref)
     assert list((root / "tmp").iterdir()) == []
     assert len(list((root / "lists").iterdir())) == sum(ref.chunks > 1 for ref in refs)
+
+
+FETCHER = """
+import hashlib, sys, trio
+from pathlib import Path
+from nexapod.blobs.store import BlobStore
+from nexapod.protocol.types import BlobRef, blob_root
+
+def chunk(index):
+    return bytes([index]) * (1 << 20)
+
+async def main():
+    digests = [hashlib.sha256(chunk(index)).digest() for index in range(200)]
+    ref = BlobRef(blob_root(digests), 200 << 20)
+    partial = await BlobStore(Path(sys.argv[1])).open_partial(ref, digests)
+    print(ref, flush=True)
+    for index in range(200):
+        await partial.write(index, [chunk(index)])
+        print(index, flush=True)
+
+trio.run(main)
+"""
+
+
+def run_fetcher_and_kill_it(root):
+    """The blob, and how many of its chunks had been written when the fetcher was killed."""
+    with subprocess.Popen([sys.executable, "-c", FETCHER, str(root)], stdout=subprocess.PIPE) as fetcher:
+        assert fetcher.stdout is not None
+        ref = BlobRef.parse(fetcher.stdout.readline().decode().strip())
+        lines = [fetcher.stdout.readline() for _ in range(20)]
+        fetcher.send_signal(signal.SIGKILL)
+        lines += fetcher.stdout.readlines()
+    return ref, max(int(line) for line in lines if line.endswith(b"\n")) + 1
+
+
+async def test_kill_9_in_the_middle_of_a_fetch_loses_no_chunk_that_was_written(tmp_path):
+    root = tmp_path / "blobs"
+    ref, written = run_fetcher_and_kill_it(root)
+    store = BlobStore(root)
+    digests = await store.saved_list(ref)
+    partial = await store.open_partial(ref, digests)
+    missing = await partial.missing(range(200))
+    partial.close()
+    assert missing == list(range(200 - len(missing), 200))
+    assert written <= 200 - len(missing) <= written + 1
+    assert await store.read(ref, 5 << 20, 100) == bytes([5]) * 100
 
 
 def write_large(path):
