@@ -33,9 +33,9 @@ sys.path[0] = str(Path(__file__).parents[1] / "tests")
 from containers.engine_kit import NoEngine, connect, import_image  # noqa: E402
 from loopback.harness import Cluster, Daemon, wait_until  # noqa: E402
 
-from nexapod.executor.container import container_settings  # noqa: E402
 from nexapod.executor.contract import TaskRun  # noqa: E402
-from nexapod.executor.engine import connect as connect_engine  # noqa: E402
+from nexapod.executor.docker.engine import connect as connect_engine  # noqa: E402
+from nexapod.executor.docker.settings import container_settings  # noqa: E402
 from nexapod.protocol.types import Limits  # noqa: E402
 
 BAR = 1.10

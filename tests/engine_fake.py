@@ -8,9 +8,9 @@ from pathlib import Path
 
 from image_kit import AMD64, Made, docker_archive
 
-from nexapod.executor import oci
-from nexapod.executor.image_errors import BadImage, ImageUnavailable
-from nexapod.executor.images import EngineImage, ImageNotHere
+from nexapod.executor.images import oci
+from nexapod.executor.images.errors import BadImage, ImageUnavailable
+from nexapod.executor.images.inventory import EngineImage, ImageNotHere
 
 
 class FakeEngine:

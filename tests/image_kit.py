@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nexapod.executor.oci import Platform
+from nexapod.executor.images.oci import Platform
 
 AMD64 = Platform("linux", "amd64")
 

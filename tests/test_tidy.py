@@ -27,7 +27,7 @@ EMPTY_ALLOWED = {"__init__.py"}
 LONGER = {"nexapod/protocol/node.py", "nexapod/protocol/steward.py", "nexapod/protocol/worker.py"}
 """One machine each, with all that can change its state in one file: these may have up to LONGER_LINES_MAX."""
 LONGER_LINES_MAX = 800
-PRINTING = {"nexapod/executor/wasm_runner.py", "nexapod/executor/wasm_cache.py"}
+PRINTING = {"nexapod/executor/wasm/runner.py", "nexapod/executor/wasm/cache.py"}
 """A process of its own, without the daemon's log: what it says to its stderr is all that it can say."""
 PAUSING = {"tests/loopback/test_mesh_containment.py"}
 """Shows faults of the library that give no sign to wait for: some are that nothing happens."""

@@ -44,10 +44,10 @@ from nexapod.daemon.staging import Staging, label_of
 from nexapod.daemon.tasks import TaskRunner
 from nexapod.dht.dht import Dht
 from nexapod.executor.contract import Executor
-from nexapod.executor.docker import DockerExecutor
-from nexapod.executor.images import DockerImages
-from nexapod.executor.runners import Roots
-from nexapod.executor.wasm import WasmExecutor
+from nexapod.executor.docker.sandbox import DockerExecutor
+from nexapod.executor.images.inventory import DockerImages
+from nexapod.executor.wasm.runners import Roots
+from nexapod.executor.wasm.sandbox import WasmExecutor
 from nexapod.log import sd_notify, setup_logging
 from nexapod.mesh import events as mesh_events
 from nexapod.mesh import identity

@@ -23,9 +23,9 @@ import trio
 from nexapod.blobs.errors import disk_errors
 from nexapod.blobs.files import sync_folder, write_all
 from nexapod.blobs.store import BlobStore
-from nexapod.executor import oci
-from nexapod.executor.image_errors import BadImage, ImageError, ImageUnavailable
-from nexapod.executor.images import Engine, is_id
+from nexapod.executor.images import oci
+from nexapod.executor.images.errors import BadImage, ImageError, ImageUnavailable
+from nexapod.executor.images.inventory import Engine, is_id
 from nexapod.protocol.types import BlobRef
 
 log = structlog.get_logger()

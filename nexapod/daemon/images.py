@@ -23,9 +23,9 @@ import trio
 from nexapod.blobs.errors import disk_errors
 from nexapod.blobs.store import BlobStore
 from nexapod.daemon.image_shelf import Shelf, check_layer_blob, write_durably
-from nexapod.executor import oci
-from nexapod.executor.image_errors import BadImage, ImageUnavailable
-from nexapod.executor.images import Engine, ImageNotHere, is_id
+from nexapod.executor.images import oci
+from nexapod.executor.images.errors import BadImage, ImageUnavailable
+from nexapod.executor.images.inventory import Engine, ImageNotHere, is_id
 from nexapod.protocol.statements import registry_host
 from nexapod.protocol.types import BlobRef, Run
 

@@ -22,9 +22,9 @@ from nexapod.daemon.image_shelf import Added, Shelf, UnknownImage
 from nexapod.daemon.machine import Machine
 from nexapod.daemon.pausing import Pausing
 from nexapod.daemon.tasks import TaskRunner
-from nexapod.executor.image_errors import BadImage, ImageError
-from nexapod.executor.images import ImageNotHere
-from nexapod.executor.oci import Platform
+from nexapod.executor.images.errors import BadImage, ImageError
+from nexapod.executor.images.inventory import ImageNotHere
+from nexapod.executor.images.oci import Platform
 from nexapod.protocol.errors import LocalError
 from nexapod.protocol.events import AskLog, CancelJob, Submit, Trace
 from nexapod.protocol.node import JobEntry

@@ -24,7 +24,7 @@ from nexapod.blobs.store import BlobStore
 from nexapod.daemon.images import Images
 from nexapod.daemon.providers import Providers
 from nexapod.executor.contract import TaskRun
-from nexapod.executor.image_errors import BadImage
+from nexapod.executor.images.errors import BadImage
 from nexapod.executor.outputs import collect
 from nexapod.protocol.events import Run
 from nexapod.protocol.limits import SPLIT_ENTRY_BYTES

@@ -11,7 +11,7 @@ import pytest
 from containers.engine_kit import NoEngine, connect, import_image
 from containers.sandbox import HOME, Sandbox
 
-from nexapod.executor.docker import DockerExecutor
+from nexapod.executor.docker.sandbox import DockerExecutor
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from typing import Any
 import trio
 
 from nexapod.executor.contract import Ended, Report, TaskRun
-from nexapod.executor.docker import DockerExecutor
+from nexapod.executor.docker.sandbox import DockerExecutor
 from nexapod.protocol.types import Limits
 
 HOME = "fedcba9876543210"
@@ -91,7 +91,7 @@ async def killed_daemon(sandbox: Sandbox, run: TaskRun) -> AsyncIterator[None]:
 _DAEMON = f"""
 import pickle, sys, trio
 from pathlib import Path
-from nexapod.executor.docker import DockerExecutor
+from nexapod.executor.docker.sandbox import DockerExecutor
 
 executor = DockerExecutor(home={HOME!r}, scratch=Path(sys.argv[1]), url=sys.argv[3] or None)
 run = pickle.loads(bytes.fromhex(sys.argv[2]))

@@ -13,7 +13,7 @@ import trio
 from containers.elf import one_syscall
 from containers.sandbox import HOME, Sandbox
 
-from nexapod.executor.docker import DockerExecutor
+from nexapod.executor.docker.sandbox import DockerExecutor
 from nexapod.protocol.types import Limits
 
 

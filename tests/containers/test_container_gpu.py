@@ -17,7 +17,7 @@ from containers.python_image import import_python_image, python
 from nexapod.config.gpus import GpuSettings
 from nexapod.daemon.gpus import GpuLeases
 from nexapod.executor.contract import TaskRun
-from nexapod.executor.docker import DockerExecutor
+from nexapod.executor.docker.sandbox import DockerExecutor
 from nexapod.profile.gpus import GpuReader
 from nexapod.protocol.types import Limits
 

@@ -15,7 +15,7 @@ from containers.sandbox import HOME, Relay, Sandbox, killed_daemon, wait_until
 
 from nexapod.executor import watch
 from nexapod.executor.contract import Ended, TaskRun
-from nexapod.executor.docker import DockerExecutor
+from nexapod.executor.docker.sandbox import DockerExecutor
 from nexapod.protocol.types import Limits
 
 WAITING = "while [ ! -e /input/go ]; do sleep 0.05; done"

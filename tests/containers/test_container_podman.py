@@ -23,7 +23,7 @@ from containers.engine_kit import NoEngine, import_image
 from containers.sandbox import HOME, Sandbox, killed_daemon, wait_until
 
 from nexapod.executor.contract import Ended
-from nexapod.executor.docker import DockerExecutor
+from nexapod.executor.docker.sandbox import DockerExecutor
 from nexapod.protocol.types import Limits
 
 START_S = 10

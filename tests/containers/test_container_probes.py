@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ import psutil
 import pytest
 from containers.engine_kit import NoEngine, connect
 
-from nexapod.executor.container import LABEL_HOME
 from nexapod.executor.contract import Ended
+from nexapod.executor.docker.settings import LABEL_HOME
 from nexapod.executor.probe import image
 from nexapod.executor.probe.engine import PID_MAX, REPOSITORY, Engine, home_id
 from nexapod.executor.probe.promises import (
@@ -169,7 +170,7 @@ def network(client: Any) -> Iterator[str]:
 
 def test_a_way_by_an_interface_is_found_where_no_odd_socket_can_be_opened(weak: Weak, network: str) -> None:
     """With our own filter of system calls, and a network: what is left to find is the interface."""
-    profile = Path(image.__file__).parent.parent / "seccomp.json"
+    profile = files("nexapod.executor.docker").joinpath("seccomp.json")
     option = {"SecurityOpt": [f"seccomp={profile.read_text()}"], "NetworkMode": network}
     promise = BY_NAME["network"]
     verdict = promise.judge(weak.see(*promise.command, limits=promise.limits, **option))

@@ -23,7 +23,7 @@ from containers.engine_kit import NoEngine, import_image
 from containers.sandbox import HOME, Sandbox, killed_daemon, wait_until
 
 from nexapod.executor.contract import Ended, TaskRun
-from nexapod.executor.docker import DockerExecutor
+from nexapod.executor.docker.sandbox import DockerExecutor
 
 START_S = 20
 STOP_S = 30

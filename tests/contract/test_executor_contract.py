@@ -20,9 +20,9 @@ from containers.engine_kit import HOME, NoEngine, connect, import_image
 from wasmtime import wat2wasm
 
 from nexapod.executor.contract import BadRun, Ended, Executor, Report, TaskRun
-from nexapod.executor.docker import DockerExecutor
+from nexapod.executor.docker.sandbox import DockerExecutor
 from nexapod.executor.outputs import OutputRefused, collect
-from nexapod.executor.wasm import WasmExecutor
+from nexapod.executor.wasm.sandbox import WasmExecutor
 from nexapod.protocol.limits import LOG_TAIL_MAX
 from nexapod.protocol.types import Limits
 
@@ -148,7 +148,7 @@ def _runners_at_work(executor: Executor) -> list[str]:
 
 def _is_runner(process: psutil.Process) -> bool:
     try:
-        return "nexapod.executor.wasm_runner" in process.cmdline()
+        return "nexapod.executor.wasm.runner" in process.cmdline()
     except psutil.NoSuchProcess:
         return False
 
@@ -433,8 +433,8 @@ _DAEMON = f"""
 import json, sys, trio
 from pathlib import Path
 from nexapod.executor.contract import TaskRun
-from nexapod.executor.docker import DockerExecutor
-from nexapod.executor.wasm import WasmExecutor
+from nexapod.executor.docker.sandbox import DockerExecutor
+from nexapod.executor.wasm.sandbox import WasmExecutor
 from nexapod.protocol.types import Limits
 
 scratch, run = Path(sys.argv[1]), json.loads(sys.argv[2])

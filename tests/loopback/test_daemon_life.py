@@ -140,7 +140,7 @@ def test_a_paused_task_stands_still_and_its_submitter_sees_what_it_prints() -> N
         assert worker.status()["state"] == "paused"
         [task] = worker.get("/v1/tasks")
         assert (task["frozen"], task["stage"]) == (True, "running")
-        runners = [p for p in worker.below() if "wasm_runner" in " ".join(p.cmdline())]
+        runners = [p for p in worker.below() if "nexapod.executor.wasm.runner" in " ".join(p.cmdline())]
         before = sum(p.cpu_times().user for p in runners)
         time.sleep(1.0)  # a pause: nothing is to happen
         assert sum(p.cpu_times().user for p in runners) == before

@@ -18,9 +18,9 @@ from nexapod.blobs.errors import BlobError, BlobUnavailable
 from nexapod.blobs.store import BlobStore
 from nexapod.daemon.image_shelf import Shelf, UnknownImage
 from nexapod.daemon.images import Images
-from nexapod.executor.image_errors import BadImage, ImageUnavailable
-from nexapod.executor.images import ImageNotHere
-from nexapod.executor.oci import Platform
+from nexapod.executor.images.errors import BadImage, ImageUnavailable
+from nexapod.executor.images.inventory import ImageNotHere
+from nexapod.executor.images.oci import Platform
 from nexapod.protocol.types import BlobRef, Run, blob_of
 
 BASE = tar({"usr/lib/base": bytes(range(256)) * 12_000})

@@ -23,14 +23,14 @@ from hypothesis import strategies as st
 from wasm.wasm_kit import wat
 from wasmtime import wat2wasm
 
-from nexapod.executor import wasm_cache
-from nexapod.executor.board import Board
 from nexapod.executor.contract import BadRun, Ended, Report, TaskRun
-from nexapod.executor.runners import Reply, Runner, RunnerLost
-from nexapod.executor.wasm import WasmExecutor
-from nexapod.executor.wasm_cache import engine_config
-from nexapod.executor.wasm_guest import CLOCK_BASE_NS, CLOCK_STEP_NS, Guest
-from nexapod.executor.wasm_runner import DATA_SLACK
+from nexapod.executor.wasm import cache as module_cache
+from nexapod.executor.wasm.board import Board
+from nexapod.executor.wasm.cache import engine_config
+from nexapod.executor.wasm.guest import CLOCK_BASE_NS, CLOCK_STEP_NS, Guest
+from nexapod.executor.wasm.runner import DATA_SLACK
+from nexapod.executor.wasm.runners import Reply, Runner, RunnerLost
+from nexapod.executor.wasm.sandbox import WasmExecutor
 from nexapod.protocol.types import Limits
 
 WAT = Path(__file__).parent.parent / "wasm"
@@ -107,7 +107,7 @@ async def _until(condition: Callable[[], bool]) -> None:
 
 
 def _runners() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "nexapod.executor.wasm_runner" in child.cmdline()]
+    return [child for child in psutil.Process().children() if "nexapod.executor.wasm.runner" in child.cmdline()]
 
 
 def _ended(pid: int) -> bool:
@@ -296,7 +296,7 @@ _DAEMON = """
 import sys, trio, psutil
 from pathlib import Path
 from nexapod.executor.contract import TaskRun
-from nexapod.executor.wasm import WasmExecutor
+from nexapod.executor.wasm.sandbox import WasmExecutor
 from nexapod.protocol.types import Limits
 
 scratch, module, *folders = map(Path, sys.argv[1:])
@@ -496,7 +496,7 @@ async def test_more_modules_than_a_runner_holds(bench: Bench) -> None:
 
 _COMPILE = """
 import sys, wasmtime
-from nexapod.executor.wasm_cache import compiled, engine_config
+from nexapod.executor.wasm.cache import compiled, engine_config
 raw = open(sys.argv[1], "rb").read()
 sys.stdin.read(1)
 for _ in range(3):
@@ -515,19 +515,19 @@ def test_processes_that_compile_the_same_at_once_do_not_harm_each_other(tmp_path
         assert process.returncode == 0
     (entry,) = cache.iterdir()
     engine = wasmtime.Engine(engine_config())
-    assert wasm_cache._from_cache(engine, str(entry)) is not None
+    assert module_cache._from_cache(engine, str(entry)) is not None
 
 
 def test_the_cache_is_bounded_and_keeps_what_was_used_last(tmp_path: Path) -> None:
     for index in range(70):
         (tmp_path / f"{index:02}").touch()
         os.utime(tmp_path / f"{index:02}", (index, index))
-    wasm_cache._trim_cache(str(tmp_path))
+    module_cache._trim_cache(str(tmp_path))
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{index:02}" for index in range(6, 70)]
     for name in ("68", "69"):
         os.truncate(tmp_path / name, 300 << 20)
         os.utime(tmp_path / name, (int(name), int(name)))
-    wasm_cache._trim_cache(str(tmp_path))
+    module_cache._trim_cache(str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["69"]
 
 
@@ -538,7 +538,7 @@ def test_what_cannot_be_cached_leaves_nothing_and_costs_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    assert wasm_cache.compiled(wasmtime.Engine(engine_config()), wat(""), str(tmp_path)) is not None
+    assert module_cache.compiled(wasmtime.Engine(engine_config()), wat(""), str(tmp_path)) is not None
     assert list(tmp_path.iterdir()) == []
     assert "No space left" in capsys.readouterr().err
 

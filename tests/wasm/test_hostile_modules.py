@@ -16,10 +16,10 @@ from wasm.wasm_kit import LIMITS, Bench, bytes_in, counted_descriptors, wat
 from wasmtime import wat2wasm
 
 from nexapod.executor.outputs import OutputRefused, collect
-from nexapod.executor.runners import Roots
-from nexapod.executor.wasm import WasmExecutor
-from nexapod.executor.wasm_files import BYTES_SLACK, FILES_SLACK
-from nexapod.executor.wasm_runner import TABLE_ELEMENTS_MAX
+from nexapod.executor.wasm.files import BYTES_SLACK, FILES_SLACK
+from nexapod.executor.wasm.runner import TABLE_ELEMENTS_MAX
+from nexapod.executor.wasm.runners import Roots
+from nexapod.executor.wasm.sandbox import WasmExecutor
 
 HONEST = wat("(drop (call $write (call $create #4 [out]) [honest]))")
 PIECE = 64 << 10
@@ -40,7 +40,9 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
             assert (await bench.run(run)).outcome == "ok"
             assert (run.output / "out").read_text() == "honest"
             await executor.aclose()
-    assert [child for child in psutil.Process().children() if "wasm_runner" in " ".join(child.cmdline())] == []
+    assert [
+        child for child in psutil.Process().children() if "nexapod.executor.wasm.runner" in " ".join(child.cmdline())
+    ] == []
     assert list((tmp_path / "scratch").iterdir()) == []
     assert all(len(entry.name.split(".")) == 1 for entry in (tmp_path / "cache").iterdir()), "no draft is left"
     assert (tmp_path / "outside").read_text() == "a secret"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from wasm.wasm_kit import LIMITS, Bench, wat
 
-from nexapod.executor.wasm import WasmExecutor
+from nexapod.executor.wasm.sandbox import WasmExecutor
 
 NAMES = ("b.txt", "a.txt", "z", "m", "Ünïcode", "a.txt.bak", "0", "k" * 200)
 

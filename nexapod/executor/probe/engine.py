@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
 
 from nexapod.executor.capture import reason_text
-from nexapod.executor.container import LABEL_HOME
+from nexapod.executor.docker.settings import LABEL_HOME
 
 T = TypeVar("T")
 ASK_S: Final = 5

@@ -15,19 +15,19 @@ from typing import Any, Final, Protocol, TypeVar
 import psutil
 import trio
 
-from nexapod.executor import cgroups
 from nexapod.executor.contract import Executor, TaskRun
-from nexapod.executor.docker import DockerExecutor
+from nexapod.executor.docker import cgroups
+from nexapod.executor.docker.sandbox import DockerExecutor
 from nexapod.executor.probe import image
 from nexapod.executor.probe.engine import HOME_MARK, REPOSITORY, Engine, EngineAway, home_id, is_of_the_dead
 from nexapod.executor.probe.promises import Promise, Traces
-from nexapod.executor.wasm import WasmExecutor
+from nexapod.executor.wasm.sandbox import WasmExecutor
 from nexapod.protocol.types import ExecutorName
 
 T = TypeVar("T")
 CLOSE_S: Final = 20.0
 _SEED: Final = bytes(range(32))
-_RUNNER: Final = "nexapod.executor.wasm_runner"
+_RUNNER: Final = "nexapod.executor.wasm.runner"
 _FENCE_KEYS: Final = ("NoNewPrivs", "Seccomp")
 
 

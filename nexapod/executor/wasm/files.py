@@ -25,7 +25,7 @@ from typing import Any, Final, TypeAlias
 import wasmtime
 from wasmtime import FuncType, ValType
 
-from nexapod.executor.wasm_guest import ERRNO_FAULT, ERRNO_SUCCESS, WASI, store_bytes, view_of
+from nexapod.executor.wasm.guest import ERRNO_FAULT, ERRNO_SUCCESS, WASI, store_bytes, view_of
 
 BYTES_SLACK: Final = 256 << 10
 """How far beyond its limits a run may come before it is ended from inside; it is looked at from outside too. Room for

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Final, TypeGuard
 
-from nexapod.executor.image_errors import BadImage
-from nexapod.executor.tarwalk import BLOCK, REGULAR, SYMLINK, Entry, Read, entries, shown
+from nexapod.executor.images.errors import BadImage
+from nexapod.executor.images.tarwalk import BLOCK, REGULAR, SYMLINK, Entry, Read, entries, shown
 from nexapod.protocol.limits import CHUNK_BYTES, IMAGE_NAME_MAX, LAYERS_MAX
 
 JSON_BYTES_MAX: Final = 4 << 20

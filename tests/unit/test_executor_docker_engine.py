@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from nexapod.executor import engine
-from nexapod.executor.engine import Container, EngineError, Stream, connect
-from nexapod.executor.life import has_outcome, is_survivor
-from nexapod.executor.notes import Notes
+from nexapod.executor.docker import engine
+from nexapod.executor.docker.engine import Container, EngineError, Stream, connect
+from nexapod.executor.docker.life import has_outcome, is_survivor
+from nexapod.executor.docker.notes import Notes
 
 
 def frame(stream: int, data: bytes) -> bytes:

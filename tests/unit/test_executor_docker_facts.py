@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from nexapod.executor.container import NOBODY
-from nexapod.executor.enginefacts import EngineFacts, Process, Unfit, judge
+from nexapod.executor.docker.facts import EngineFacts, Process, Unfit, judge
+from nexapod.executor.docker.settings import NOBODY
 
 DOCKER: dict[str, Any] = {
     "OSType": "linux",

@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol, TypeVar
 import structlog
 import trio
 
-from nexapod.executor.image_errors import ImageError, ImageUnavailable
+from nexapod.executor.images.errors import ImageError, ImageUnavailable
 
 log = structlog.get_logger()
 T = TypeVar("T")

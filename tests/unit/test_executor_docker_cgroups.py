@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nexapod.executor.cgroups import Cgroups, find
+from nexapod.executor.docker.cgroups import Cgroups, find
 from nexapod.protocol.types import Usage
 
 HOME = "0123456789abcdef"

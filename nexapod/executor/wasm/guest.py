@@ -1,7 +1,7 @@
 """What a module sees instead of this machine's clock and randomness: both are functions of the task's seed.
 
 Part of the runner process. Replicas of a task must agree to the bit, and a task must not wait: time passes when the
-module looks at it, and sleeping costs a volunteer nothing. Files are wasm_files.py's.
+module looks at it, and sleeping costs a volunteer nothing. Files are files.py's.
 """
 
 from __future__ import annotations

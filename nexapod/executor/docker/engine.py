@@ -20,8 +20,8 @@ from typing import Any, Final, TypeVar
 
 import structlog
 
-from nexapod.executor.container import LABEL_HOME, LABEL_RUN, HostFacts, ImageFacts
-from nexapod.executor.enginefacts import EngineFacts, Process, Unfit, judge
+from nexapod.executor.docker.facts import EngineFacts, Process, Unfit, judge
+from nexapod.executor.docker.settings import LABEL_HOME, LABEL_RUN, HostFacts, ImageFacts
 from nexapod.protocol.types import Usage
 
 log = structlog.get_logger()
@@ -146,7 +146,7 @@ class Engine:
 
     def _profile(self, folder: Path) -> str:
         if not self._seccomp:
-            profile = json.loads(files("nexapod.executor").joinpath("seccomp.json").read_text())
+            profile = json.loads(files("nexapod.executor.docker").joinpath("seccomp.json").read_text())
             text = json.dumps(profile, separators=(",", ":"))
             if self.facts.podman:
                 path = folder / "seccomp.json"

@@ -2,7 +2,7 @@
 
 Bounded at every step: the engine may refuse, vanish, restart or hang, and the run ends all the same. An engine that is
 back within a while and has kept the container (live-restore) costs nothing; one that has ended it costs the run, as
-`try-elsewhere`. Does not know other runs, images, or who removes what is left: that is docker.py's.
+`try-elsewhere`. Does not know other runs, images, or who removes what is left: that is sandbox.py's.
 
 A container outlives its daemon. It carries the digest of its settings, so that a daemon that comes back goes on with it
 only when it would have begun the very same; what only the daemon knew (the beginning of a long log, pauses) lies in the
@@ -23,11 +23,11 @@ import structlog
 import trio
 
 from nexapod.executor.capture import reason_text
-from nexapod.executor.cgroups import Cgroups
-from nexapod.executor.container import LOG_BYTES
 from nexapod.executor.contract import EXIT_KILLED, Ended, OnReport, TaskRun, outcome_of_exit
-from nexapod.executor.engine import CALL_S, EXIT_UNKNOWN, WAIT_SLICE_S, Container, Engine, EngineError, Stream
-from nexapod.executor.notes import Notes
+from nexapod.executor.docker.cgroups import Cgroups
+from nexapod.executor.docker.engine import CALL_S, EXIT_UNKNOWN, WAIT_SLICE_S, Container, Engine, EngineError, Stream
+from nexapod.executor.docker.notes import Notes
+from nexapod.executor.docker.settings import LOG_BYTES
 from nexapod.executor.watch import MustStop, Scratch, Watch
 from nexapod.protocol.types import Usage
 

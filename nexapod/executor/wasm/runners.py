@@ -2,7 +2,7 @@
 
 Responsible for one process each (its pipes, its signals, what it used) and for the pool that keeps some for the next
 run. Believes nothing that a runner says: a reply that is not one is the loss of that runner and of its run. What
-happens inside is wasm_runner.py's; this module never loads wasmtime, which would cost the daemon 30 MB.
+happens inside is runner.py's; this module never loads wasmtime, which would cost the daemon 30 MB.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import msgpack
 import structlog
 import trio
 
-from nexapod.executor.board import Board
 from nexapod.executor.capture import reason_text
+from nexapod.executor.wasm.board import Board
 from nexapod.executor.watch import Clock
 
 log = structlog.get_logger()
@@ -113,7 +113,7 @@ class Runner:
     async def start(cls, priority: Priority, idle_s: float, roots: Roots | None) -> Runner:
         """The process starts on its own time: `wait_ready` is for whoever needs it first. Raises OSError."""
         stderr_fd, board = os.memfd_create("nexapod-runner"), Board()
-        argv = [sys.executable, "-I", "-m", "nexapod.executor.wasm_runner", str(idle_s), priority, str(board.fd)]
+        argv = [sys.executable, "-I", "-m", "nexapod.executor.wasm.runner", str(idle_s), priority, str(board.fd)]
         try:
             with trio.CancelScope(shield=True):  # a process that started must not be forgotten
                 process = await trio.lowlevel.open_process(

@@ -1,4 +1,4 @@
-"""nexapod.executor.oci and tarwalk: what archives hold, and that none of them, however made, does harm."""
+"""nexapod.executor.images.oci and tarwalk: what archives hold, and that none of them, however made, does harm."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from image_kit import AMD64, Made, docker_archive, image, oci_layout, tar
 
-from nexapod.executor import oci
-from nexapod.executor.image_errors import BadImage
-from nexapod.executor.oci import Platform
-from nexapod.executor.tarwalk import entries
+from nexapod.executor.images import oci
+from nexapod.executor.images.errors import BadImage
+from nexapod.executor.images.oci import Platform
+from nexapod.executor.images.tarwalk import entries
 
 ROOM = 64 << 20
 

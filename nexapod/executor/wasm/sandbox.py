@@ -1,7 +1,7 @@
 """The embedded executor: WebAssembly in runner processes of our own, with no engine to install.
 
 Responsible for the life of a run: a runner that holds its module, a watch over it from the outside, and what its end
-means. The processes are runners.py's, what happens inside one wasm_runner.py's.
+means. The processes are runners.py's, what happens inside one runner.py's.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from nexapod.executor.contract import (
     TaskRun,
     outcome_of_exit,
 )
-from nexapod.executor.runners import START_S, Leash, Pool, Priority, Reply, Roots, Runner, RunnerLost
+from nexapod.executor.wasm.runners import START_S, Leash, Pool, Priority, Reply, Roots, Runner, RunnerLost
 from nexapod.executor.watch import (
     CHECKPOINT_FILES_MAX,
     SCRATCH_BYTES_MAX,

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexapod.executor.board import SIZE, Board, Pen
 from nexapod.executor.capture import HEAD_BYTES, TAIL_BYTES, Capture, render
+from nexapod.executor.wasm.board import SIZE, Board, Pen
 
 
 @pytest.fixture

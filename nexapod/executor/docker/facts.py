@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from nexapod.executor.container import NOBODY
+from nexapod.executor.docker.settings import NOBODY
 
 _REMAPPED: Final = re.compile(r"/(\d+)\.(\d+)/?$")
 """How an engine with userns-remap ends the name of its own directory: the uid and gid that root is mapped to."""

@@ -14,7 +14,7 @@ import pytest
 
 _PROBE = """
 import ctypes, json, os, resource, socket, sys, threading
-from nexapod.executor.confine import confine
+from nexapod.executor.wasm.confine import confine
 
 parent, nice = os.getppid(), os.nice(0)
 fenced = confine("low")
@@ -70,7 +70,7 @@ def test_inside_the_fence_there_are_threads_and_files_but_no_processes_or_socket
 
 _ABORT = """
 import os
-from nexapod.executor.confine import confine
+from nexapod.executor.wasm.confine import confine
 confine("normal")
 os.abort()
 """
@@ -85,7 +85,7 @@ def test_a_fenced_process_can_still_abort() -> None:
 
 _FILES = """
 import ctypes, json, os, sys, threading
-from nexapod.executor.confine import confine
+from nexapod.executor.wasm.confine import confine
 
 home = sys.argv[1]
 fences = confine("normal", ["r" + home + "/modules", "w" + home + "/runs"])

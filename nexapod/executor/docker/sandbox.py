@@ -1,7 +1,7 @@
 """The container executor: one locked-down container a task, through a container engine on this machine.
 
 Responsible for the engine's connection, for which runs there are, and for leaving nothing behind. The life of one
-container is life.py's; what a container may do is container.py's; what the engine is fit for, enginefacts.py's; what it
+container is life.py's; what a container may do is settings.py's; what the engine is fit for, facts.py's; what it
 is asked, engine.py's; what a container has used, cgroups.py's where the engine allows. Knows nothing of how images get
 here: it runs what the engine holds, by content id.
 """
@@ -14,12 +14,12 @@ import structlog
 import trio
 
 from nexapod.executor.capture import reason_text
-from nexapod.executor.cgroups import Cgroups
-from nexapod.executor.cgroups import find as find_cgroups
-from nexapod.executor.container import ImageFacts, container_name, container_settings
 from nexapod.executor.contract import EXIT_KILLED, Availability, BadRun, Ended, OnReport, TaskRun
-from nexapod.executor.engine import CONNECTIONS_MAX, Engine, EngineError, connect
-from nexapod.executor.life import AWAY_S, Life, Threads, has_outcome
+from nexapod.executor.docker.cgroups import Cgroups
+from nexapod.executor.docker.cgroups import find as find_cgroups
+from nexapod.executor.docker.engine import CONNECTIONS_MAX, Engine, EngineError, connect
+from nexapod.executor.docker.life import AWAY_S, Life, Threads, has_outcome
+from nexapod.executor.docker.settings import ImageFacts, container_name, container_settings
 from nexapod.executor.watch import Scratch, remove_leftovers
 from nexapod.protocol.types import ExecutorName
 

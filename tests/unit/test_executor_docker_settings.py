@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexapod.executor.container import HostFacts, ImageFacts, container_name, container_settings
 from nexapod.executor.contract import BadRun, TaskRun
+from nexapod.executor.docker.settings import HostFacts, ImageFacts, container_name, container_settings
 from nexapod.protocol.types import Limits
 
 HOME = "0123456789abcdef"
@@ -281,7 +281,7 @@ def test_every_limit_of_a_job_is_looked_at_above() -> None:
 
 
 def test_the_seccomp_profile_denies_by_default() -> None:
-    profile = json.loads(files("nexapod.executor").joinpath("seccomp.json").read_text())
+    profile = json.loads(files("nexapod.executor.docker").joinpath("seccomp.json").read_text())
     assert profile["defaultAction"] == "SCMP_ACT_ERRNO"
     free = {name for rule in profile["syscalls"] if "args" not in rule for name in rule["names"]}
     dangerous = {

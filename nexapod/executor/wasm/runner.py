@@ -1,13 +1,13 @@
 """The process that executes WebAssembly: one module run at a time, WASI preview 1, nothing but what a request grants.
 
-Started by runners.py as `python -m nexapod.executor.wasm_runner`; requests and replies are length-prefixed msgpack on
+Started by runners.py as `python -m nexapod.executor.wasm.runner`; requests and replies are length-prefixed msgpack on
 stdin and stdout (see `main`), what is printed appears on a shared page at once (board.py). Imports little, so that it
 starts fast and small. Knows nothing of tasks, peers or the network: a module, four directories, limits and a seed come
 in; how it ended goes out.
 
 Replicas of a task must agree to the bit, so nothing of this machine reaches the module: NaNs are canonical, SIMD is
-deterministic, there are no threads; clock and randomness are functions of the seed (wasm_guest.py), and files look
-alike everywhere (wasm_files.py).
+deterministic, there are no threads; clock and randomness are functions of the seed (guest.py), and files look
+alike everywhere (files.py).
 
 Bounds, from the inside: the module's memory and tables by the store's limiter, its time by epoch interruption, what it
 writes by counting it and each file by RLIMIT_FSIZE, the process's own memory by RLIMIT_DATA. RLIMIT_AS cannot be used:
@@ -30,11 +30,11 @@ from typing import Any, Final, NamedTuple
 import msgpack
 import wasmtime
 
-from nexapod.executor.board import Pen
-from nexapod.executor.confine import confine
-from nexapod.executor.wasm_cache import compiled, engine_config
-from nexapod.executor.wasm_files import HOOKED, Files, Overrun, Shim
-from nexapod.executor.wasm_guest import WASI, Guest, Senses, TaskExit
+from nexapod.executor.wasm.board import Pen
+from nexapod.executor.wasm.cache import compiled, engine_config
+from nexapod.executor.wasm.confine import confine
+from nexapod.executor.wasm.files import HOOKED, Files, Overrun, Shim
+from nexapod.executor.wasm.guest import WASI, Guest, Senses, TaskExit
 
 TABLE_ELEMENTS_MAX: Final = 1 << 20
 TABLES_MAX: Final = 17

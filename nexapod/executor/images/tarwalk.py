@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from nexapod.executor.image_errors import BadImage
+from nexapod.executor.images.errors import BadImage
 
 BLOCK: Final = 512
 HEADER_BYTES_MAX: Final = 1 << 20

@@ -1,0 +1,1 @@
+"""Containers, through the API that Docker and Podman share."""

@@ -1,0 +1,1 @@
+"""WebAssembly modules, in runner processes of their own."""
