@@ -1,11 +1,13 @@
 """How long a file takes to be cut into tasks, against the floor: reading it and its sha2-256, in the same run.
 
-    .venv/bin/python benchmarks/split.py [--megabytes 200] [--repeat 3] [--submit] [--json]
+    .venv/bin/python benchmarks/split.py [--megabytes 200] [--repeat 3] [--submit] [--mesh WORKERS] [--json]
 
 Makes one file of each format (FASTA: 500,000 records for 200 MB), cuts each in processes of their own, and says the
 best time, its ratio to the floor of the same file, and the largest memory of the process, its code included.
 With --submit it also starts a daemon on loopback, submits the FASTA file to it as 10,000 tasks with the real command,
 twice, and says how long that took and what the daemon holds before, between and after.
+With --mesh it starts so many workers besides, lets them run the 10,000 tasks (each copies its piece), and says what
+each received over the network, everything counted, next to what it needed of the file and of others' results.
 """
 
 from __future__ import annotations
@@ -25,10 +27,11 @@ from typing import Any, get_args
 
 from nexapod.cli.records import By
 from nexapod.cli.splitting import Cut, split_file
+from nexapod.protocol.limits import CHUNK_BYTES, SHARD_TASKS
 
 ROOT = Path(__file__).parents[1]
-CHUNK_BYTES = 1 << 20
 TASKS = 10_000
+MESH_S = 3600.0
 RECORD_BYTES = 400
 """About so many bytes has a record of each format."""
 
@@ -163,6 +166,54 @@ def submit(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+def through_mesh(folder: Path, workers: int) -> dict[str, Any]:
+    """What each of the workers received while they ran all the tasks of the file once."""
+    sys.path.insert(0, str(ROOT / "tests" / "loopback"))
+    from harness import Cluster, copying_job
+
+    (folder / "m.wasm").write_bytes(copying_job(1, 0.0).module)
+    (folder / "job.toml").write_text(JOB + 'as = "in.txt"\n[validate]\nagree = 1\n')
+    with Cluster() as mesh:
+        submitter = mesh.add("submitter", "--no-work")
+        for number in range(workers):
+            mesh.add(f"worker-{number}", "--slots", "1")
+        mesh.wait_met()
+        began = time.perf_counter()
+        job_id = json.loads(submitter.command_line("submit", "--json", str(folder / "job.toml")))["job_id"]
+        submitted = time.perf_counter() - began
+        mesh.wait_state(submitter, job_id, "complete", MESH_S)
+        took = time.perf_counter() - began
+        settled = submitter.job(job_id)["settled"]
+        size = (folder / "data.fasta").stat().st_size
+        rows = [_traffic(daemon, size) for daemon in mesh.daemons[1:]]
+    return {"bytes": size, "submitted_s": submitted, "took_s": took, "settled": settled, "workers": rows}
+
+
+def _traffic(daemon: Any, size: int) -> dict[str, Any]:
+    """What a worker received, next to what its roles had to get: as a worker the pieces of its tasks, as a steward
+    those of its shards and the results that it did not find itself, which are as large; chunks are counted once.
+    Pieces are taken to be of one size, which they nearly are.
+    """
+    ran = {event["task"] for event in daemon.events("run")}
+    shards = {event["shard"] for event in daemon.events("steward_began")}
+    kept = {task for shard in shards for task in range(shard * SHARD_TASKS, min(TASKS, (shard + 1) * SHARD_TASKS))}
+    piece = size / TASKS
+    chunks = {
+        chunk
+        for task in ran | kept
+        for chunk in range(int(task * piece) // CHUNK_BYTES, int((task + 1) * piece) // CHUNK_BYTES + 1)
+    }
+    return {
+        "worker": daemon.name,
+        "tasks": len(ran),
+        "pieces_bytes": int(len(ran) * piece),
+        "shards": len(shards),
+        "chunks_bytes": len(chunks) * CHUNK_BYTES,
+        "results_bytes": int(len(kept - ran) * piece),
+        "received_bytes": daemon.counts("adapter_events_total").get("bytes_in", 0),
+    }
+
+
 def _held(daemon: Any) -> int:
     line = re.search(r"^nexapod_blob_bytes (\d+)", daemon.ask("GET", "/metrics").decode(), re.MULTILINE)
     assert line
@@ -174,6 +225,7 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=200)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--submit", action="store_true")
+    parser.add_argument("--mesh", type=int, default=0, metavar="WORKERS")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -185,8 +237,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(Path(folder), given.megabytes * 10**6, given.repeat)
         submitted = submit(Path(folder)) if given.submit else []
+        mesh = through_mesh(Path(folder), given.mesh) if given.mesh else None
     if given.json:
-        print(json.dumps({"cut": rows, "submit": submitted}, indent=2))
+        print(json.dumps({"cut": rows, "submit": submitted, "mesh": mesh}, indent=2))
         return
     print(
         f"{'by':6} {'how':10} {'MB':>5} {'records':>9} {'tasks':>7} {'floor s':>8} {'s':>6} "
@@ -202,6 +255,18 @@ def main() -> None:
             f"nexapod submit: {one['seconds']:.2f} s; the daemon held {one['held_before']} bytes before and "
             f"{one['held_after']} after, and grew by {one['rss_grew_mib']:.0f} MiB"
         )
+    if mesh:
+        print(
+            f"mesh: submitted in {mesh['submitted_s']:.1f} s (replicated included), {mesh['settled']} tasks settled "
+            f"after {mesh['took_s']:.0f} s; a file of {mesh['bytes'] / 1e6:.0f} MB"
+        )
+        for one in mesh["workers"]:
+            needed = one["chunks_bytes"] + one["results_bytes"]
+            print(
+                f"  {one['worker']:10} {one['tasks']:5} tasks ({one['pieces_bytes'] / 1e6:.0f} MB), {one['shards']} shards "
+                f"kept: needed {needed / 1e6:.0f} MB, of which results {one['results_bytes'] / 1e6:.0f}; received "
+                f"{one['received_bytes'] / 1e6:.0f} MB, {one['received_bytes'] / needed:.2f} times as much"
+            )
 
 
 if __name__ == "__main__":

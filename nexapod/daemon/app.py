@@ -265,7 +265,6 @@ async def _serve(
             hub=hub,
             post=engine.post,
             held=lambda: node.held_blobs() | shelf.held,
-            nursery=nursery,
         )
         machine = Machine(
             network=config.network,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import assert_never
@@ -36,6 +37,9 @@ from nexapod.protocol.types import BlobRef
 
 log = structlog.get_logger()
 
+FETCHES_AT_ONCE = 32
+"""A submitter may wait for ten thousand results. Each search has a deadline, and asks ever more peers until then: begun
+all at once, all would be late, and fill the mesh with questions."""
 PUBLISH_WAITING_MAX = 256
 PROVIDE_WAITING_MAX = 256
 PROVIDE_PAUSE_S = 2.0
@@ -43,7 +47,7 @@ PROVIDE_PAUSE_S = 2.0
 
 
 class Performer:
-    """Carries out effects; its own long work lives in the nursery that it is given."""
+    """Carries out effects: at once, or when `run` gets to it."""
 
     def __init__(
         self,
@@ -56,7 +60,6 @@ class Performer:
         hub: Hub,
         post: Callable[[Event], None],
         held: Callable[[], frozenset[BlobRef]],
-        nursery: trio.Nursery,
     ) -> None:
         """`held()`: blobs that must not be evicted."""
         self._mesh = mesh
@@ -67,8 +70,9 @@ class Performer:
         self._tasks = tasks
         self._hub = hub
         self._post = post
-        self._nursery = nursery
         self.dropped: Counter[str] = Counter()
+        # As many as the core waits for, which keeps each of them in its state anyway.
+        self._to_fetch, self._fetches = trio.open_memory_channel[Fetch](math.inf)
         self._publications, self._to_publish = trio.open_memory_channel[Publish](PUBLISH_WAITING_MAX)
         self._to_provide: OrderedDict[BlobRef, None] = OrderedDict()
         self._provide_wanted = trio.Event()
@@ -85,7 +89,7 @@ class Performer:
             case Stop(task):
                 self._tasks.stop(task)
             case Fetch():
-                self._nursery.start_soon(self._fetch, effect)
+                self._to_fetch.send_nowait(effect)
             case Drop():
                 pass  # it may stay as a cache, and can go now: `held` no longer names it
             case Penalise(peer, rule, ban):
@@ -99,8 +103,10 @@ class Performer:
                 assert_never(effect)
 
     async def run(self) -> None:
-        """Publish, provide and keep the disk in bounds, each one at a time, until cancelled."""
+        """Fetch, and publish, provide and keep the disk in bounds, each of these one at a time, until cancelled."""
         async with trio.open_nursery() as nursery:
+            for _ in range(FETCHES_AT_ONCE):
+                nursery.start_soon(self._fetch_all)
             nursery.start_soon(self._publish_all)
             nursery.start_soon(self._provide_all)
             nursery.start_soon(self._retention.run)
@@ -115,6 +121,10 @@ class Performer:
     async def _publish_all(self) -> None:
         async for effect in self._to_publish:
             await self._mesh.publish(effect.topic, effect.data)
+
+    async def _fetch_all(self) -> None:
+        async for effect in self._fetches:
+            await self._fetch(effect)
 
     async def _fetch(self, effect: Fetch) -> None:
         part = effect.part
