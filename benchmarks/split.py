@@ -263,8 +263,9 @@ def main() -> None:
         for one in mesh["workers"]:
             needed = one["chunks_bytes"] + one["results_bytes"]
             print(
-                f"  {one['worker']:10} {one['tasks']:5} tasks ({one['pieces_bytes'] / 1e6:.0f} MB), {one['shards']} shards "
-                f"kept: needed {needed / 1e6:.0f} MB, of which results {one['results_bytes'] / 1e6:.0f}; received "
+                f"  {one['worker']:10} {one['tasks']:5} tasks ({one['pieces_bytes'] / 1e6:.0f} MB), "
+                f"{one['shards']} shards kept: needed {needed / 1e6:.0f} MB, "
+                f"of which results {one['results_bytes'] / 1e6:.0f}; received "
                 f"{one['received_bytes'] / 1e6:.0f} MB, {one['received_bytes'] / needed:.2f} times as much"
             )
 

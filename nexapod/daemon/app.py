@@ -279,11 +279,12 @@ async def _serve(
             registries=images.registries,
             gpus=gpus,
         )
+        pausing = Pausing(engine, tasks, home.paused)
+        await pausing.restore()
         await machine.probe()
         nursery.start_soon(performer.run)
         nursery.start_soon(engine.run, performer)
         nursery.start_soon(machine.run)
-        pausing = Pausing(engine, tasks)
         nursery.start_soon(pausing.run)
         nursery.start_soon(gpus.run)
         nursery.start_soon(tasks.run, lambda: frozenset(node.worker.attempts))

@@ -21,8 +21,8 @@ import structlog
 import trio
 
 from nexapod.blobs.errors import disk_errors
-from nexapod.blobs.files import sync_folder, write_all
 from nexapod.blobs.store import BlobStore
+from nexapod.daemon.small_files import delete_durably, write_durably
 from nexapod.executor.images import oci
 from nexapod.executor.images.errors import BadImage, ImageError, ImageUnavailable
 from nexapod.executor.images.inventory import Engine, is_id
@@ -172,7 +172,7 @@ class Shelf:
     async def remove(self, text: str) -> Shelved:
         """Forget an added image; the blobs that nothing else needs go within about an hour. Raises UnknownImage."""
         image = self.find(text)
-        await self._in_thread(lambda: _delete(self._folder, image.image))
+        await self._in_thread(lambda: delete_durably(_file(self._folder, image.image)))
         del self._images[image.image]
         return image
 
@@ -305,26 +305,6 @@ def _file(folder: Path, image: str) -> Path:
 def _write(folder: Path, image: Shelved) -> None:
     fields = asdict(image) | {"blobs": [str(ref) for ref in image.blobs]}
     write_durably(_file(folder, image.image), json.dumps(fields).encode("ascii"))
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Replace a small file; on disk when this returns. Raises BlobError."""
-    fresh = path.with_suffix(".new")
-    with disk_errors(path):
-        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            write_all(fd, data)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        fresh.replace(path)
-        sync_folder(path.parent)
-
-
-def _delete(folder: Path, image: str) -> None:
-    with disk_errors(folder):
-        _file(folder, image).unlink(missing_ok=True)
-        sync_folder(folder)
 
 
 def _read_all(folder: Path) -> Iterator[Shelved]:

@@ -22,7 +22,8 @@ import trio
 
 from nexapod.blobs.errors import disk_errors
 from nexapod.blobs.store import BlobStore
-from nexapod.daemon.image_shelf import Shelf, check_layer_blob, write_durably
+from nexapod.daemon.image_shelf import Shelf, check_layer_blob
+from nexapod.daemon.small_files import write_durably
 from nexapod.executor.images import oci
 from nexapod.executor.images.errors import BadImage, ImageUnavailable
 from nexapod.executor.images.inventory import Engine, ImageNotHere, is_id

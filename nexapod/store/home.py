@@ -64,6 +64,10 @@ class Home:
         return self.root / "token"
 
     @property
+    def paused(self) -> Path:
+        return self.root / "paused"
+
+    @property
     def lock(self) -> Path:
         return self.root / "lock"
 

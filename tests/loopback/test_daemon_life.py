@@ -148,6 +148,15 @@ def test_a_paused_task_stands_still_and_its_submitter_sees_what_it_prints() -> N
         worker.command_line("resume")
         wait_until(lambda: sum(p.cpu_times().user for p in runners) > before, 5.0, "it goes on")
         assert not worker.get("/v1/tasks")[0]["frozen"]
+
+        worker.command_line("pause", "1h")
+        worker.kill()
+        worker.start()
+        worker.wait_up()
+        assert worker.status()["state"] == "paused", "the owner wants the machine still"
+        assert [task["stage"] for task in worker.get("/v1/tasks")] in ([], ["preparing"])
+        worker.command_line("resume")
+        wait_until(lambda: [t["stage"] for t in worker.get("/v1/tasks")] == ["running"], 60.0, "it begins again")
         submitter.command_line("cancel", job_id)
         wait_until(lambda: worker.status()["running_tasks"] == 0, 20.0, "a cancelled task ends")
         assert frozen_s < 5.0, "the command and the freezing together"

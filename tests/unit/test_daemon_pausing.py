@@ -1,0 +1,119 @@
+"""nexapod.daemon.pausing: a pause ends when its owner says so, or when it was to; not when a daemon does."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import trio
+import trio.testing
+
+from nexapod.blobs.errors import BlobError
+from nexapod.daemon.pausing import Pausing
+from nexapod.protocol.events import Event, Pause
+
+
+class Daemon:
+    """What Pausing joins: a core that is told, and tasks that stand still or go on."""
+
+    def __init__(self, kept: Path) -> None:
+        self.told: list[Event] = []
+        self.paused = False
+        self.pausing = Pausing(cast(Any, self), cast(Any, self), kept)
+
+    async def act(self, event: Event) -> None:
+        self.post(event)
+
+    def post(self, event: Event) -> None:
+        self.told.append(event)
+
+    async def pause(self) -> None:
+        self.paused = True
+
+    async def resume(self) -> None:
+        self.paused = False
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Path:
+    return tmp_path / "paused"
+
+
+def write(kept: Path, text: str) -> None:
+    kept.write_text(text, encoding="latin-1")
+
+
+def mode(kept: Path) -> int | None:
+    """The note's permissions; None when there is none."""
+    return kept.stat().st_mode & 0o777 if kept.exists() else None
+
+
+async def restarted(kept: Path) -> Daemon:
+    daemon = Daemon(kept)
+    await daemon.pausing.restore()
+    return daemon
+
+
+async def test_a_daemon_that_was_never_paused_works(kept: Path) -> None:
+    daemon = await restarted(kept)
+    assert not daemon.pausing.paused
+    assert daemon.told == []
+
+
+async def test_a_pause_without_end_outlives_the_daemon(kept: Path) -> None:
+    await Daemon(kept).pausing.pause(None)
+    assert mode(kept) == 0o600
+    daemon = await restarted(kept)
+    assert daemon.pausing.paused
+    assert daemon.pausing.left_s is None
+    assert daemon.told == [Pause(True)]
+    await daemon.pausing.resume()
+    assert daemon.told == [Pause(True), Pause(False)]
+    assert not (await restarted(kept)).pausing.paused
+
+
+async def test_a_pause_of_an_hour_goes_on_for_what_is_left_of_it(kept: Path) -> None:
+    await Daemon(kept).pausing.pause(3600)
+    left_s = (await restarted(kept)).pausing.left_s
+    assert left_s is not None
+    assert 3500 < left_s <= 3600
+
+
+async def test_the_rest_of_a_pause_ends_by_itself_after_a_restart(
+    kept: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    await Daemon(kept).pausing.pause(3600)
+    daemon = await restarted(kept)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(daemon.pausing.run)
+        await trio.sleep(3500)
+        assert daemon.pausing.paused
+        await trio.sleep(101)
+        nursery.cancel_scope.cancel()
+    assert not daemon.pausing.paused
+    assert mode(kept) is None
+
+
+async def test_a_pause_whose_end_has_passed_is_over(kept: Path) -> None:
+    write(kept, json.dumps({"until_ms": round(time.time() * 1000) - 1}))
+    assert not (await restarted(kept)).pausing.paused
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"until_ms": "soon"}', '{"until_ms": [1]}', "\x00\xff", "3"])
+async def test_a_note_that_cannot_be_read_is_a_pause_that_the_owner_ends(kept: Path, text: str) -> None:
+    write(kept, text)
+    daemon = await restarted(kept)
+    assert daemon.pausing.paused
+    assert daemon.pausing.left_s is None
+    await daemon.pausing.resume()
+    assert not (await restarted(kept)).pausing.paused
+
+
+async def test_a_pause_that_cannot_be_kept_is_a_pause_and_says_so(kept: Path) -> None:
+    daemon = Daemon(kept.parent / "nowhere" / "paused")
+    with pytest.raises(BlobError, match="nowhere"):
+        await daemon.pausing.pause(60)
+    assert daemon.pausing.paused
