@@ -38,6 +38,8 @@ class Attempt:
     salt: bytes = b""
     result: RunResult | None = None
     reveal: Statement | None = None
+    interrupted: bool = False
+    """A former process of this node ran it."""
     progress: int = 0
     log: str = ""
     """The head and the tail of what the task has printed so far."""
@@ -101,6 +103,7 @@ def restored(record: Record, verify: Verify, now: Millis) -> Attempt | tuple[Blo
     attempt.salt = salt
     attempt.seq = seq
     attempt.retry_at = now
+    attempt.interrupted = True
     attempt.basis = decode(basis, verify) if basis is not None else None
     if commit is not None:
         attempt.state = "committed"

@@ -107,7 +107,9 @@ class Checkpoints:
         of_task = self._of_task[statement.body.task]
         if statement.author in of_task or len(of_task) < limits.CHECKPOINTS_PER_TASK_MAX:
             return True
-        spare = [(max(k.body.progress for k in o.kept()), w) for w, o in of_task.items() if o.handed is None]
+        spare = [
+            (max((k.body.progress for k in o.kept()), default=-1), w) for w, o in of_task.items() if o.handed is None
+        ]
         if not spare or min(spare)[0] >= statement.body.progress:
             return False
         self._remove(statement.body.task, min(spare)[1])

@@ -146,11 +146,13 @@ class Worker:
 
     def pause(self, paused: bool) -> None:
         """While the owner wants the machine: nothing new is taken, what has not begun is given back, and the leases of
-        what runs, frozen by the driver, are kept alive."""
+        what runs, frozen by the driver, are kept alive. So are those of what a former process ran: its sandboxes may be
+        there, frozen as it left them."""
         self.paused = paused
         if paused:
             for attempt in [a for a in self.attempts.values() if a.state in ("bidding", "granted")]:
-                self._give_up(attempt)
+                if not attempt.interrupted:
+                    self._give_up(attempt)
         self._wake(self.ctx.now)
 
     def job_over(self, job: JobId) -> None:

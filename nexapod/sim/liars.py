@@ -3,7 +3,7 @@
 A liar signs with its own key only, and lies alone. What two colluding peers of different operator groups can do to a
 job with agree = 2 is outside of the fault model: two equal signed results are what such a job asks for. A copycat
 that is one of the stewards sees a first wrong result before it runs a tie-break, which comes to the same; so where a
-world has both, its copycats are no stewards.
+world has a copycat and anybody else who claims wrong results, as copycats do too, its copycats are no stewards.
 """
 
 from __future__ import annotations

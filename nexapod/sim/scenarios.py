@@ -263,8 +263,10 @@ def _with_liars(rng: Rng, plan: Plan) -> Plan:
             kind = "garbage"
         kinds.append(kind)
     peers = list(plan.peers)
+    # A copycat claims junk as long as it has nothing to copy: another one is a liar that claims something wrong.
+    copied = "wrong" in kinds or kinds.count("copycat") > 1
     for place, kind in zip(places, kinds, strict=False):
-        peers[place] = replace(peers[place], liar=kind, serves=kind != "copycat" or "wrong" not in kinds)
+        peers[place] = replace(peers[place], liar=kind, serves=kind != "copycat" or not copied)
     return replace(plan, peers=tuple(peers), features=(*plan.features, *kinds))
 
 

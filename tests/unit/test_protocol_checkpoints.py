@@ -189,6 +189,19 @@ def test_of_too_many_the_one_that_is_least_far_goes_unless_somebody_went_on_from
     assert blob_in(first[0]) in [e.ref for e in effects if isinstance(e, Drop)]
 
 
+def test_a_worker_whose_only_one_never_arrived_is_the_first_to_make_room() -> None:
+    shelf = Shelf()
+    for worker in (3, 4, 5, 6):
+        shelf.add(kept(worker, progress=100 * worker), here=worker != 6)
+    shelf.checkpoints.blob_failed(Part.whole(blob_in(kept(6, progress=600))))
+    drain(shelf.ctx)
+    shelf.add(kept(7, progress=1))
+    assert [e for e in drain(shelf.ctx) if isinstance(e, Drop)] == []
+    shelf.gone = {7}
+    assert shelf.give(8) == kept(7, progress=1)
+    assert shelf.checkpoints.size == limits.CHECKPOINTS_PER_TASK_MAX
+
+
 def test_nothing_is_left_of_a_task_that_is_over() -> None:
     shelf = Shelf()
     shelf.add(kept(3))

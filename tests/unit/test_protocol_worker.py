@@ -26,7 +26,7 @@ from protocol_kit import (
     verify,
 )
 
-from nexapod.protocol import attempts, limits, worker
+from nexapod.protocol import attempts, limits, messages, worker
 from nexapod.protocol.errors import PeerError
 from nexapod.protocol.events import Drop, Run, Save, Send, Stop
 from nexapod.protocol.matching import Policy
@@ -519,6 +519,30 @@ def test_a_task_that_ran_when_the_process_ended_runs_again() -> None:
     again = _restarted(bench)
     again.worker.tick()
     assert [e.task for e in drain(again.ctx) if isinstance(e, Run)] == [again.task]
+
+
+def test_a_task_that_ran_when_the_process_ended_is_kept_by_one_that_starts_paused() -> None:
+    bench = Bench()
+    bench.grant(bench.bid(), *STEWARDS)
+    again = _restarted(bench)
+    again.worker.pause(True)
+    again.at(50_000 + limits.RETRY_MIN_MS)
+    effects = drain(again.ctx)
+    told = [messages.decode(e.frame) for e in effects if isinstance(e, Send) and e.peer == pid(0)]
+    assert [m.held[0].stage for m in told if isinstance(m, Renew)] == ["running"]
+    assert [e for e in effects if isinstance(e, Run)] == []
+    again.worker.pause(False)
+    again.at(60_000)
+    assert [e.task for e in drain(again.ctx) if isinstance(e, Run)] == [again.task]
+
+
+def test_a_pause_gives_back_what_has_not_begun() -> None:
+    bench = Bench()
+    bench.bid()
+    drain(bench.ctx)
+    bench.worker.pause(True)
+    assert [m.tasks for m in said(bench.ctx, 0) if isinstance(m, Release)] == [(0,)]
+    assert bench.worker.attempts == {}
 
 
 def test_a_task_once_committed_is_never_tried_again_not_even_by_a_restarted_process() -> None:
