@@ -307,6 +307,9 @@ class World:
             self.checkers.violated("restart-raises", f"peer {box.index}: {traceback.format_exc(limit=-4)}")
             box.gone = True
             return
+        for job, submission in box.node.submissions.items():
+            if submission.settlement is not None:
+                self.job_complete(job)  # it was saved, and the crash came before it was told
         self._say(box, f"boots ({len(records)} records)")
         self.enter(box, ProfileChanged(self._profile(box)))
 
