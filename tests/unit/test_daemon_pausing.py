@@ -89,9 +89,9 @@ async def test_the_rest_of_a_pause_ends_by_itself_after_a_restart(
     daemon = await restarted(kept)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(daemon.pausing.run)
-        await trio.sleep(3500)
+        await trio.sleep(3500)  # a pause: on a clock that jumps
         assert daemon.pausing.paused
-        await trio.sleep(101)
+        await trio.sleep(101)  # a pause: on a clock that jumps
         nursery.cancel_scope.cancel()
     assert not daemon.pausing.paused
     assert mode(kept) is None

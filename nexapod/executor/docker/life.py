@@ -12,6 +12,7 @@ run's scratch, where the task does not see it (docs/decisions/0012-containers-ar
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -98,6 +99,7 @@ class Life:
     _began: float = 0.0
     _heard_all: trio.Event = field(default_factory=trio.Event)
     _changing: trio.Lock = field(default_factory=trio.Lock)
+    _hearing: threading.Lock = field(default_factory=threading.Lock)
     _pause_wanted: bool = False
     _over: bool = False
 
@@ -322,9 +324,11 @@ class Life:
             self._stream.close()  # harmless when it has ended; else the thread that reads it would never
 
     def _hear(self, piece: bytes, stdout: bool) -> None:
+        """In the thread that listens."""
         assert self._watch is not None
-        self._watch.hear(piece, stdout=stdout)
-        self._heard = time.time()
+        with self._hearing:
+            self._watch.hear(piece, stdout=stdout)
+            self._heard = time.time()
 
     def _measure(self) -> Usage | None:
         """In a worker thread, with every look."""
@@ -332,9 +336,11 @@ class Life:
         assert self._notes is not None
         now = time.monotonic()
         if self._watch.printed[2] >= NOTE_PRINTED_MIN and now - self._noted_at >= NOTE_EVERY_S:
-            heard = self._heard
+            with self._hearing:
+                # Of one moment, or the next daemon would hear the last piece twice, or not at all.
+                heard, printed = self._heard, self._watch.printed
             if heard != self._notes.heard:
-                self._notes.printed, self._notes.heard = self._watch.printed, heard
+                self._notes.printed, self._notes.heard = printed, heard
                 self._notes.progress = self._watch.progress
                 self._notes.write()
             self._noted_at = now
