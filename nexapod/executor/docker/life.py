@@ -43,6 +43,8 @@ LAST_WORDS_S: Final = 5.0
 STATS_FIRST_S: Final = 1.0
 STATS_EVERY_S: Final = 10.0
 NOTE_EVERY_S: Final = 1.0
+SILENT_S: Final = 0.5
+"""How far an engine's log may be behind what it hands to listeners."""
 NOTE_PRINTED_MIN: Final = LOG_BYTES // 2
 """From here on the engine may be about to forget the beginning of the log, which is noted then."""
 _NOT_RUNNABLE: Final = (126, 127)
@@ -95,6 +97,9 @@ class Life:
     _race: _Race = field(default_factory=_Race)
     _stream: Stream | None = None
     _heard: float = 0.0
+    _listened: float = 0.0
+    """Monotonic: when the last piece came, or listening began."""
+    _noted: tuple[int, bool] | None = None
     _noted_at: float = 0.0
     _began: float = 0.0
     _heard_all: trio.Event = field(default_factory=trio.Event)
@@ -182,6 +187,7 @@ class Life:
         if found.status == "paused" and not self._pause_wanted:
             await self.resume()
         self._stream = await self.threads.call(self.engine.follow, self.name, self._heard)
+        self._listened = self._noted_at = time.monotonic()
         log.info("container_adopted", label=self.run.label, status=found.status, ran_ms=watch.wall_ms)
         return watch
 
@@ -328,7 +334,7 @@ class Life:
         assert self._watch is not None
         with self._hearing:
             self._watch.hear(piece, stdout=stdout)
-            self._heard = time.time()
+            self._heard, self._listened = time.time(), time.monotonic()
 
     def _measure(self) -> Usage | None:
         """In a worker thread, with every look."""
@@ -336,15 +342,25 @@ class Life:
         assert self._notes is not None
         now = time.monotonic()
         if self._watch.printed[2] >= NOTE_PRINTED_MIN and now - self._noted_at >= NOTE_EVERY_S:
-            with self._hearing:
-                # Of one moment, or the next daemon would hear the last piece twice, or not at all.
-                heard, printed = self._heard, self._watch.printed
-            if heard != self._notes.heard:
-                self._notes.printed, self._notes.heard = printed, heard
-                self._notes.progress = self._watch.progress
-                self._notes.write()
+            self._note_printed()
             self._noted_at = now
         return self.cgroups.usage(self.run.label) if self.cgroups else None
+
+    def _note_printed(self) -> None:
+        """What was heard, and until when. The engine hands a piece to listeners before it writes it to its log, with
+        the time of then: only after a while of silence is what was heard sure to be in the log already. Until then a
+        daemon that comes back may hear the last piece again.
+        """
+        assert self._watch is not None
+        assert self._notes is not None
+        with self._hearing:
+            silent = time.monotonic() - self._listened >= SILENT_S
+            until, printed = (time.time() if silent else self._heard), self._watch.printed
+        if (printed[2], silent) != self._noted:
+            self._notes.printed, self._notes.heard = printed, until
+            self._notes.progress = self._watch.progress
+            self._notes.write()
+            self._noted = (printed[2], silent)
 
     # --- how it ended ----------------------------------------------------------------------------------------------
     async def _tell(self, watch: Watch) -> Ended:
