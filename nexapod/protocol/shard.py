@@ -125,6 +125,13 @@ class ShardState:
             return Contradiction(*sorted((old, statement), key=lambda s: s.id))
         return self._keep(file.commits, statement.author, statement, smaller_id)
 
+    def prefer(self, commit: Statement) -> None:
+        """Of two commits of one worker, take this one, and wait for what answers it. For who judges nothing itself."""
+        file = self.file(commit.body.task)
+        file.commits[commit.author] = commit
+        self._count -= file.reveals.pop(commit.author, None) is not None
+        self._summary = None
+
     def _add_reveal(self, statement: Statement, reveal: Reveal) -> Added:
         file = self.file(reveal.task)
         commit = file.commits.get(statement.author)

@@ -11,11 +11,12 @@ from nexapod.protocol.certificate import build, evidence_digest
 from nexapod.protocol.context import Context, Owner
 from nexapod.protocol.messages import AskLog, Collect, TaskLog, View
 from nexapod.protocol.records import Record
-from nexapod.protocol.shard import ShardState, shard_of
+from nexapod.protocol.shard import Contradiction, ShardState, shard_of
 from nexapod.protocol.statements import Bid, Settlement, Statement, Verdict
 from nexapod.protocol.types import BlobRef, File, JobId, JobSpec, Millis, Part, PeerId, StatementId
 
 LOGS_MAX = 256
+TURNS_MAX = 64
 EVIDENCE_RECORD = "evidence"
 """The ids of what a settlement signed."""
 
@@ -39,6 +40,8 @@ class Submission:
         """What the workers of tasks that were asked about have printed so far, newest last."""
         self.settlement: Statement | None = None
         self.cancelled = False
+        self._turns: dict[tuple[int, PeerId], int] = {}
+        """How often a worker's commit to an undecided task was replaced by another one."""
         self._missing: dict[BlobRef, set[int]] = {}
         self._rounds = 0
         self._collect_at: Millis | None = ctx.now + limits.COLLECT_MS
@@ -158,7 +161,15 @@ class Submission:
         if not isinstance(body, Bid) and self._spoils(statement):
             return
         state = self.states[shard]
-        if state.add(statement) != "new":
+        added = state.add(statement)
+        if isinstance(added, Contradiction):
+            # The stewards may have judged before they saw it, by either commit: what they send again is what counts.
+            turns = self._turns.get((body.task, statement.author), 0)
+            if turns >= TURNS_MAX:
+                return
+            self._turns[(body.task, statement.author)] = turns + 1
+            state.prefer(statement)
+        elif added != "new":
             return
         if not isinstance(body, Bid):
             if statement.kind == "commit":

@@ -32,6 +32,7 @@ REGRESSIONS = {
     ("liars", 77): "a copycat asked so often that the simulator stood still",
     ("mixed", 9): "a lease that came with a commit",
     ("restart-everyone", 900100008): "a settlement that was saved, but not told before the crash, went unseen",
+    ("mixed", 795649114): "an equivocator's second commit, shown to the submitter alone, hid what had been judged",
     ("mixed", 795647427): "a checkpoint that never arrived had no progress to compare",
     ("liars", 795647403): "a copycat that was a steward copied the junk of another copycat",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from protocol_kit import MODULE, context, decode, drain, job, make, pid, replica, said, traced, verdict, verify
 
-from nexapod.protocol import certificate, limits
+from nexapod.protocol import certificate, limits, submitter
 from nexapod.protocol.context import Context
 from nexapod.protocol.events import Fetch, Publish, Save
 from nexapod.protocol.messages import Collect, Offer, View
@@ -211,3 +211,30 @@ def test_a_worker_that_commits_twice_after_the_verdict_does_not_spoil_the_certif
     _arrive(submission)
     data = submission.certificate()
     assert data is None or certificate.check(data, verify).problems == ()
+
+
+def test_a_second_commit_that_only_the_submitter_was_shown_does_not_hide_what_the_stewards_judged() -> None:
+    of = job()
+    judged = replica(of, 3)
+    # One whose id is smaller, which the fold of two stewards would keep.
+    found = (replica(of, 3, content=b"other %d" % n) for n in range(1000))
+    other = next(r for r in found if r.commit.id < judged.commit.id)
+    submission = _submission(of)
+    submission.add(other.bid)
+    submission.add(other.commit)
+    _settle(submission)
+    assert submission.decided[0].outcome == "accepted"
+    _arrive(submission)
+    data = submission.certificate()
+    assert data is not None
+    assert certificate.check(data, verify).problems == ()
+
+
+def test_a_worker_that_changes_its_commit_without_end_is_listened_to_for_a_while() -> None:
+    of = job()
+    submission = _submission(of)
+    submission.add(replica(of, 3).bid)
+    for n in range(10 * submitter.TURNS_MAX):
+        submission.add(replica(of, 3, content=b"%d" % n).commit)
+    saved = {e.record.key for e in drain(submission.ctx) if isinstance(e, Save)}
+    assert len(saved) <= submitter.TURNS_MAX + 2
