@@ -31,7 +31,7 @@ from nexapod.blobs.store import BlobStore
 from nexapod.protocol.limits import CHUNK_BYTES
 from nexapod.protocol.types import BlobRef, Digest, Part, blob_of
 
-TIMING = Timing(stall=0.3, answer=5.0, hedge=0.1, send=1.0)
+TIMING = Timing(stall=2.0, answer=5.0, hedge=0.1, send=1.0)
 MIB = CHUNK_BYTES
 
 
