@@ -70,6 +70,20 @@ async def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None
 
 
 @contextlib.asynccontextmanager
+async def running(sandbox: Sandbox, run: TaskRun) -> AsyncIterator[list[Ended]]:
+    """The run has begun to report; how it ended is in the list once the block is left, which waits for it."""
+    ends: list[Ended] = []
+
+    async def execute() -> None:
+        ends.append(await sandbox.run(run))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(execute)
+        await wait_until(lambda: bool(sandbox.reports))
+        yield ends
+
+
+@contextlib.asynccontextmanager
 async def killed_daemon(sandbox: Sandbox, run: TaskRun) -> AsyncIterator[None]:
     """A daemon began this run, and was killed at the first progress that it heard of."""
     daemon = subprocess.Popen(  # noqa: ASYNC220  (killed below; trio would not let it die alone)

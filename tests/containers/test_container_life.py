@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 from containers.engine_kit import import_image
-from containers.sandbox import HOME, Relay, Sandbox, killed_daemon, wait_until
+from containers.sandbox import HOME, Relay, Sandbox, killed_daemon, running, wait_until
 
 from nexapod.executor import watch
 from nexapod.executor.contract import Ended, TaskRun
@@ -165,14 +165,7 @@ async def relayed(sandbox: Sandbox, away_s: float) -> AsyncIterator[tuple[Relay,
 async def test_an_engine_that_vanishes_costs_the_run_and_its_container_goes_once_it_is_back(sandbox: Sandbox) -> None:
     async with relayed(sandbox, 1) as (relay, lab):
         run = waiting_task(lab)
-        ends: list[Ended] = []
-
-        async def execute() -> None:
-            ends.append(await lab.run(run))
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(execute)
-            await wait_until(lambda: bool(lab.reports))
+        async with running(lab, run) as ends:
             await relay.vanish()
         assert ends[0].outcome == "try-elsewhere"
         assert "container engine" in ends[0].reason
@@ -186,14 +179,7 @@ async def test_an_engine_that_vanishes_costs_the_run_and_its_container_goes_once
 async def test_a_run_survives_an_engine_that_is_away_for_a_while(sandbox: Sandbox) -> None:
     async with relayed(sandbox, 30) as (relay, lab):
         run = waiting_task(lab)
-        ends: list[Ended] = []
-
-        async def execute() -> None:
-            ends.append(await lab.run(run))
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(execute)
-            await wait_until(lambda: bool(lab.reports))
+        async with running(lab, run) as ends:
             for _ in range(2):
                 await relay.vanish()
                 assert not await lab.executor.pause(run.label), "nobody can be asked"
@@ -205,14 +191,7 @@ async def test_a_run_survives_an_engine_that_is_away_for_a_while(sandbox: Sandbo
 
 async def test_a_container_that_somebody_else_killed_is_no_result(sandbox: Sandbox) -> None:
     run = waiting_task(sandbox)
-    ends: list[Ended] = []
-
-    async def execute() -> None:
-        ends.append(await sandbox.run(run))
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(execute)
-        await wait_until(lambda: bool(sandbox.reports))
+    async with running(sandbox, run) as ends:
         sandbox.client.kill(sandbox.name_of(run))
     assert (ends[0].outcome, ends[0].reason) == ("try-elsewhere", "somebody else ended the container")
 

@@ -20,9 +20,9 @@ import docker
 import pytest
 import trio
 from containers.engine_kit import NoEngine, import_image
-from containers.sandbox import HOME, Sandbox, killed_daemon, wait_until
+from containers.sandbox import HOME, Sandbox, killed_daemon, running
 
-from nexapod.executor.contract import Ended, TaskRun
+from nexapod.executor.contract import TaskRun
 from nexapod.executor.docker.sandbox import DockerExecutor
 
 START_S = 20
@@ -125,14 +125,7 @@ def waiting_task(sandbox: Sandbox) -> TaskRun:
 async def test_an_engine_restarts_while_a_task_runs(sandbox: Sandbox, private: tuple[Any, PrivateEngine]) -> None:
     _, engine = private
     run = waiting_task(sandbox)
-    ends: list[Ended] = []
-
-    async def execute() -> None:
-        ends.append(await sandbox.run(run))
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(execute)
-        await wait_until(lambda: bool(sandbox.reports))
+    async with running(sandbox, run) as ends:
         await trio.to_thread.run_sync(engine.stop)
         await trio.to_thread.run_sync(engine.start)
         (run.input / "go").touch()
