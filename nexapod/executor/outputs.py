@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -68,10 +68,19 @@ def collect(directory: Path, *, bytes_max: int, files_max: int = OUTPUT_FILES_MA
     return sorted(found, key=lambda file: file.path)
 
 
-def measure(directory: Path, *, bytes_max: int, files_max: int = OUTPUT_FILES_MAX) -> Left:
-    """While a task still writes: raises OutputRefused as soon as it has left too much. Names and kinds come later."""
+def measure(
+    directory: Path,
+    *,
+    bytes_max: int,
+    files_max: int = OUTPUT_FILES_MAX,
+    follow: Callable[[int], None] | None = None,
+) -> Left:
+    """While a task still writes: raises OutputRefused as soon as it has left too much. Names and kinds come later.
+
+    `follow` is called with a descriptor of each directory, before what is in it is counted.
+    """
     total = count = newest_ns = 0
-    for count, (_, info) in enumerate(_walk(directory), 1):
+    for count, (_, info) in enumerate(_walk(directory, follow), 1):
         total += info.st_size
         newest_ns = max(newest_ns, info.st_mtime_ns)
         _refuse_excess(total, count, bytes_max, files_max)
@@ -102,13 +111,13 @@ def _shown(relative: str) -> str:
     return escape(os.fsencode(relative))[:120]
 
 
-def _walk(directory: Path) -> Iterator[tuple[str, os.stat_result]]:
+def _walk(directory: Path, follow: Callable[[int], None] | None = None) -> Iterator[tuple[str, os.stat_result]]:
     """Every entry that is not a directory, with its lstat. A name that vanishes meanwhile is skipped."""
     pending: list[str] = [""]
     seen = 1
     while pending:
         prefix = pending.pop()
-        for name, info in _entries(directory, prefix):
+        for name, info in _entries(directory, prefix, follow):
             relative = prefix + name
             if not stat.S_ISDIR(info.st_mode):
                 yield relative, info
@@ -119,7 +128,9 @@ def _walk(directory: Path) -> Iterator[tuple[str, os.stat_result]]:
             pending.append(relative + "/")
 
 
-def _entries(directory: Path, prefix: str) -> Iterator[tuple[str, os.stat_result]]:
+def _entries(
+    directory: Path, prefix: str, follow: Callable[[int], None] | None
+) -> Iterator[tuple[str, os.stat_result]]:
     try:
         fd = _open_below(directory, prefix)
     except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
@@ -130,6 +141,8 @@ def _entries(directory: Path, prefix: str) -> Iterator[tuple[str, os.stat_result
             raise OutputRefused("failed", f"output directory {_shown(prefix)} cannot be read") from None
         return
     try:
+        if follow:
+            follow(fd)
         with os.scandir(fd) as entries:
             for entry in entries:
                 try:

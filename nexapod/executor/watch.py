@@ -22,6 +22,7 @@ import trio
 from nexapod.executor.capture import PROGRESS_BYTES_MAX, Capture, ProgressLines, progress_of, render
 from nexapod.executor.contract import OnReport, Report, TaskRun
 from nexapod.executor.outputs import Left, OutputRefused, measure
+from nexapod.executor.writes import Writes
 from nexapod.protocol.limits import OUTPUT_FILES_MAX
 from nexapod.protocol.types import RunOutcome, Usage
 
@@ -29,11 +30,18 @@ log = structlog.get_logger()
 
 WATCH_S: Final = 0.25
 WATCH_FIRST_S: Final = 0.05
-WATCH_MIN_S: Final = 0.02
+WATCH_MIN_S: Final = 0.002
+WATCH_SUDDEN_S: Final = 0.02
+"""A task that writes all the time, but slowly, is looked at again after so long: it could begin to write fast."""
+WATCH_SHARE: Final = 4
+"""A pause is at least so many times as long as the look before it, whatever the task makes a look cost."""
+FAST_BYTES_PER_S: Final = 4 << 30
+"""As fast as a task may write all of a sudden: to the memory that is a disk's cache (seen: 5 GB/s)."""
 REPORT_S: Final = 1.0
 DISK_FREE_MIN: Final = 512 << 20
 """Below this much room (bytes) on the disk of the outputs, a task is stopped: a volunteer's machine must not fill up,
-whatever the task hides from the count (unlinked files that it holds open)."""
+whatever the task hides from the count (unlinked files that it holds open). More than can be written
+between two looks."""
 CHECKPOINT_FILES_MAX: Final = 1024
 SCRATCH_BYTES_MAX: Final = 1 << 20
 SCRATCH_FILES_MAX: Final = 16
@@ -138,14 +146,23 @@ class Watch:
         ran_s: float = 0.0,
         wall_grace_s: float = 0.0,
         measure_usage: Callable[[], Usage | None] = lambda: None,
+        writes: Writes | None = None,
+        halt: Callable[[], None] = lambda: None,
     ) -> None:
         """`ran_s`: how long it has run already. `wall_grace_s`: how much later than at its wall limit it must stop,
-        for executors that end it in time by themselves. `measure_usage` is asked in a worker thread; None: unknown."""
+        for executors that end it in time by themselves. `measure_usage` is asked in a worker thread; None: unknown.
+        `writes` tells when to look, for executors that do not bound what is written by themselves; without it, only
+        time does. `halt` is called in that thread as soon as it is seen to have written too much: it writes no more
+        while the daemon gets round to ending it."""
         self._run = run
         self._scratch = scratch
         self._on_report = on_report
         self._wall_s = run.limits.wall_ms / 1000 + wall_grace_s
         self._measure_usage = measure_usage
+        self._writes = writes
+        self._halt = halt
+        self._sudden_s = WATCH_MIN_S
+        self._disk_free = 0
         self._lock = threading.Lock()
         self._capture = Capture()
         self._kept: tuple[bytes, bytes, int] | None = None
@@ -159,6 +176,8 @@ class Watch:
         self.clock = Clock(ran_s)
         self.progress: float | None = None
         self.usage = Usage()
+        self.halted: MustStop | None = None
+        """Why it was halted."""
 
     def hear(self, data: bytes, *, stdout: bool = True) -> None:
         """What the task printed, in the order in which it did. From any thread."""
@@ -191,22 +210,48 @@ class Watch:
         with self._lock:
             self._kept, self._lines.value = (head, tail, total), progress
 
-    async def wait_must_stop(self) -> MustStop:
-        """Report as things change, and return once the task must be stopped. Cancel it when the task has ended."""
-        pause_s = WATCH_FIRST_S
+    async def wait_must_stop(self, *, quiet: bool = False) -> MustStop:
+        """Report as things change, and return once the task must be stopped. Cancel it when the task has ended.
+
+        `quiet`: without reports, while it may not have begun.
+        """
+        pause_s = 0.0 if self._writes else WATCH_FIRST_S  # a look also begins to follow what there is
         while True:
-            before, at = self._written.size, trio.current_time()
-            await trio.sleep(max(0.0, min(pause_s, self._wall_s - self.clock.ran_s)))
+            before = self._written.size
+            since = await self._wait(pause_s)
             pause_s = WATCH_S
             if self.clock.paused:
                 await self.clock.wait_resumed()
                 continue
-            stop = await trio.to_thread.run_sync(self._look)
-            self._report()
+            began = trio.current_time()
+            stop = await trio.to_thread.run_sync(self._look_and_halt)
+            if not quiet:
+                self._report()
             stop = stop or self._out_of_time()
             if stop:
                 return stop
-            pause_s = _next_look_s(self._written.size - before, trio.current_time() - at, self._room)
+            now = trio.current_time()
+            pause_s = _next_look_s(
+                self._written.size - before,
+                now - since,
+                self._room,
+                least_s=max(WATCH_MIN_S, WATCH_SHARE * (now - began)),
+                sudden_s=self._sudden_s if self._writes else WATCH_S,
+            )
+
+    async def _wait(self, pause_s: float) -> float:
+        """Until the next look is due, at `pause_s` or with the first write after it. Since when what it will show to
+        be new was written, at the earliest."""
+        began = trio.current_time()
+        due = began + max(0.0, min(pause_s, self._wall_s - self.clock.ran_s))
+        await trio.sleep_until(due)
+        if self._writes is None or not pause_s:
+            return began
+        with trio.move_on_at(max(due, began + min(WATCH_S, self._wall_s - self.clock.ran_s))):
+            await self._writes.wait()
+        now = trio.current_time()
+        self._sudden_s = WATCH_MIN_S if now - due >= WATCH_SUDDEN_S else min(2 * self._sudden_s, WATCH_SUDDEN_S)
+        return began if now - due < WATCH_MIN_S else now  # what had been written by then tells nothing of when
 
     async def finish(self) -> MustStop | None:
         """After its end: a last look and a last report. MustStop: it left too much, so what it left is no result."""
@@ -215,6 +260,13 @@ class Watch:
         self._report()
         return stop if stop and stop.outcome != "try-elsewhere" else None
 
+    def _look_and_halt(self) -> MustStop | None:
+        stop = self._look()
+        if stop:
+            self.halted = stop
+            self._halt()
+        return stop
+
     def _look(self) -> MustStop | None:
         """Blocks: what the task has written, told and used."""
         self.usage = self._measure_usage() or self.usage
@@ -222,7 +274,11 @@ class Watch:
         with self._lock:
             told = self._lines.value
         self._hear_progress("line", told)
-        return _disk_full(self._run) or self._overrun()
+        disk = os.statvfs(self._run.output)
+        self._disk_free = disk.f_bavail * disk.f_frsize
+        if self._disk_free < DISK_FREE_MIN:
+            return MustStop("try-elsewhere", "the disk of this machine is nearly full")
+        return self._overrun()
 
     def _hear_progress(self, source: str, value: float | None) -> None:
         """The file and the lines tell it independently of each other: what changed last counts."""
@@ -230,7 +286,7 @@ class Watch:
             self._told[source] = self.progress = value
 
     def _overrun(self) -> MustStop | None:
-        found = overrun(self._run, self._scratch)
+        found = overrun(self._run, self._scratch, self._writes.follow if self._writes else None)
         if isinstance(found, MustStop):
             return found
         self._written = found
@@ -258,12 +314,16 @@ class Watch:
 
     @property
     def _room(self) -> int:
-        limits = self._run.limits
-        return min(limits.output - self._written.output.size, limits.disk - self._written.size)
+        """Bytes that it may still write."""
+        limits, written = self._run.limits, self._written
+        return min(limits.output - written.output.size, limits.disk - written.size, self._disk_free - DISK_FREE_MIN)
 
 
-def overrun(run: TaskRun, scratch: Scratch) -> Written | MustStop:
-    """What the task has written; or that it is more than it may, in any directory that it can write to."""
+def overrun(run: TaskRun, scratch: Scratch, follow: Callable[[int], None] | None = None) -> Written | MustStop:
+    """What the task has written; or that it is more than it may, in any directory that it can write to.
+
+    `follow`: see outputs.measure.
+    """
     limits = run.limits
     found = []
     for directory, where, bytes_max, files_max in (
@@ -272,7 +332,7 @@ def overrun(run: TaskRun, scratch: Scratch) -> Written | MustStop:
         (scratch.run, " (in /run)", SCRATCH_BYTES_MAX, SCRATCH_FILES_MAX),
     ):
         try:
-            found.append(measure(directory, bytes_max=bytes_max, files_max=files_max))
+            found.append(measure(directory, bytes_max=bytes_max, files_max=files_max, follow=follow))
         except OutputRefused as refused:
             return MustStop(refused.outcome, refused.reason + where)
     written = Written(*found)
@@ -294,18 +354,11 @@ def read_progress(path: Path) -> float | None:
     return progress_of(raw)
 
 
-def _disk_full(run: TaskRun) -> MustStop | None:
-    disk = os.statvfs(run.output)
-    if disk.f_bavail * disk.f_frsize < DISK_FREE_MIN:
-        return MustStop("try-elsewhere", "the disk of this machine is nearly full")
-    return None
-
-
-def _next_look_s(grown: int, elapsed_s: float, room: int) -> float:
-    """Half the time in which a task that goes on writing as fast as it did last would be at its limit."""
-    if grown <= 0:
-        return WATCH_S
-    return min(WATCH_S, max(WATCH_MIN_S, room * elapsed_s / grown / 2))
+def _next_look_s(grown: int, elapsed_s: float, room: int, *, least_s: float, sudden_s: float) -> float:
+    """Half the time in which a task that goes on writing as it did last would be at its limit; and no longer than it
+    takes one that begins to write fast, but for the first `sudden_s`."""
+    steady_s = WATCH_S if grown <= 0 else room * elapsed_s / grown / 2
+    return min(WATCH_S, max(least_s, min(steady_s, max(sudden_s, room / FAST_BYTES_PER_S))))
 
 
 def _log_undeleted(_: object, path: str, error: tuple[object, BaseException, object]) -> None:

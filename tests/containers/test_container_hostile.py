@@ -20,7 +20,8 @@ from containers.engine_kit import NoEngine, compiled, import_image
 from containers.sandbox import Sandbox
 
 from nexapod.executor import watch
-from nexapod.executor.contract import Ended
+from nexapod.executor.contract import EXIT_KILLED, Ended
+from nexapod.executor.docker.engine import Engine
 from nexapod.executor.outputs import OutputRefused, collect
 from nexapod.protocol.types import Limits
 
@@ -102,6 +103,23 @@ async def test_a_disk_bomb_is_stopped_soon_after_its_limit(lab: Sandbox, folder:
     ended = await hostile(lab, "disk", folder)
     assert ended.outcome == "output-limit"
     assert str(4 * MIB if folder == "/output" else 8 * MIB) in ended.reason
+
+
+@pytest.mark.parametrize("folder", ["/output", "/output/a/b", "/checkpoint/c"])
+async def test_a_disk_bomb_that_goes_off_late_is_noticed_between_two_looks(
+    lab: Sandbox, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    monkeypatch.setattr(watch, "WATCH_S", 3600.0)
+    ended = await lab.shell(f"sleep 1; mkdir -p {folder}; exec /bin/hostile disk {folder}", limits=SMALL)
+    assert ended.outcome == "output-limit"
+
+
+async def test_a_disk_bomb_is_stopped_before_the_engine_gets_round_to_it(
+    lab: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Engine, "kill", lambda engine, name: None)
+    ended = await hostile(lab, "disk", "/output")
+    assert (ended.outcome, ended.exit) == ("output-limit", EXIT_KILLED)
 
 
 async def test_files_that_no_name_shows_are_seen_by_the_room_that_they_take(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from nexapod.executor.watch import (
     read_progress,
     remove_leftovers,
 )
+from nexapod.executor.writes import Writes, writes
 from nexapod.protocol.types import Limits, Usage
 
 
@@ -268,10 +270,74 @@ async def test_a_sandbox_may_keep_the_log_itself(run: TaskRun, scratch: Scratch)
 
 @pytest.mark.parametrize(
     ("grown", "elapsed_s", "room", "next_s"),
-    [(0, 0.25, 100, 0.25), (10, 0.25, 10_000, 0.25), (100, 0.2, 100, 0.1), (1000, 0.25, 10, 0.02), (-5, 0.2, 9, 0.25)],
+    [(0, 0.25, 100, 0.25), (10, 0.25, 10_000, 0.25), (100, 0.2, 100, 0.1), (1000, 0.25, 10, 0.01), (-5, 0.2, 9, 0.25)],
 )
 def test_a_fast_writer_is_looked_at_more_often(grown: int, elapsed_s: float, room: int, next_s: float) -> None:
-    assert watch._next_look_s(grown, elapsed_s, room) == pytest.approx(next_s)
+    found = watch._next_look_s(grown, elapsed_s, room, least_s=0.01, sudden_s=watch.WATCH_S)
+    assert found == pytest.approx(next_s)
+
+
+@pytest.mark.parametrize(("room", "next_s"), [(0, 0.02), (1 << 20, 0.02), (400 << 20, 0.1), (1 << 40, 0.25)])
+def test_a_slow_writer_could_begin_to_write_fast(room: int, next_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "FAST_BYTES_PER_S", 4000 << 20)
+    for grown in (0, min(room, 1)):
+        assert watch._next_look_s(grown, 99.0, room, least_s=0.01, sudden_s=0.02) == pytest.approx(next_s)
+    assert watch._next_look_s(0, 99.0, room, least_s=0.5, sudden_s=0.02) == watch.WATCH_S, "whatever a look costs"
+
+
+@pytest.fixture
+def hours_between_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "WATCH_S", 3600)
+
+
+@pytest.fixture
+def told() -> Iterator[Writes]:
+    told = writes()
+    assert told, "needs Linux"
+    yield told
+    told.close()
+
+
+@pytest.mark.usefixtures("hours_between_looks")
+@pytest.mark.parametrize("where", [".", "made/meanwhile"])
+async def test_who_begins_to_write_is_looked_at_and_halted_at_once(
+    run: TaskRun, scratch: Scratch, told: Writes, where: str
+) -> None:
+    looks = 0
+    halts: list[bool] = []
+
+    def measure_usage() -> None:
+        nonlocal looks
+        looks += 1
+
+    run = limited(run, output=1_000_000, wall_ms=3_600_000)
+    seen, _ = watching(
+        run, scratch, measure_usage=measure_usage, writes=told, halt=lambda: halts.append(seen.halted is not None)
+    )
+
+    async def write() -> None:
+        await trio.testing.wait_all_tasks_blocked(0.1)
+        assert looks == 1, "nothing is written, so nobody looks"
+        (run.output / where).mkdir(parents=True, exist_ok=True)
+        for name in ("a", "b", "c"):
+            await trio.testing.wait_all_tasks_blocked(0.1)
+            assert not halts
+            (run.output / where / name).write_bytes(b"x" * 400_000)
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write)
+            stop = await seen.wait_must_stop()
+    assert stop == seen.halted
+    assert stop.reason == "more than 1000000 bytes of output"
+    assert halts == [True]
+
+
+async def test_the_wall_limit_holds_for_who_writes_nothing(run: TaskRun, scratch: Scratch, told: Writes) -> None:
+    seen, _ = watching(limited(run, wall_ms=50), scratch, writes=told)
+    with trio.fail_after(10):
+        assert (await seen.wait_must_stop()).outcome == "wall-limit"
+    assert seen.halted is None
 
 
 def test_scratch_is_private_and_goes(scratch: Scratch, run: TaskRun) -> None:

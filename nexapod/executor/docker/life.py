@@ -29,7 +29,8 @@ from nexapod.executor.docker.cgroups import Cgroups
 from nexapod.executor.docker.engine import CALL_S, EXIT_UNKNOWN, WAIT_SLICE_S, Container, Engine, EngineError, Stream
 from nexapod.executor.docker.notes import Notes
 from nexapod.executor.docker.settings import LOG_BYTES
-from nexapod.executor.watch import MustStop, Scratch, Watch
+from nexapod.executor.watch import Clock, MustStop, Scratch, Watch
+from nexapod.executor.writes import Writes, writes
 from nexapod.protocol.types import Usage
 
 log = structlog.get_logger()
@@ -93,6 +94,7 @@ class Life:
     on_report: OnReport
     away_s: float = AWAY_S
     _watch: Watch | None = None
+    _writes: Writes | None = None
     _notes: Notes | None = None
     _race: _Race = field(default_factory=_Race)
     _stream: Stream | None = None
@@ -106,6 +108,7 @@ class Life:
     _changing: trio.Lock = field(default_factory=trio.Lock)
     _hearing: threading.Lock = field(default_factory=threading.Lock)
     _pause_wanted: bool = False
+    _started: bool = False
     _over: bool = False
 
     async def go(self) -> Ended:
@@ -115,14 +118,16 @@ class Life:
         finally:
             if self._stream:
                 self._stream.close()
+            if self._writes:
+                self._writes.close()
 
     async def _go(self) -> Ended:
         watch = await self._adopt()
         if watch is None:
-            refused = await self._begin()
-            if refused:
-                return refused
-            watch = self._watch_from(0.0)
+            begun = await self._begin()
+            if isinstance(begun, Ended):
+                return begun
+            watch = begun
         if self._pause_wanted:
             await self.pause()
         await self._run_race(watch)
@@ -135,7 +140,7 @@ class Life:
         async with self._changing:
             if self._over:
                 return False
-            if self._watch is None:
+            if self._watch is None or not self._started:
                 return True  # it is being started: it will be paused at once
             done = await self.threads.call(self.engine.pause, self.name)
             if done and not self._watch.clock.paused:
@@ -148,7 +153,7 @@ class Life:
         async with self._changing:
             if self._over:
                 return False
-            if self._watch is None:
+            if self._watch is None or not self._started:
                 return True
             done = await self.threads.call(self.engine.resume, self.name)
             if done:
@@ -181,6 +186,7 @@ class Life:
         until = found.finished if found.over else time.time()
         watch = self._watch_from(max(0.0, until - found.started - notes.paused_for(until)), notes)
         self._began = found.started
+        self._started = True
         if notes.printed:
             watch.restore(*notes.printed, notes.progress)
             self._heard = notes.heard
@@ -191,7 +197,7 @@ class Life:
         log.info("container_adopted", label=self.run.label, status=found.status, ran_ms=watch.wall_ms)
         return watch
 
-    async def _begin(self) -> Ended | None:
+    async def _begin(self) -> Watch | Ended:
         """Create and start. An Ended when the command cannot be executed, which is the job's doing."""
         await self.threads.call(_prepare, self.run, self.scratch, self.engine.facts.owner)
         try:
@@ -204,15 +210,36 @@ class Life:
             await self.threads.call(self.engine.create, self.name, self.settings)
         self._stream = await self.threads.call(self.engine.attach, self.name)
         self._began = time.time()
+        watch = self._watch_from(0.0)
         try:
-            await self.threads.call(self.engine.start, self.name)
+            await self._start(watch)
         except EngineError as refused:
             self._stream.close()
             found = await self.threads.call(self.engine.look, self.name)
             if found.exit in _NOT_RUNNABLE:
                 return Ended("failed", found.exit, reason=reason_text(found.error or str(refused)))
             raise
-        return None
+        watch.clock = Clock()
+        self._started = True
+        return watch
+
+    async def _start(self, watch: Watch) -> None:
+        """A container runs a while before the engine says so, and is watched from then on. Raises EngineError."""
+        refused: list[EngineError] = []
+
+        async def start(scope: trio.CancelScope) -> None:
+            try:
+                await self.threads.call(self.engine.start, self.name)
+            except EngineError as error:
+                refused.append(error)
+            scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(start, nursery.cancel_scope)
+            # What this finds is halted, and found again by the watch that follows.
+            nursery.start_soon(partial(watch.wait_must_stop, quiet=True))
+        if refused:
+            raise refused[0]
 
     @property
     def _notes_path(self) -> Path:
@@ -220,7 +247,16 @@ class Life:
 
     def _watch_from(self, ran_s: float, notes: Notes | None = None) -> Watch:
         self._notes = notes or Notes(self._notes_path)
-        self._watch = Watch(self.run, self.scratch, self.on_report, ran_s=ran_s, measure_usage=self._measure)
+        self._writes = writes()
+        self._watch = Watch(
+            self.run,
+            self.scratch,
+            self.on_report,
+            ran_s=ran_s,
+            measure_usage=self._measure,
+            writes=self._writes,
+            halt=self._halt,
+        )
         return self._watch
 
     # --- while it runs ---------------------------------------------------------------------------------------------
@@ -329,6 +365,11 @@ class Life:
         if self._stream:
             self._stream.close()  # harmless when it has ended; else the thread that reads it would never
 
+    def _halt(self) -> None:
+        """In a worker thread, before `_kill`, which may have to wait for a turn and for the engine."""
+        if self.cgroups:
+            self.cgroups.kill(self.run.label)
+
     def _hear(self, piece: bytes, stdout: bool) -> None:
         """In the thread that listens."""
         assert self._watch is not None
@@ -365,11 +406,12 @@ class Life:
     # --- how it ended ----------------------------------------------------------------------------------------------
     async def _tell(self, watch: Watch) -> Ended:
         left = await self.threads.call(self.engine.look, self.name)
+        halted = watch.halted
         too_much = await watch.finish()
         usage = replace(watch.usage, wall_ms=watch.wall_ms)
         ended = _ended(left, self._race, self.run, usage, watch.log)
         if ended.exit in _ENDED_BY_ENGINE and ended.outcome == "failed" and not self._race.killed:
-            ended = await self._by_whom(ended)
+            ended = _stopped(halted, ended) if halted else await self._by_whom(ended)
         return _stopped(too_much, ended) if too_much else ended
 
     async def _by_whom(self, ended: Ended) -> Ended:
