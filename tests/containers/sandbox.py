@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import trio
+from run_kit import task_run
 
 from nexapod.executor.contract import Ended, Report, TaskRun
 from nexapod.executor.docker.sandbox import DockerExecutor
@@ -34,22 +35,13 @@ class Sandbox:
 
     def task(self, *command: str, limits: Limits | None = None, image: str | None = None) -> TaskRun:
         self.count += 1
-        home = self.root / f"run-{self.count}"
-        for name in ("input", "output", "checkpoint"):
-            (home / name).mkdir(parents=True)
-        return TaskRun(
-            label=f"{self.count:x}",
-            executor="docker",
-            module=None,
+        return task_run(
+            self.root / f"run-{self.count}",
+            f"{self.count:x}",
+            "docker",
+            *command,
             image=image or self.image,
-            command=command,
-            env=(),
-            workdir="",
-            input=home / "input",
-            output=home / "output",
-            checkpoint=home / "checkpoint",
             limits=limits or Limits(memory=64 << 20, output=4 << 20, wall_ms=20_000),
-            seed=bytes(32),
         )
 
     def name_of(self, run: TaskRun) -> str:

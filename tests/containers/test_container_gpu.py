@@ -13,10 +13,10 @@ import pytest
 import trio
 from containers.engine_kit import NoEngine, connect
 from containers.python_image import import_python_image, python
+from run_kit import task_run
 
 from nexapod.config.gpus import GpuSettings
 from nexapod.daemon.gpus import GpuLeases
-from nexapod.executor.contract import TaskRun
 from nexapod.executor.docker.sandbox import DockerExecutor
 from nexapod.profile.gpus import GpuReader
 from nexapod.protocol.types import Limits
@@ -46,24 +46,16 @@ class Sandbox:
 
     async def probe(self, gpus: tuple[str, ...] = ()) -> dict[str, Any]:
         """What CUDA shows to a task that was granted these."""
-        for name in ("input", "output", "checkpoint"):
-            (self.root / name).mkdir()
-        shutil.copyfile(PROBE, self.root / "input" / "probe.py")
-        run = TaskRun(
-            label="9b",
-            executor="docker",
-            module=None,
+        run = task_run(
+            self.root,
+            "9b",
+            "docker",
+            *(python(), "-I", "-S", "/input/probe.py", "/output/seen.json"),
             image=self.image,
-            command=(python(), "-I", "-S", "/input/probe.py", "/output/seen.json"),
-            env=(),
-            workdir="",
-            input=self.root / "input",
-            output=self.root / "output",
-            checkpoint=self.root / "checkpoint",
             limits=Limits(memory=2 << 30, wall_ms=60_000, gpus=len(gpus)),
-            seed=bytes(32),
             gpus=gpus,
         )
+        shutil.copyfile(PROBE, run.input / "probe.py")
         with trio.fail_after(120):
             ended = await self.executor.run(run, lambda _: None)
         assert (ended.outcome, ended.exit) == ("ok", 0), f"{ended.reason}\n{ended.log}"

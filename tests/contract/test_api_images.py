@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import io
 import json
-import logging
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 from api_fake import FakeBackend, served_in_thread
 from pydantic import TypeAdapter
+from test_api_cli import Cli
+from test_api_cli import logs as logs
 
 from nexapod.api.image_routes import ImageAdded, ImageView
-from nexapod.cli.app import main
 from nexapod.cli.client import Client
-from nexapod.log import setup_logging
 from nexapod.protocol.types import blob_of
 
 JOB = """
@@ -35,29 +32,14 @@ HELD = "sha256:" + "5" * 64
 REFERENCE = "registry.example/tool@sha256:" + "6" * 64
 
 
-class Bench:
+class Bench(Cli):
     """A daemon, and the command line in front of it."""
 
     def __init__(self, home: Path, backend: FakeBackend, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__(home, capsys, monkeypatch)
         self.home = home
         self.backend = backend
         self.client = Client(home / "api.sock")
-        self._capsys = capsys
-        self._monkeypatch = monkeypatch
-        self.out = self.err = ""
-
-    def __call__(self, *args: object) -> int:
-        self._monkeypatch.setattr(sys, "argv", ["nexapod", *map(str, args)])
-        self._capsys.readouterr()
-        status: Any = 0
-        try:
-            main()
-        except SystemExit as end:
-            status = end.code
-        self.out, self.err = self._capsys.readouterr()
-        assert "Traceback" not in self.err
-        assert "\x1b" not in self.out + self.err
-        return int(status or 0)
 
     def submit(self, image: str, more: str = "") -> int:
         path = self.home / "job.toml"
@@ -74,12 +56,8 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     backend = FakeBackend()
-    monkeypatch.setenv("NEXAPOD_HOME", str(tmp_path))
-    setup_logging("warning", "json", stream=io.StringIO())
     with served_in_thread(backend, tmp_path / "api.sock"):
         yield Bench(tmp_path, backend, capsys, monkeypatch)
-    structlog.reset_defaults()
-    logging.getLogger().handlers = []
 
 
 def test_an_image_of_the_engine_is_added_listed_shown_and_removed(bench: Bench) -> None:

@@ -17,6 +17,7 @@ import psutil
 import pytest
 import trio
 from containers.engine_kit import HOME, NoEngine, connect, import_image
+from run_kit import task_run
 from wasmtime import wat2wasm
 
 from nexapod.executor.contract import BadRun, Ended, Executor, Report, TaskRun
@@ -67,9 +68,6 @@ class Lab:
     ) -> TaskRun:
         self.count += 1
         home = self.root / f"run-{self.count}"
-        for name in ("input", "output", "checkpoint"):
-            (home / name).mkdir(parents=True)
-        (home / "input" / "in.txt").write_text("what goes in\n")
         module = None
         command = args
         if self.image is None:
@@ -78,20 +76,19 @@ class Lab:
                 module.write_bytes(wat2wasm((WAT / f"{behaviour}.wat").read_text()))
         else:
             command = ("sh", "-c", SHELL[behaviour], *args)
-        return TaskRun(
-            label=f"{self.count:x}",
-            executor=self.executor.name,
+        run = task_run(
+            home,
+            f"{self.count:x}",
+            self.executor.name,
+            *command,
             module=module,
             image=self.image,
-            command=command,
             env=env,
-            workdir="",
-            input=home / "input",
-            output=home / "output",
-            checkpoint=home / "checkpoint",
             limits=limits,
             seed=SEED,
         )
+        (run.input / "in.txt").write_text("what goes in\n")
+        return run
 
     async def run(self, run: TaskRun) -> Ended:
         with trio.fail_after(60):

@@ -20,6 +20,7 @@ import trio
 import wasmtime
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from run_kit import task_run
 from wasm.wasm_kit import wat
 from wasmtime import wat2wasm
 
@@ -50,26 +51,11 @@ class Bench:
 
     def task(self, name: str, *command: str, limits: Limits = LIMITS, seed: bytes = bytes(32)) -> TaskRun:
         self.count += 1
-        home = self.root / f"run-{self.count}"
-        for directory in ("input", "output", "checkpoint"):
-            (home / directory).mkdir(parents=True)
         module = self.root / f"{name}.wasm"
         if not module.exists():
             module.write_bytes(wat2wasm((WAT / f"{name}.wat").read_text()))
-        return TaskRun(
-            label=f"{self.count:x}",
-            executor="wasm",
-            module=module,
-            image=None,
-            command=command,
-            env=(),
-            workdir="",
-            input=home / "input",
-            output=home / "output",
-            checkpoint=home / "checkpoint",
-            limits=limits,
-            seed=seed,
-        )
+        home = self.root / f"run-{self.count}"
+        return task_run(home, f"{self.count:x}", "wasm", *command, module=module, limits=limits, seed=seed)
 
     async def run(self, run: TaskRun) -> Ended:
         with trio.fail_after(60):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import trio
+from run_kit import task_run
 from wasmtime import wat2wasm
 
 from nexapod.executor.contract import Ended, Report, TaskRun
@@ -134,26 +135,11 @@ class Bench:
         self, module: bytes, *command: str, limits: Limits = LIMITS, home: Path | None = None, seed: bytes = bytes(32)
     ) -> TaskRun:
         self.count += 1
-        home = home or self.root / "runs" / str(self.count)
-        for directory in ("input", "output", "checkpoint"):
-            (home / directory).mkdir(parents=True, exist_ok=True)
         path = self.root / "modules" / f"{self.count}.wasm"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(module)
-        return TaskRun(
-            label=f"{self.count:x}",
-            executor="wasm",
-            module=path,
-            image=None,
-            command=command,
-            env=(),
-            workdir="",
-            input=home / "input",
-            output=home / "output",
-            checkpoint=home / "checkpoint",
-            limits=limits,
-            seed=seed,
-        )
+        home = home or self.root / "runs" / str(self.count)
+        return task_run(home, f"{self.count:x}", "wasm", *command, module=path, limits=limits, seed=seed)
 
     async def run(self, run: TaskRun) -> Ended:
         with trio.fail_after(60):
