@@ -6,18 +6,20 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
 
 from nexapod.config import Config
-from nexapod.daemon.doctor import machine, network
+from nexapod.daemon.doctor import machine, network, sandboxes
 from nexapod.daemon.doctor.check import Check, Desk, Finding, Look, take
 from nexapod.daemon.doctor.examine import Wishes, _sweep, all_well, run
 from nexapod.daemon.doctor.machine import Adjtimex
 from nexapod.daemon.doctor.network import Running
 from nexapod.daemon.doctor.sandboxes import finding_away, finding_of, judge_engine
+from nexapod.executor.contract import Availability
 from nexapod.executor.probe.engine import EngineAway, EngineFacts
 from nexapod.executor.probe.promises import DOCKER, Broken, Kept, Unknown
 from nexapod.mesh import identity
@@ -222,23 +224,65 @@ async def test_no_bootstrap_peer_is_a_warning_unless_peers_are_connected() -> No
 
 
 # --- the engine ------------------------------------------------------------------------------------------------------
-FACTS = EngineFacts("28", "1.50", "x86_64", "overlay2", "2", "systemd", False, True, True, ())
+FACTS = EngineFacts("28", False, "1.50", "x86_64", "overlay2", "2", "systemd", False, True, True, ())
 
 
 @pytest.mark.parametrize(
     ("facts", "state"),
     [
         (FACTS, "ok"),
-        (EngineFacts("28", "1.50", "x86_64", "overlay2", "2", "systemd", True, False, True, ()), "failed"),
-        (EngineFacts("28", "1.50", "x86_64", "overlay2", "2", "none", True, True, True, ("memory limits",)), "failed"),
-        (EngineFacts("28", "1.50", "x86_64", "overlay2", "2", "systemd", False, True, False, ()), "warning"),
-        (EngineFacts("28", "1.50", "x86_64", "vfs", "2", "systemd", False, True, True, ()), "warning"),
+        (replace(FACTS, rootless=True, seccomp=False), "failed"),
+        (replace(FACTS, rootless=True, cgroup_driver="none", lacks=("memory limits",)), "failed"),
+        (replace(FACTS, init=False), "warning"),
+        (replace(FACTS, storage="vfs"), "warning"),
     ],
 )
 def test_what_an_engine_lacks(facts: EngineFacts, state: str) -> None:
     found = judge_engine(facts)
     assert found.state == state
+    assert found.happened.startswith("Docker 28 (API 1.50")
     assert bool(found.remedy) == (state != "ok")
+
+
+def test_what_is_missing_has_the_name_that_podman_knows_it_by() -> None:
+    found = judge_engine(replace(FACTS, podman=True, init=False))
+    assert found.happened.startswith("Podman 28 ")
+    assert "catatonit" in found.remedy
+
+
+@pytest.mark.parametrize("required", [False, True])
+async def test_an_engine_that_is_not_fit_is_a_failure_where_one_is_required(
+    tmp_path: Path, required: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unfit:
+        executor: Unfit
+
+        async def probe(self) -> Availability:
+            return Availability(False, reason="it cannot bound memory")
+
+        async def aclose(self) -> None:
+            closed.append(True)
+
+    async def opened(*_: object) -> Unfit:
+        unfit = Unfit()
+        unfit.executor = unfit
+        return unfit
+
+    class Known:
+        def facts(self) -> EngineFacts:
+            return FACTS
+
+        def close(self) -> None:
+            closed.append(True)
+
+    closed: list[bool] = []
+    monkeypatch.setattr(sandboxes, "Engine", Known)
+    monkeypatch.setattr(sandboxes, "_opened", opened)
+    desk = Desk(lambda group, name: None)
+    await sandboxes.look_at_docker(desk, tmp_path, quick=True, required=required)
+    states = [(row.name, row.state) for row in desk.rows]
+    assert states == [("engine", "ok"), ("executor", "failed" if required else "warning"), ("promises", "skipped")]
+    assert closed == [True, True]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """What an engine is fit for, from what it says of itself: Docker's and Podman's answers, recorded, rootful and not.
 
-The rootful answers were recorded from Docker 20.10 and Podman 4.3; the rootless and remapped ones are those with the
-fields changed that the engines' own documentation names.
+The rootful answers were recorded from Docker 20.10 and Podman 4.3, that of rootless Podman 4.3 on a machine with cgroup
+v1 and here with v2; the others are those with the fields changed that the engines' own documentation names.
 """
 
 from __future__ import annotations
@@ -47,7 +47,6 @@ PODMAN = DOCKER | {
 }
 PODMAN_PARTS = {"Components": [{"Name": "Podman Engine"}, {"Name": "Conmon"}, {"Name": "OCI Runtime (runc)"}]}
 PODMAN_ROOTLESS = PODMAN | {
-    "SecurityOptions": ["name=seccomp,profile=default", "name=rootless"],
     "CgroupDriver": "systemd",
     "CgroupVersion": "2",
     "Rootless": True,
@@ -111,9 +110,12 @@ def test_an_engine_that_cannot_bound_something_is_refused(field: str, what: str)
 
 
 def test_a_rootless_engine_without_delegated_cgroups_bounds_nothing() -> None:
-    for lacking in ({"CgroupDriver": "none"}, {"CgroupVersion": "1"}):
+    for lacking, remedy in (
+        ({"CgroupDriver": "none"}, "let systemd delegate the cgroup v2 controllers"),
+        ({"CgroupVersion": "1", "CgroupDriver": "cgroupfs"}, "rootless, it needs cgroup v2"),
+    ):
         text = why(PODMAN_ROOTLESS | lacking, PODMAN_PARTS, ADA)
-        assert "cannot bound memory, processes, CPU time: let systemd delegate the cgroup v2 controllers" in text
+        assert f"cannot bound memory, processes, CPU time: {remedy}" in text
 
 
 def test_swap_must_be_bounded_where_there_is_any() -> None:

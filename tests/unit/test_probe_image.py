@@ -78,6 +78,12 @@ def test_what_an_engine_says_of_itself() -> None:
     assert (poor.seccomp, poor.rootless, poor.init, poor.lacks) == (False, True, False, ("limits of processes",))
 
 
+def test_podman_says_it_in_other_fields(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nexapod.executor.docker.engine._PODMAN_INIT", ("/dev/null",))
+    facts = facts_of({**INFO, "Rootless": True, "InitBinary": ""}, {"Components": [{"Name": "Podman Engine"}]})
+    assert (facts.podman, facts.rootless, facts.init) == (True, True, True)
+
+
 @pytest.mark.parametrize(
     ("number", "how", "remedy"),
     [

@@ -41,7 +41,7 @@ async def look_at_docker(desk: Desk, place: Path, *, quick: bool, required: bool
     try:
         engine = await _in_time(Engine)
         try:
-            await _look_at_engine(desk, engine, place, quick=quick)
+            await _look_at_engine(desk, engine, place, quick=quick, required=required)
         finally:
             engine.close()
     except EngineAway as away:
@@ -50,7 +50,7 @@ async def look_at_docker(desk: Desk, place: Path, *, quick: bool, required: bool
         _skip(desk, "docker", "there is no engine to try them on")
 
 
-async def _look_at_engine(desk: Desk, engine: Engine, place: Path, *, quick: bool) -> None:
+async def _look_at_engine(desk: Desk, engine: Engine, place: Path, *, quick: bool, required: bool) -> None:
     facts = await _in_time(engine.facts)
     desk.end(judge_engine(facts))
     if facts.arch not in GO_ARCHITECTURES:
@@ -60,7 +60,7 @@ async def _look_at_engine(desk: Desk, engine: Engine, place: Path, *, quick: boo
     desk.begin("docker", "executor")
     found = await sandbox.executor.probe()
     if not found.ok:
-        desk.end(Finding("warning", found.reason, "Container jobs run elsewhere until then."))
+        desk.end(Finding("failed" if required else "warning", found.reason, "Container jobs run elsewhere until then."))
         await sandbox.aclose()
         _skip(desk, "docker", "this engine is not used for tasks")
         return
@@ -111,8 +111,9 @@ def finding_away(away: EngineAway, *, required: bool) -> Finding:
 def judge_engine(facts: EngineFacts) -> Finding:
     """Whether an engine can do what the contract needs."""
     kind = "rootless, " if facts.rootless else ""
+    name = "Podman" if facts.podman else "Docker"
     said = (
-        f"{facts.version} (API {facts.api}, {kind}{facts.storage}, cgroup v{facts.cgroup_version} by"
+        f"{name} {facts.version} (API {facts.api}, {kind}{facts.storage}, cgroup v{facts.cgroup_version} by"
         f" {facts.cgroup_driver}, {'seccomp' if facts.seccomp else 'no seccomp'})"
     )
     if not facts.seccomp:
@@ -126,7 +127,7 @@ def judge_engine(facts: EngineFacts) -> Finding:
         return Finding("failed", f"{said}: no {', no '.join(facts.lacks)}", remedy)
     if not facts.init:
         said += ": it has no init, so ended children of a task stay"
-        return Finding("warning", said, "Install docker-init (tini).")
+        return Finding("warning", said, f"Install {'catatonit' if facts.podman else 'docker-init (tini)'}.")
     if facts.storage == "vfs":
         said += ": it copies the whole image for each task"
         return Finding("warning", said, "Let the engine use overlay2 or fuse-overlayfs.")

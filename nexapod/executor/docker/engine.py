@@ -343,7 +343,12 @@ def _process() -> Process:
         swaps = Path("/proc/swaps").read_text().splitlines()[1:]
     except OSError:
         swaps = []
-    return Process(os.geteuid(), os.getegid(), bool(swaps), any(Path(path).exists() for path in _PODMAN_INIT))
+    return Process(os.geteuid(), os.getegid(), bool(swaps), podman_init())
+
+
+def podman_init() -> bool:
+    """Whether the init that Podman uses is installed."""
+    return any(Path(path).exists() for path in _PODMAN_INIT)
 
 
 def _hard_limit(which: int) -> int:

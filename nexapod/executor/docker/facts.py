@@ -61,10 +61,8 @@ class EngineFacts:
 
 def judge(info: Mapping[str, Any], version: Mapping[str, Any], process: Process) -> EngineFacts:
     """Raises Unfit."""
-    parts = [str(part.get("Name", "")) for part in version.get("Components") or ()]
-    podman = "Podman Engine" in parts
-    options = [str(option) for option in info.get("SecurityOptions") or ()]
-    rootless = bool(info.get("Rootless")) or _has(options, "name=rootless")
+    podman, rootless = is_podman(version), is_rootless(info)
+    options = _options(info)
     missing = _missing(info, options, rootless, process)
     user, owner, userns = NOBODY, None, ""
     if rootless and not podman:
@@ -99,6 +97,15 @@ def judge(info: Mapping[str, Any], version: Mapping[str, Any], process: Process)
     )
 
 
+def is_podman(version: Mapping[str, Any]) -> bool:
+    return any(str(part.get("Name")) == "Podman Engine" for part in version.get("Components") or ())
+
+
+def is_rootless(info: Mapping[str, Any]) -> bool:
+    """Podman says so in a field of its own."""
+    return bool(info.get("Rootless")) or _has(_options(info), "name=rootless")
+
+
 def _missing(info: Mapping[str, Any], options: list[str], rootless: bool, process: Process) -> list[str]:
     if info.get("OSType") != "linux":
         return ["it does not run Linux containers: switch it to Linux"]
@@ -109,17 +116,19 @@ def _missing(info: Mapping[str, Any], options: list[str], rootless: bool, proces
     if info.get("CgroupDriver") == "none" or (rootless and str(info.get("CgroupVersion")) != "2"):
         unbounded = [what for _, what in _CONTROLLERS]
     if unbounded:
-        missing.append(
-            f"it cannot bound {', '.join(unbounded)}: "
-            + (
-                "let systemd delegate the cgroup v2 controllers cpu, memory and pids to your user"
-                if rootless
-                else "switch on the kernel's cgroup controllers"
-            )
-        )
+        remedy = "switch on the kernel's cgroup controllers"
+        if rootless:
+            remedy = "let systemd delegate the cgroup v2 controllers cpu, memory and pids to your user"
+        if rootless and str(info.get("CgroupVersion")) != "2":
+            remedy = "rootless, it needs cgroup v2: boot with systemd.unified_cgroup_hierarchy=1, or run it as root"
+        missing.append(f"it cannot bound {', '.join(unbounded)}: {remedy}")
     elif not info.get("SwapLimit") and process.swap:
         missing.append("it cannot bound swap: boot with swapaccount=1 or switch swap off")
     return missing
+
+
+def _options(info: Mapping[str, Any]) -> list[str]:
+    return [str(option) for option in info.get("SecurityOptions") or ()]
 
 
 def _has(options: list[str], name: str) -> bool:

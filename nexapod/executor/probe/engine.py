@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
 
 from nexapod.executor.capture import reason_text
+from nexapod.executor.docker.engine import podman_init
+from nexapod.executor.docker.facts import is_podman, is_rootless
 from nexapod.executor.docker.settings import LABEL_HOME
 
 T = TypeVar("T")
@@ -48,6 +50,7 @@ class EngineFacts:
     """What an engine says of itself."""
 
     version: str
+    podman: bool
     api: str
     arch: str
     storage: str
@@ -122,17 +125,19 @@ class Engine:
 def facts_of(info: Mapping[str, Any], version: Mapping[str, Any]) -> EngineFacts:
     """What the engine's two answers mean."""
     options = [str(option) for option in info.get("SecurityOptions") or ()]
+    podman = is_podman(version)
     arch = str(info.get("Architecture") or "?")[:32]
     return EngineFacts(
         version=str(info.get("ServerVersion") or "?")[:64],
+        podman=podman,
         api=str(version.get("ApiVersion") or "?")[:16],
         arch=_GO_NAMES.get(arch, arch),
         storage=str(info.get("Driver") or "?")[:32],
         cgroup_version=str(info.get("CgroupVersion") or "1")[:8],
         cgroup_driver=str(info.get("CgroupDriver") or "?")[:32],
-        rootless=any(option.startswith("name=rootless") for option in options),
+        rootless=is_rootless(info),
         seccomp=any(option.startswith("name=seccomp") for option in options),
-        init=bool(info.get("InitBinary")),
+        init=podman_init() if podman else bool(info.get("InitBinary")),
         lacks=tuple(words for key, words in _NEEDED.items() if info.get(key) is False),
     )
 
