@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from containers.sandbox import HOME, Relay, Sandbox, killed_daemon, running, wai
 
 from nexapod.executor import watch
 from nexapod.executor.contract import Ended, TaskRun
+from nexapod.executor.docker.engine import Engine
+from nexapod.executor.docker.notes import Notes
 from nexapod.executor.docker.sandbox import DockerExecutor
 from nexapod.protocol.types import Limits
 
@@ -83,6 +86,20 @@ async def test_wall_time_is_counted_from_the_container_s_own_start(sandbox: Sand
         assert ended.outcome == "wall-limit"
         assert trio.current_time() - began < 2.9
         assert ended.usage.wall_ms >= 3_000
+
+
+async def test_a_machine_that_slept_did_not_run_the_task(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the time of day it began hours ago; by the machine's own clock, just now."""
+    run = waiting_task(sandbox, limits=replace(LONG, wall_ms=60_000))
+    async with killed_daemon(sandbox, run):
+        began = Notes.read(sandbox.root / "scratch" / run.label / "notes.json").began
+        assert began is not None
+        look = Engine.look
+        monkeypatch.setattr(Engine, "look", lambda *args: replace(look(*args), started=time.time() - 7_200))
+        let_go(run)
+        ended = await sandbox.run(run)
+        assert (ended.outcome, ended.log) == ("failed", "first\nlast\n")
+        assert ended.usage.wall_ms < 30_000
 
 
 async def test_a_container_that_was_paused_is_a_survivor_and_goes_on(sandbox: Sandbox) -> None:

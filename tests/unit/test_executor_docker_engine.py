@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import socket
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -144,10 +145,36 @@ def test_a_container_that_would_not_be_begun_like_that_is_no_survivor(changes: d
 
 # --- notes -----------------------------------------------------------------------------------------------------------
 def test_notes_are_read_as_they_were_written(tmp_path: Path) -> None:
-    notes = Notes(tmp_path / "notes.json", 1.5, 100.0, (b"head\xff", b"tail", 99), 7.25, 0.5)
+    notes = Notes(tmp_path / "notes.json", 99.0, 1.5, 100.0, (b"head\xff", b"tail", 99), 7.25, 0.5)
     notes.write()
     assert Notes.read(tmp_path / "notes.json") == notes
     assert [path.name for path in tmp_path.iterdir()] == ["notes.json"]
+
+
+def test_a_machine_that_was_started_anew_has_another_clock(tmp_path: Path) -> None:
+    notes = Notes(tmp_path / "notes.json", began=99.0, paused_s=2.0, paused_since=100.0, progress=0.5, boot="another")
+    notes.write()
+    assert Notes.read(notes.path) == Notes(notes.path, None, 2.0, None, progress=0.5)
+
+
+@pytest.mark.parametrize(
+    ("notes", "over", "ran_s"),
+    [
+        ({}, False, 50_000),
+        ({"paused_s": 100.0}, True, 49_900),
+        ({"began": 4_000.0}, False, 6_000),
+        ({"began": 4_000.0, "paused_s": 100.0, "paused_since": 9_000.0}, False, 4_900),
+        ({"began": 4_000.0}, True, 6_000),
+        ({"began": -90_000.0}, True, 50_000),
+    ],
+)
+def test_a_run_s_time_is_not_that_in_which_the_machine_slept(
+    tmp_path: Path, notes: dict[str, float], over: bool, ran_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time of day says 50,000 s; the machine's own clock says 10,000 now."""
+    monkeypatch.setattr(time, "monotonic", lambda: 10_000.0)
+    assert Notes(tmp_path, **notes).ran_for(50_000, over=over) == ran_s  # type: ignore[arg-type]
+    assert Notes(tmp_path).ran_for(-5, over=over) == 0, "a time of day that was set back"
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"paused_s": "x"}', '{"paused_s":1,"paused_since":null,"heard":0'])
@@ -162,8 +189,8 @@ def test_notes_that_cannot_be_written_do_no_harm(tmp_path: Path) -> None:
     Notes(tmp_path / "gone" / "notes.json").write()
 
 
-def test_pauses_are_added_up(tmp_path: Path) -> None:
-    assert Notes(tmp_path / "n").paused_for(1000.0) == 0
-    assert Notes(tmp_path / "n", paused_s=5.0).paused_for(1000.0) == 5
-    assert Notes(tmp_path / "n", paused_s=5.0, paused_since=990.0).paused_for(1000.0) == 15
-    assert Notes(tmp_path / "n", paused_s=5.0, paused_since=2000.0).paused_for(1000.0) == 5, "the clock was set back"
+def test_pauses_are_added_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
+    assert Notes(tmp_path / "n").paused_for() == 0
+    assert Notes(tmp_path / "n", paused_s=5.0).paused_for() == 5
+    assert Notes(tmp_path / "n", paused_s=5.0, paused_since=990.0).paused_for() == 15

@@ -145,7 +145,7 @@ class Life:
             done = await self.threads.call(self.engine.pause, self.name)
             if done and not self._watch.clock.paused:
                 self._watch.clock.pause()
-                await self._note_pause(time.time())
+                await self._note_pause(time.monotonic())
             return done
 
     async def resume(self) -> bool:
@@ -163,7 +163,7 @@ class Life:
 
     async def _note_pause(self, since: float | None) -> None:
         assert self._notes is not None
-        self._notes.paused_s, self._notes.paused_since = self._notes.paused_for(time.time()), since
+        self._notes.paused_s, self._notes.paused_since = self._notes.paused_for(), since
         await self.threads.call(self._notes.write)
 
     # --- how it begins ---------------------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ class Life:
             return None
         notes = await self.threads.call(Notes.read, self._notes_path)
         until = found.finished if found.over else time.time()
-        watch = self._watch_from(max(0.0, until - found.started - notes.paused_for(until)), notes)
+        watch = self._watch_from(notes.ran_for(until - found.started, over=found.over), notes)
         self._began = found.started
         self._started = True
         if notes.printed:
@@ -220,6 +220,9 @@ class Life:
                 return Ended("failed", found.exit, reason=reason_text(found.error or str(refused)))
             raise
         watch.clock = Clock()
+        assert self._notes is not None
+        self._notes.began = time.monotonic()
+        await self.threads.call(self._notes.write)
         self._started = True
         return watch
 

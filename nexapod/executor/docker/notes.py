@@ -1,6 +1,7 @@
 """What a daemon that comes back must know of a container's run and cannot learn from the engine: one small file.
 
-Pauses, since they do not count as the run's time; and of a log that is longer than the engine keeps, its beginning, how
+When it began and its pauses, by the clock that neither a sleeping laptop nor a corrected time of day moves (the engine
+tells the time of day); and of a log that is longer than the engine keeps, its beginning, how
 much was printed, and until when. Lies in the run's scratch beside what the task sees, not in it.
 """
 
@@ -8,12 +9,24 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Final
 
 import structlog
 
 log = structlog.get_logger()
+
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+
+
+def boot_id() -> str:
+    """Names the time since which this machine has been up: monotonic clocks can be compared within it only."""
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return ""
 
 
 @dataclass(slots=True)
@@ -21,12 +34,17 @@ class Notes:
     """What a daemon that comes back must know of a run and cannot learn from the engine."""
 
     path: Path
+    began: float | None = None
+    """Monotonic. None: not known, or before this machine was started anew."""
     paused_s: float = 0.0
     paused_since: float | None = None
+    """Monotonic."""
     printed: tuple[bytes, bytes, int] | None = None
     """Head, tail and total when `heard` was; None: the engine still has the whole log."""
     heard: float = 0.0
+    """By the engine's clock, seconds since 1970."""
     progress: float | None = None
+    boot: str = field(default_factory=boot_id)
 
     @classmethod
     def read(cls, path: Path) -> Notes:
@@ -34,7 +52,9 @@ class Notes:
         notes = cls(path)
         try:
             raw = json.loads(path.read_text())
-            notes.paused_s, notes.paused_since = float(raw["paused_s"]), raw["paused_since"]
+            notes.paused_s = float(raw["paused_s"])
+            if notes.boot and raw["boot"] == notes.boot:
+                notes.began, notes.paused_since = _seconds(raw["began"]), _seconds(raw["paused_since"])
             notes.heard, notes.progress = float(raw["heard"]), raw["progress"]
             if raw["printed"]:
                 head, tail, total = raw["printed"]
@@ -53,13 +73,25 @@ class Notes:
             head, tail, total = self.printed
             printed = (base64.b64encode(head).decode(), base64.b64encode(tail).decode(), total)
         new = self.path.with_suffix(".new")
-        body = {"paused_s": self.paused_s, "paused_since": self.paused_since, "printed": printed}
+        body = {"boot": self.boot, "began": self.began, "paused_s": self.paused_s, "paused_since": self.paused_since}
         try:
-            new.write_text(json.dumps(body | {"heard": self.heard, "progress": self.progress}))
+            new.write_text(json.dumps(body | {"printed": printed, "heard": self.heard, "progress": self.progress}))
             new.replace(self.path)
         except OSError as error:
             log.warning("container_notes_not_written", path=str(self.path), error=str(error))
 
-    def paused_for(self, now: float) -> float:
-        """Seconds, by the wall clock, until `now`."""
-        return self.paused_s + (max(0.0, now - self.paused_since) if self.paused_since is not None else 0.0)
+    def paused_for(self) -> float:
+        """Seconds until now."""
+        return self.paused_s + (time.monotonic() - self.paused_since if self.paused_since is not None else 0.0)
+
+    def ran_for(self, said_s: float, *, over: bool) -> float:
+        """Seconds that it has run without its pauses. `said_s`: from its start to its end, or to now, by the time of
+        day, which is all that is known of one that began before this machine was started anew."""
+        if self.began is not None:
+            since_s = time.monotonic() - self.began
+            said_s = min(said_s, since_s) if over else since_s
+        return max(0.0, said_s - self.paused_for())
+
+
+def _seconds(value: Any) -> float | None:
+    return None if value is None else float(value)
