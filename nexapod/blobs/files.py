@@ -199,20 +199,26 @@ def write_blob(layout: Layout, pieces: Iterator[bytes], bytes_max: int) -> tuple
         raise
 
 
-def size_of(path: Path) -> int:
-    """Bytes of a file, as its folder says: a link is not followed. Raises BlobError."""
+def open_plain(path: Path) -> int:
+    """A descriptor of a file: a symbolic link as last component is refused, and a FIFO does not block. Raises
+    OSError."""
+    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def size_of(open_file: Callable[[], int], path: Path) -> int:
+    """Bytes of a file. Raises BlobError."""
     with disk_errors(path):
-        return path.lstat().st_size
+        fd = open_file()
+        try:
+            return os.fstat(fd).st_size
+        finally:
+            os.close(fd)
 
 
-def pieces_of(path: Path, check: CheckCancelled) -> Iterator[bytes]:
-    """The content of a regular file, a chunk at a time. Raises BlobError.
-
-    A symbolic link as last component is refused, and a FIFO does not block: `path` may be what a task left
-    in its output folder. That its parents are what they seem is the caller's to see to.
-    """
+def pieces_of(open_file: Callable[[], int], path: Path, check: CheckCancelled) -> Iterator[bytes]:
+    """The content of a regular file, a chunk at a time; `path` for what is wrong with it. Raises BlobError."""
     with disk_errors(path):
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = open_file()
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise BlobError(f"{path}: not a regular file")

@@ -113,8 +113,13 @@ class BlobStore:
         The last component of `path` is not followed if it is a symbolic link. Raises BlobTooLarge, QuotaExceeded,
         DiskFull, BlobError.
         """
-        size = await self._in_thread(lambda: files.size_of(path))
-        pieces = files.pieces_of(path, trio.from_thread.check_cancelled)
+        return await self.put_opened(lambda: files.open_plain(path), path, bytes_max=bytes_max)
+
+    async def put_opened(self, open_file: Callable[[], int], path: Path, *, bytes_max: int = BLOB_BYTES_MAX) -> BlobRef:
+        """The same, for whoever opens the file himself: `open_file` returns a descriptor, or raises OSError. `path` is
+        what the user should look at."""
+        size = await self._in_thread(lambda: files.size_of(open_file, path))
+        pieces = files.pieces_of(open_file, path, trio.from_thread.check_cancelled)
         with self._reserve() as reserved:
             await reserved.grow(min(size, bytes_max))
             return await self._put(lambda: files.write_blob(self._layout, pieces, bytes_max))

@@ -6,10 +6,8 @@ several files in step with one another writes them into one, or replaces each by
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Final
 
 import structlog
@@ -26,21 +24,13 @@ log = structlog.get_logger()
 
 LOOK_S: Final = 15.0
 """Longer than a steward's own pause between two of them (limits.CHECKPOINT_MIN_MS)."""
-_Signature = tuple[tuple[str, int, int, int], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    files: list[OutputFile]
-    signature: _Signature
-    """(path, size, time of change, inode) of each."""
 
 
 async def keep_checkpoints(
     run: TaskRun, blobs: BlobStore, tell: Callable[[tuple[File, ...]], None], *, look_s: float = LOOK_S
 ) -> None:
     """Look at the run's checkpoint until cancelled, and tell of each new state that could be copied whole."""
-    told: _Signature = ()
+    told: list[OutputFile] = []
     while True:
         await trio.sleep(look_s)
         try:
@@ -51,20 +41,14 @@ async def keep_checkpoints(
 
 
 async def _look(
-    run: TaskRun, blobs: BlobStore, tell: Callable[[tuple[File, ...]], None], told: _Signature
-) -> _Signature:
-    seen = await trio.to_thread.run_sync(_see, run.checkpoint, run.limits.disk)
-    if not seen.files or seen.signature == told:
+    run: TaskRun, blobs: BlobStore, tell: Callable[[tuple[File, ...]], None], told: list[OutputFile]
+) -> list[OutputFile]:
+    see = partial(collect, run.checkpoint, bytes_max=run.limits.disk, files_max=CHECKPOINT_FILES_MAX)
+    seen = await trio.to_thread.run_sync(see)
+    if not seen or seen == told:
         return told
-    files = tuple([File(entry.path, await blobs.put_file(entry.source)) for entry in seen.files])
-    after = await trio.to_thread.run_sync(_see, run.checkpoint, run.limits.disk)
-    if after.signature != seen.signature:
+    files = tuple([File(entry.path, await blobs.put_opened(entry.open, entry.source)) for entry in seen])
+    if await trio.to_thread.run_sync(see) != seen:
         return told
     tell(files)
-    return seen.signature
-
-
-def _see(folder: Path, bytes_max: int) -> _Seen:
-    files = collect(folder, bytes_max=bytes_max, files_max=CHECKPOINT_FILES_MAX)
-    found = [(file.path, os.lstat(file.source)) for file in files]
-    return _Seen(files, tuple((path, info.st_size, info.st_mtime_ns, info.st_ino) for path, info in found))
+    return seen

@@ -197,7 +197,7 @@ class Staging:
     async def gather(self, run: TaskRun) -> tuple[File, ...]:
         """The output files, as blobs, by path. Raises OutputRefused, BlobError."""
         found = await trio.to_thread.run_sync(partial(collect, run.output, bytes_max=run.limits.output))
-        files = [File(entry.path, await self._blobs.put_file(entry.source)) for entry in found]
+        files = [File(entry.path, await self._blobs.put_opened(entry.open, entry.source)) for entry in found]
         return tuple(sorted(files, key=lambda file: file.path))
 
     async def remove(self, task: TaskId) -> None:

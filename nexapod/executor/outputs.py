@@ -1,11 +1,12 @@
 """What a task left in a directory: checked names and sizes, within limits. The task may be hostile.
 
-Walks by directory descriptors and never follows a link, so nothing outside the directory is ever opened or listed.
-Does not read, hash or move a file: that is for whoever stores them.
+Walks by directory descriptors and never follows a link, so nothing outside the directory is ever opened or listed, also
+while the task still runs and changes it. Does not read, hash or move a file: that is for whoever stores them.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -24,15 +25,38 @@ DIRECTORIES_MAX: Final = 256
 
 _PATH = codec.path(PATH_MAX)
 _OPEN: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPEN_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True)
 class OutputFile:
-    """One regular file: `path` relative and POSIX, as the protocol spells it; `source` where it lies; bytes."""
+    """One regular file: `path` relative and POSIX, as the protocol spells it; bytes."""
 
     path: str
-    source: Path
+    directory: Path
+    """What it was found below."""
     size: int
+    state: tuple[int, ...]
+    """Changes with the content: device, inode, and times of change (ns), of which a program can set only the first."""
+
+    @property
+    def source(self) -> Path:
+        """Where it lies, for people; and for nobody to open while the task may put links in its way."""
+        return self.directory / self.path
+
+    def open(self) -> int:
+        """A descriptor for reading, of a regular file below the directory: no link on the way is followed. Raises
+        OSError."""
+        head, slash, name = self.path.rpartition("/")
+        folder = _open_below(self.directory, head + slash)
+        try:
+            fd = os.open(name, _OPEN_FILE, dir_fd=folder)
+        finally:
+            os.close(folder)
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            return fd
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file any more", str(self.source))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +87,8 @@ def collect(directory: Path, *, bytes_max: int, files_max: int = OUTPUT_FILES_MA
     for relative, info in _walk(directory):
         _refuse_irregular(relative, info)
         total += info.st_size
-        found.append(OutputFile(_checked_path(relative), directory / relative, info.st_size))
+        state = (info.st_dev, info.st_ino, info.st_mtime_ns, info.st_ctime_ns)
+        found.append(OutputFile(_checked_path(relative), directory, info.st_size, state))
         _refuse_excess(total, len(found), bytes_max, files_max)
     return sorted(found, key=lambda file: file.path)
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -416,6 +417,41 @@ async def test_what_a_task_keeps_is_told_when_it_has_changed_and_stands_still(tm
         await trio.sleep(0.05)  # a pause: nothing is to happen
         nursery.cancel_scope.cancel()
     assert told == [(File("state", blob_of(b"one")),), (File("state", blob_of(b"three")),)]
+
+
+async def test_a_link_put_in_the_way_while_a_checkpoint_is_copied_leads_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task that runs may change its folder between any two steps, and change it back."""
+    (secret := tmp_path / "secret").mkdir()
+    (secret / "f").write_bytes(b"secret")
+    folder = tmp_path / "checkpoint"
+    (folder / "d").mkdir(parents=True)
+    (folder / "d" / "f").write_bytes(b"plain.")
+    told: list[tuple[File, ...]] = []
+    blobs = BlobStore(tmp_path / "blobs")
+    tries = 0
+    put_opened = blobs.put_opened
+
+    async def put_while_it_is_changed(*args: Any) -> BlobRef:
+        nonlocal tries
+        tries += 1
+        (folder / "d").rename(folder / "kept")
+        (folder / "d").symlink_to(secret)
+        try:
+            return await put_opened(*args)
+        finally:
+            (folder / "d").unlink()
+            (folder / "kept").rename(folder / "d")
+
+    monkeypatch.setattr(blobs, "put_opened", put_while_it_is_changed)
+    run = TaskRun("ab-0", "wasm", tmp_path, None, (), (), "", tmp_path, tmp_path, folder, Limits(disk=100), bytes(32))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: keep_checkpoints(run, blobs, told.append, look_s=0.01))
+        await until(lambda: tries > 1)
+        nursery.cancel_scope.cancel()
+    assert told == []
+    assert not blobs.has(blob_of(b"secret"))
 
 
 async def test_only_a_job_that_shares_checkpoints_has_them_kept(tmp_path: Path) -> None:

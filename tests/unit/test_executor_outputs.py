@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,62 @@ def test_files_are_named_relative_and_sorted(tmp_path: Path) -> None:
     found = collect(tmp_path, bytes_max=5)
     assert [(file.path, file.size) for file in found] == [("a.txt", 0), ("b/deep.csv", 5)]
     assert found[1].source.read_bytes() == b"12345"
+
+
+def swapped_folder(directory: Path, elsewhere: Path) -> None:
+    (directory / "d").rename(directory / "kept")
+    (directory / "d").symlink_to(elsewhere)
+
+
+def swapped_file(directory: Path, elsewhere: Path) -> None:
+    (directory / "d" / "f").unlink()
+    (directory / "d" / "f").symlink_to(elsewhere / "f")
+
+
+def piped(directory: Path, elsewhere: Path) -> None:
+    (directory / "d" / "f").unlink()
+    os.mkfifo(directory / "d" / "f")
+
+
+def gone(directory: Path, elsewhere: Path) -> None:
+    (directory / "d" / "f").unlink()
+
+
+def replaced(directory: Path, elsewhere: Path) -> None:
+    (directory / "d" / "f").unlink()
+    (directory / "d" / "f").mkdir()
+
+
+@pytest.mark.parametrize("change", [swapped_folder, swapped_file, piped, gone, replaced])
+def test_a_task_that_goes_on_cannot_have_another_file_opened(
+    tmp_path: Path, change: Callable[[Path, Path], None]
+) -> None:
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    (elsewhere / "f").write_bytes(b"secret")
+    directory = tmp_path / "output"
+    (directory / "d").mkdir(parents=True)
+    (directory / "d" / "f").write_bytes(b"plain.")
+    [found] = collect(directory, bytes_max=6)
+    fd = found.open()
+    assert os.read(fd, 9) == b"plain."
+    os.close(fd)
+    open_before = len(os.listdir("/proc/self/fd"))
+    change(directory, elsewhere)
+    with pytest.raises(OSError, match=r"."):
+        found.open()
+    assert len(os.listdir("/proc/self/fd")) == open_before
+
+
+def test_a_file_that_was_written_anew_is_another(tmp_path: Path) -> None:
+    """Also when a program gives it back its size and the time that it can set."""
+    (tmp_path / "f").write_bytes(b"one")
+    before = collect(tmp_path, bytes_max=3)
+    assert collect(tmp_path, bytes_max=3) == before
+    info = (tmp_path / "f").stat()
+    time.sleep(0.02)  # a pause: longer than a tick of the clock that dates files
+    (tmp_path / "f").write_bytes(b"two")
+    os.utime(tmp_path / "f", ns=(info.st_atime_ns, info.st_mtime_ns))
+    assert collect(tmp_path, bytes_max=3) != before
 
 
 def test_an_empty_directory_is_no_output(tmp_path: Path) -> None:
