@@ -93,15 +93,17 @@ class Scratch:
             shutil.rmtree(self.root, onerror=_log_undeleted)
 
 
-def remove_leftovers(parent: Path, live: frozenset[str]) -> int:
-    """Remove the scratch of runs that ended with an earlier daemon; how many there were. `live`: labels to keep."""
+def scratches(parent: Path) -> frozenset[str]:
+    """Labels of the runs that have scratch there, of this daemon or an earlier one."""
     if not parent.is_dir():
-        return 0
+        return frozenset()
     with os.scandir(parent) as entries:
-        left = [e.path for e in entries if e.name not in live and e.is_dir(follow_symlinks=False)]
-    for path in left:
-        shutil.rmtree(path, onerror=_log_undeleted)
-    return len(left)
+        return frozenset(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+
+
+def remove_scratches(parent: Path, labels: frozenset[str]) -> None:
+    for label in labels:
+        shutil.rmtree(parent / label, onerror=_log_undeleted)
 
 
 class Clock:
@@ -170,6 +172,8 @@ class Watch:
         self._told: dict[str, float | None] = {}
         self._written = Written()
         self._signs: object = None
+        self.deaf = False
+        """Whether what the task prints cannot be heard now: its silence is then no idleness."""
         self._alive_s = ran_s
         self._reported: Report | None = None
         self._report_due = 0.0
@@ -254,11 +258,12 @@ class Watch:
         return began if now - due < WATCH_MIN_S else now  # what had been written by then tells nothing of when
 
     async def finish(self) -> MustStop | None:
-        """After its end: a last look and a last report. MustStop: it left too much, so what it left is no result."""
+        """After its end: a last look and a last report. MustStop: it left too much, or the disk is nearly full and what
+        it left may be cut short; either way it is no result."""
         stop = await trio.to_thread.run_sync(self._look)
         self._report_due = 0.0
         self._report()
-        return stop if stop and stop.outcome != "try-elsewhere" else None
+        return stop
 
     def _look_and_halt(self) -> MustStop | None:
         stop = self._look()
@@ -274,11 +279,12 @@ class Watch:
         with self._lock:
             told = self._lines.value
         self._hear_progress("line", told)
+        stop = self._overrun()
         disk = os.statvfs(self._run.output)
         self._disk_free = disk.f_bavail * disk.f_frsize
-        if self._disk_free < DISK_FREE_MIN:
+        if stop is None and self._disk_free < DISK_FREE_MIN:
             return MustStop("try-elsewhere", "the disk of this machine is nearly full")
-        return self._overrun()
+        return stop
 
     def _hear_progress(self, source: str, value: float | None) -> None:
         """The file and the lines tell it independently of each other: what changed last counts."""
@@ -295,7 +301,7 @@ class Watch:
     def _out_of_time(self) -> MustStop | None:
         limits, ran_s = self._run.limits, self.clock.ran_s
         signs = (self.printed[2], self.progress, self._written)
-        if signs != self._signs:
+        if signs != self._signs or self.deaf:
             self._signs, self._alive_s = signs, ran_s
         if ran_s >= self._wall_s:
             return MustStop("wall-limit", f"not done after {limits.wall_ms} ms")

@@ -17,6 +17,9 @@ from inotify_simple import INotify, flags
 log = structlog.get_logger()
 
 _WRITTEN: Final = flags.MODIFY | flags.CREATE | flags.MOVED_TO | flags.ONLYDIR
+WATCHES_MAX: Final = 1024
+"""Directories that one run has followed in all. A directory that is removed while a task holds it open stays followed,
+and this user's programs share what the kernel has of it: a task must not use it up."""
 _DRAIN_BYTES: Final = 256 * 1024
 _DRAINS_MAX: Final = 16
 """What is left after so many reads wakes the next wait at once, which is what it should do."""
@@ -29,16 +32,22 @@ class Writes:
         """Raises OSError: the kernel gives no more of them; AttributeError: this system has none."""
         self._inotify = INotify(nonblocking=True)
         self._refused = False
+        self._followed = 0
+        """The kernel numbers what is followed from 1 up, and gives no number twice."""
 
     def follow(self, directory: int) -> None:
         """An open directory: not those below it. From any thread, and again at no cost."""
+        if self._followed >= WATCHES_MAX:
+            return
         try:
             # By descriptor: the task cannot put something else in its place meanwhile.
-            self._inotify.add_watch(f"/proc/self/fd/{directory}", _WRITTEN)
+            number = self._inotify.add_watch(f"/proc/self/fd/{directory}", _WRITTEN)
         except OSError as error:
             if not self._refused:
                 log.warning("writes_not_followed", reason=str(error))
             self._refused = True
+        else:
+            self._followed = max(self._followed, number)
 
     async def wait(self) -> None:
         """Until something was written since the last wait ended."""

@@ -13,7 +13,9 @@ import trio
 from containers.elf import one_syscall
 from containers.sandbox import HOME, Sandbox
 
+from nexapod.executor.docker.engine import Engine
 from nexapod.executor.docker.sandbox import DockerExecutor
+from nexapod.executor.docker.settings import ImageFacts
 from nexapod.protocol.types import Limits
 
 
@@ -54,6 +56,15 @@ async def test_an_image_s_volume_leaves_nothing_on_the_disk(sandbox: Sandbox) ->
     before = {volume["Name"] for volume in sandbox.client.volumes()["Volumes"] or ()}
     assert (await sandbox.shell("echo x >/data/x")).outcome == "ok"
     assert {volume["Name"] for volume in sandbox.client.volumes()["Volumes"] or ()} == before
+
+
+async def test_an_image_that_wants_a_volume_on_the_disk_is_the_job_s_mistake(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Engine, "image", lambda engine, image: ImageFacts(("/data/",)))
+    ended = await sandbox.shell("true")
+    assert (ended.outcome, ended.exit) == ("failed", 125)
+    assert "'/data/'" in ended.reason
 
 
 async def test_processes_and_open_files_are_bounded(sandbox: Sandbox) -> None:
@@ -139,6 +150,9 @@ DENIED = {
     "perf_event_open": (one_syscall(298, 0, 0, -1, -1, 0), errno.EPERM),
     "userfaultfd": (one_syscall(323, 0), errno.EPERM),
     "personality_set": (one_syscall(135, 0x0040000), errno.EPERM),
+    "ioctl_of_a_file_system": (one_syscall(16, 1, 0x4030582A, 0), errno.EPERM),  # FS_IOC_RESVSP64: takes disk space
+    "ioctl_of_a_terminal": (one_syscall(16, 1, 0x5401, 0), errno.ENOTTY),  # TCGETS: asked, and there is none
+    "inotify_init1": (one_syscall(294, 0), errno.EPERM),
     "fallocate_hidden": (one_syscall(285, 1, 1, 0, 4096), errno.EOPNOTSUPP),
 }
 

@@ -16,7 +16,8 @@ from containers.sandbox import HOME, Relay, Sandbox, killed_daemon, running, wai
 
 from nexapod.executor import watch
 from nexapod.executor.contract import Ended, TaskRun
-from nexapod.executor.docker.engine import Engine
+from nexapod.executor.docker import engine, life
+from nexapod.executor.docker.engine import Engine, EngineError
 from nexapod.executor.docker.notes import Notes
 from nexapod.executor.docker.sandbox import DockerExecutor
 from nexapod.protocol.types import Limits
@@ -162,14 +163,20 @@ async def test_survivors_that_nobody_wants_are_reaped(sandbox: Sandbox) -> None:
 
 # --- the engine ------------------------------------------------------------------------------------------------------
 @contextlib.asynccontextmanager
-async def relayed(sandbox: Sandbox, away_s: float) -> AsyncIterator[tuple[Relay, Sandbox]]:
+async def relayed(
+    sandbox: Sandbox, away_s: float, *, exact_usage: bool = True
+) -> AsyncIterator[tuple[Relay, Sandbox]]:
     """A sandbox whose engine can vanish."""
     engine_url = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
     if not engine_url.startswith("unix://"):
         pytest.skip("the engine is not behind a unix socket")
     relay = Relay(str(sandbox.root / "relay.sock"), engine_url.removeprefix("unix://"))
     executor = DockerExecutor(
-        home=HOME, scratch=sandbox.root / "scratch", url=f"unix://{relay.path}", engine_away_s=away_s
+        home=HOME,
+        scratch=sandbox.root / "scratch",
+        url=f"unix://{relay.path}",
+        engine_away_s=away_s,
+        exact_usage=exact_usage,
     )
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
@@ -179,15 +186,19 @@ async def relayed(sandbox: Sandbox, away_s: float) -> AsyncIterator[tuple[Relay,
             nursery.cancel_scope.cancel()
 
 
-async def test_an_engine_that_vanishes_costs_the_run_and_its_container_goes_once_it_is_back(sandbox: Sandbox) -> None:
-    async with relayed(sandbox, 1) as (relay, lab):
+@pytest.mark.parametrize("exact_usage", [True, False])
+async def test_an_engine_that_vanishes_costs_the_run_and_its_container_goes_once_it_is_back(
+    sandbox: Sandbox, exact_usage: bool
+) -> None:
+    """Nobody watches it any more, so what is in it is ended at once: by its cgroup, or by its id."""
+    async with relayed(sandbox, 1, exact_usage=exact_usage) as (relay, lab):
         run = waiting_task(lab)
         async with running(lab, run) as ends:
             await relay.vanish()
         assert ends[0].outcome == "try-elsewhere"
         assert "container engine" in ends[0].reason
         assert not (await lab.executor.probe()).ok
-        assert state(sandbox, run)["Status"] == "running"
+        await wait_until(lambda: state(sandbox, run)["Status"] == "exited")
         relay.up = True
         assert (await lab.executor.probe()).ok
         assert sandbox.client.containers(all=True, filters={"name": sandbox.name_of(run)}) == []
@@ -204,6 +215,48 @@ async def test_a_run_survives_an_engine_that_is_away_for_a_while(sandbox: Sandbo
                 await wait_until(lambda: bool(relay.connections))
             let_go(run)
         assert (ends[0].outcome, ends[0].exit, ends[0].log) == ("failed", 3, "first\nlast\n")
+
+
+async def test_an_engine_that_was_deaf_for_a_moment_is_listened_to_again(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One question without an answer, and the stream of what the task prints is closed for fear that it never ends."""
+    pings = 0
+
+    def ping(_: Engine) -> None:
+        nonlocal pings
+        pings += 1
+        if pings == 1:
+            raise EngineError("it does not answer")
+
+    monkeypatch.setattr(Engine, "ping", ping)
+    monkeypatch.setattr(life, "WAIT_SLICE_S", 0.2)
+    monkeypatch.setattr(engine, "WAIT_SLICE_S", 0.2)
+    run = waiting_task(sandbox)
+    async with running(sandbox, run) as ends:
+        await wait_until(lambda: pings > 1)
+        await trio.sleep(1)  # a pause: for the stream that was closed
+        let_go(run)
+    assert (ends[0].outcome, ends[0].log) == ("failed", "first\nlast\n")
+
+
+async def test_a_machine_that_runs_out_of_memory_is_no_fault_of_the_task(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel ends tasks first, whoever took the memory."""
+    kills = iter([7, 8])
+    monkeypatch.setattr(life, "oom_kills", lambda: next(kills))
+    ended = await sandbox.shell("kill -9 $$")
+    assert (ended.outcome, ended.reason) == ("try-elsewhere", "this machine ran out of memory")
+
+
+async def test_a_task_at_its_own_limit_of_memory_is_at_fault_whatever_else_was_ended(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kills = iter([7, 8])
+    monkeypatch.setattr(life, "oom_kills", lambda: next(kills))
+    ended = await sandbox.shell("x=a; while true; do x=$x$x; done")
+    assert ended.outcome == "memory-limit"
 
 
 async def test_a_container_that_somebody_else_killed_is_no_result(sandbox: Sandbox) -> None:

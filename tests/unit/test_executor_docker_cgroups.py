@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -54,64 +51,14 @@ def test_a_run_s_cgroups_are_removed_and_those_of_others_stay(tmp_path: Path) ->
     assert list((tmp_path / "memory").iterdir()) == []
 
 
-@pytest.fixture
-def sleepers() -> Iterator[list[subprocess.Popen[bytes]]]:
-    started = [subprocess.Popen(["/bin/sleep", "60"]) for _ in range(3)]
-    yield started
-    for process in started:
-        process.kill()
-        process.wait()
-
-
-def died(process: subprocess.Popen[bytes]) -> bool:
-    try:
-        return process.wait(timeout=0.2) == -signal.SIGKILL
-    except subprocess.TimeoutExpired:
-        return False
-
-
 @pytest.mark.parametrize(("version", "hierarchy"), [(1, "memory"), (2, "")])
-def test_all_that_is_in_a_container_is_killed_and_nothing_else(
-    tmp_path: Path, sleepers: list[subprocess.Popen[bytes]], version: int, hierarchy: str
-) -> None:
-    inside, monitor, other = sleepers
-    for label, name, process in (("1", "c0ffee", inside), ("1", "libpod-conmon-c0ffee", monitor), ("2", "c0", other)):
-        container = tmp_path / hierarchy / "nexapod-x" / label / name
-        container.mkdir(parents=True)
-        # Zero: a process of a namespace that we do not see. One: nobody's container.
-        (container / "cgroup.procs").write_text(f"0\n{process.pid}\n1\n")
+def test_a_run_s_containers_are_found(tmp_path: Path, version: int, hierarchy: str) -> None:
     cgroups = Cgroups(tmp_path, version, "nexapod-x")
-    cgroups.kill("1")
-    assert [died(process) for process in sleepers] == [True, False, False]
-    cgroups.kill("1")
-    cgroups.kill("never begun")
-
-
-def test_version_2_kills_a_container_as_one(tmp_path: Path, sleepers: list[subprocess.Popen[bytes]]) -> None:
-    container = tmp_path / "nexapod-x" / "1" / "c0ffee"
-    container.mkdir(parents=True)
-    (container / "cgroup.kill").touch()
-    (container / "cgroup.procs").write_text(f"{sleepers[0].pid}\n")
-    Cgroups(tmp_path, 2, "nexapod-x").kill("1")
-    assert (container / "cgroup.kill").read_text() == "1"
-    assert not died(sleepers[0]), "the kernel's to do, which is not here"
-
-
-def test_who_got_the_number_of_a_process_just_gone_is_not_killed(
-    tmp_path: Path, sleepers: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    members = tmp_path / "memory" / "nexapod-x" / "1" / "c0ffee" / "cgroup.procs"
-    members.parent.mkdir(parents=True)
-    members.write_text(f"{sleepers[0].pid}\n")
-    open_handle = os.pidfd_open
-
-    def open_too_late(pid: int) -> int:
-        members.write_text("")
-        return open_handle(pid)
-
-    monkeypatch.setattr(os, "pidfd_open", open_too_late)
-    Cgroups(tmp_path, 1, "nexapod-x").kill("1")
-    assert not died(sleepers[0])
+    assert cgroups.containers("1") == []
+    for label in ("1", "2"):
+        (tmp_path / hierarchy / "nexapod-x" / label / f"container-{label}").mkdir(parents=True)
+    (tmp_path / hierarchy / "nexapod-x" / "1" / "memory.peak").touch()
+    assert [path.name for path in cgroups.containers("1")] == ["container-1"]
 
 
 def test_where_it_cannot_work_it_is_not_tried(tmp_path: Path, as_root: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nexapod.executor.contract import BadRun, TaskRun
-from nexapod.executor.docker.settings import HostFacts, ImageFacts, container_name, container_settings
+from nexapod.executor.docker.settings import HostFacts, ImageFacts, UnfitImage, container_name, container_settings
 from nexapod.protocol.types import Limits
 
 HOME = "0123456789abcdef"
@@ -84,6 +84,21 @@ def test_an_image_s_volumes_become_bounded_memory() -> None:
     tmpfs = host_config(image=ImageFacts(volumes=("/data", "/output")))["Tmpfs"]
     assert sorted(tmpfs) == ["/data", "/tmp"]
     assert all("size=134217728" in options and "nosuid,nodev" in options for options in tmpfs.values())
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "data", "/data/", "//data", "/a/../data", "/output/x", "/run/..", "/proc", "/sys/fs", "/dev/shm/x", ".", ""],
+)
+def test_a_volume_that_an_engine_would_make_on_the_disk_is_refused(path: str) -> None:
+    with pytest.raises(UnfitImage, match="volume"):
+        settings(image=ImageFacts(volumes=("/data", path)))
+
+
+def test_an_image_has_so_many_volumes() -> None:
+    assert len(host_config(image=ImageFacts(tuple(f"/v{n}" for n in range(16))))["Tmpfs"]) == 17
+    with pytest.raises(UnfitImage, match="17 volumes"):
+        settings(image=ImageFacts(tuple(f"/v{n}" for n in range(17))))
 
 
 def test_resources_are_those_of_the_job() -> None:
@@ -290,6 +305,7 @@ def test_the_seccomp_profile_denies_by_default() -> None:
         "io_uring_setup", "io_uring_enter", "io_uring_register", "open_by_handle_at", "name_to_handle_at", "kcmp",
         "fsopen", "fsmount", "move_mount", "open_tree", "mount_setattr", "init_module", "finit_module", "kexec_load",
         "reboot", "swapon", "chroot", "personality", "syslog", "acct", "quotactl", "settimeofday", "clock_settime",
+        "ioctl", "inotify_init", "inotify_init1",
         "fallocate", "pidfd_getfd", "process_madvise", "lookup_dcookie", "iopl", "ioperm", "modify_ldt", "vhangup",
     }  # fmt: skip
     assert not free & dangerous

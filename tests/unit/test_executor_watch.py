@@ -22,7 +22,8 @@ from nexapod.executor.watch import (
     Written,
     overrun,
     read_progress,
-    remove_leftovers,
+    remove_scratches,
+    scratches,
 )
 from nexapod.executor.writes import Writes, writes
 from nexapod.protocol.types import Limits, Usage
@@ -158,7 +159,11 @@ async def test_a_task_is_stopped_when_the_disk_is_nearly_full(
     stop = await seen.wait_must_stop()
     assert stop.outcome == "try-elsewhere"
     assert "disk" in stop.reason
-    assert await seen.finish() is None, "a task that has ended all the same keeps its result"
+    assert await seen.finish() == stop, "what it left may be cut short"
+    (run.output / "big").write_bytes(b"x" * 101)
+    stop = await seen.finish()
+    assert stop is not None
+    assert stop.outcome == "output-limit", "which is the task's own doing"
 
 
 async def test_wall_time_is_exact_and_stands_still_during_a_pause(
@@ -220,6 +225,22 @@ async def test_a_task_without_a_sign_of_life_is_idle(
         stop = await seen.wait_must_stop()
     assert (stop.outcome, stop.reason) == ("idle-limit", "no sign of life for 2000 ms")
     assert trio.current_time() == pytest.approx(2 if sign == "none" else 3, abs=2 * watch.WATCH_S)
+
+
+async def test_who_cannot_be_heard_is_not_idle(
+    run: TaskRun, scratch: Scratch, autojump_clock: trio.testing.MockClock
+) -> None:
+    seen, _ = watching(limited(run, idle_ms=2_000), scratch)
+
+    async def hear_again_after_a_minute() -> None:
+        seen.deaf = True
+        await trio.sleep(60)  # a pause: of the virtual clock
+        seen.deaf = False
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hear_again_after_a_minute)
+        assert (await seen.wait_must_stop()).outcome == "idle-limit"
+    assert trio.current_time() == pytest.approx(62, abs=2 * watch.WATCH_S)
 
 
 async def test_reports_come_when_something_changed_and_once_a_second_at_most(
@@ -351,11 +372,12 @@ def test_scratch_is_private_and_goes(scratch: Scratch, run: TaskRun) -> None:
     scratch.remove()
 
 
-def test_leftovers_are_removed_and_counted(scratch: Scratch, tmp_path: Path) -> None:
-    Scratch(scratch.root.parent, "2").make()
-    (scratch.root.parent / "link").symlink_to(tmp_path / "input")
-    assert remove_leftovers(scratch.root.parent, frozenset({"2"})) == 1
-    assert not scratch.root.exists()
-    assert remove_leftovers(scratch.root.parent, frozenset()) == 1
-    assert sorted(path.name for path in scratch.root.parent.iterdir()) == ["link"]
-    assert remove_leftovers(tmp_path / "none", frozenset()) == 0
+def test_scratches_are_listed_and_removed(scratch: Scratch, tmp_path: Path) -> None:
+    parent = scratch.root.parent
+    Scratch(parent, "2").make()
+    (parent / "link").symlink_to(tmp_path / "input")
+    (parent / "file").touch()
+    assert scratches(parent) == {"1", "2"}
+    remove_scratches(parent, frozenset({"1"}))
+    assert scratches(parent) == {"2"}
+    assert scratches(tmp_path / "none") == frozenset()

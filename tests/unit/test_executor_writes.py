@@ -87,6 +87,25 @@ async def test_what_is_followed_twice_is_told_once(told: Writes, tmp_path: Path)
     assert not await is_told(told)
 
 
+def test_a_task_cannot_use_up_what_the_kernel_follows(
+    told: Writes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By directories that it removes and keeps open."""
+    monkeypatch.setattr(module, "WATCHES_MAX", 8)
+    follow(told, tmp_path)
+    held = []
+    for name in range(20):
+        follow(told, tmp_path)  # as every look does
+        (tmp_path / str(name)).mkdir()
+        held.append(os.open(tmp_path / str(name), os.O_RDONLY))
+        told.follow(held[-1])
+        (tmp_path / str(name)).rmdir()
+    watches = Path(f"/proc/self/fdinfo/{told._inotify.fileno()}").read_text().count("inotify wd")
+    for fd in held:
+        os.close(fd)
+    assert watches == 8
+
+
 async def test_a_flood_of_events_is_thrown_away(told: Writes, tmp_path: Path) -> None:
     follow(told, tmp_path)
     for name in range(20_000):  # more than the kernel keeps

@@ -7,9 +7,7 @@ are gone with the container. Possible for root with the cgroupfs driver, on cgro
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,8 +15,6 @@ from typing import Any, Final
 from nexapod.protocol.types import Usage
 
 ROOT: Final = Path("/sys/fs/cgroup")
-_MONITOR: Final = "conmon"
-"""Podman puts the process that waits for a container beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +37,13 @@ class Cgroups:
         except (OSError, ValueError, IndexError):
             return None  # the engine put it elsewhere: the caller falls back to the engine's statistics
 
-    def kill(self, label: str) -> None:
-        """Kill all that is in a run's containers, at once and without the engine. Harmless when nothing is."""
+    def containers(self, label: str) -> list[Path]:
+        """The cgroups of a run's containers, of which one is enough to know who is in it."""
         base = self.root / self.prefix if self.version == 2 else self.root / "memory" / self.prefix
         try:
-            containers = [Path(entry.path) for entry in os.scandir(base / label) if entry.is_dir()]
+            return [Path(entry.path) for entry in os.scandir(base / label) if entry.is_dir()]
         except OSError:
-            return  # the engine put it elsewhere, or has not begun it
-        for container in containers:
-            if _MONITOR in container.name:
-                continue
-            if self.version == 1 or not _killed_as_one(container):
-                _kill_each(container)
+            return []  # the engine put it elsewhere, or has not begun it
 
     def remove(self, label: str) -> None:
         """Remove a run's parent in every hierarchy. One still in use stays, and goes with `remove_leftovers`."""
@@ -91,40 +82,6 @@ def find(info: dict[str, Any], home: str, root: Path = ROOT) -> Cgroups | None:
     if info.get("CgroupVersion") == "2":
         return Cgroups(root, 2, prefix) if (root / "cgroup.controllers").exists() else None
     return Cgroups(root, 1, prefix) if (root / "memory").is_dir() and (root / "cpuacct").is_dir() else None
-
-
-def _killed_as_one(container: Path) -> bool:
-    """By cgroup v2, since Linux 5.14. False: it cannot."""
-    try:
-        fd = os.open(container / "cgroup.kill", os.O_WRONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    with open(fd, "w") as file:
-        file.write("1")
-    return True
-
-
-def _kill_each(container: Path) -> None:
-    """The first of them is the container's init, and with it the kernel ends all that are begun meanwhile."""
-    with contextlib.ExitStack() as opened:
-        handles = {}
-        for pid in _members(container):
-            with contextlib.suppress(OSError):
-                handles[pid] = os.pidfd_open(pid)
-                opened.callback(os.close, handles[pid])
-        # Only those that are still in it: a handle may be of a process that was given the number of one just gone.
-        for pid in _members(container):
-            if pid in handles:
-                with contextlib.suppress(OSError):
-                    signal.pidfd_send_signal(handles[pid], signal.SIGKILL)
-
-
-def _members(container: Path) -> list[int]:
-    """Those that this process can see, oldest first: others count as 0."""
-    try:
-        return sorted(pid for pid in map(int, (container / "cgroup.procs").read_text().split()) if pid > 1)
-    except OSError:
-        return []
 
 
 def _rmdir(directory: str) -> None:

@@ -156,8 +156,9 @@ class Engine:
         return self._seccomp
 
     # --- one container ---------------------------------------------------------------------------------------------
-    def create(self, name: str, settings: dict[str, Any]) -> None:
-        _asked(self._client.create_container_from_config, settings, name)
+    def create(self, name: str, settings: dict[str, Any]) -> str:
+        """Its id."""
+        return str(_asked(self._client.create_container_from_config, settings, name)["Id"])
 
     def start(self, name: str) -> None:
         _asked(self._client.start, name)

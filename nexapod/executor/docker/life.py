@@ -27,6 +27,7 @@ from nexapod.executor.capture import reason_text
 from nexapod.executor.contract import EXIT_KILLED, Ended, OnReport, TaskRun, outcome_of_exit
 from nexapod.executor.docker.cgroups import Cgroups
 from nexapod.executor.docker.engine import CALL_S, EXIT_UNKNOWN, WAIT_SLICE_S, Container, Engine, EngineError, Stream
+from nexapod.executor.docker.killing import kill_by_id, kill_containers
 from nexapod.executor.docker.notes import Notes
 from nexapod.executor.docker.settings import LOG_BYTES
 from nexapod.executor.watch import Clock, MustStop, Scratch, Watch
@@ -48,6 +49,7 @@ SILENT_S: Final = 0.5
 """How far an engine's log may be behind what it hands to listeners."""
 NOTE_PRINTED_MIN: Final = LOG_BYTES // 2
 """From here on the engine may be about to forget the beginning of the log, which is noted then."""
+_VMSTAT: Final = Path("/proc/vmstat")
 _NOT_RUNNABLE: Final = (126, 127)
 """What the engine reports when the command itself cannot be executed: the job's mistake, not this machine's."""
 _ENDED_BY_ENGINE: Final = (EXIT_KILLED, EXIT_UNKNOWN)
@@ -63,6 +65,12 @@ class Threads:
 
     async def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         return await trio.to_thread.run_sync(partial(function, *args, **kwargs), limiter=self.calls)
+
+    async def ask(self, function: Callable[..., T], *args: Any) -> T:
+        """A call whose answer is of no use once the task has ended: an engine may take its whole deadline for it."""
+        return await trio.to_thread.run_sync(  # type: ignore[call-arg, unused-ignore]
+            partial(function, *args), limiter=self.calls, abandon_on_cancel=True
+        )
 
     async def wait(self, function: Callable[..., T], *args: Any) -> T:
         return await trio.to_thread.run_sync(partial(function, *args), limiter=self.waits)
@@ -104,6 +112,10 @@ class Life:
     _noted: tuple[int, bool] | None = None
     _noted_at: float = 0.0
     _began: float = 0.0
+    _id: str = ""
+    _oom_kills: int | None = None
+    """Of this machine, before it began."""
+    _deaf: bool = False
     _heard_all: trio.Event = field(default_factory=trio.Event)
     _changing: trio.Lock = field(default_factory=trio.Lock)
     _hearing: threading.Lock = field(default_factory=threading.Lock)
@@ -112,9 +124,13 @@ class Life:
     _over: bool = False
 
     async def go(self) -> Ended:
-        """Raises EngineError."""
+        """Raises EngineError: what the engine made of it is not known, but nothing of it runs any more."""
         try:
             return await self._go()
+        except EngineError:
+            with trio.CancelScope(shield=True):
+                await self.threads.call(self._halt)
+            raise
         finally:
             if self._stream:
                 self._stream.close()
@@ -185,7 +201,7 @@ class Life:
         notes = await self.threads.call(Notes.read, self._notes_path)
         until = found.finished if found.over else time.time()
         watch = self._watch_from(notes.ran_for(until - found.started, over=found.over), notes)
-        self._began = found.started
+        self._began, self._id = found.started, found.id
         self._started = True
         if notes.printed:
             watch.restore(*notes.printed, notes.progress)
@@ -201,15 +217,16 @@ class Life:
         """Create and start. An Ended when the command cannot be executed, which is the job's doing."""
         await self.threads.call(_prepare, self.run, self.scratch, self.engine.facts.owner)
         try:
-            await self.threads.call(self.engine.create, self.name, self.settings)
+            self._id = await self.threads.call(self.engine.create, self.name, self.settings)
         except EngineError as error:
             if error.status != 409:
                 raise
             # Left by a run whose end the engine did not live to see.
             await self.threads.call(self.engine.remove, self.name)
-            await self.threads.call(self.engine.create, self.name, self.settings)
+            self._id = await self.threads.call(self.engine.create, self.name, self.settings)
         self._stream = await self.threads.call(self.engine.attach, self.name)
         self._began = time.time()
+        self._oom_kills = await self.threads.call(oom_kills)
         watch = self._watch_from(0.0)
         try:
             await self._start(watch)
@@ -303,25 +320,35 @@ class Life:
     async def _wait_over(self) -> None:
         """Until the container has ended. Raises EngineError: the engine refuses, or is away for too long."""
         while True:
+            lost = EngineError("the container engine did not answer for a while")
             try:
                 assert self._stream is not None
                 try:
                     await self.threads.wait(self.engine.listen, self._stream, self._hear)
                 finally:
                     self._heard_all.set()
-                while await self.threads.wait(self.engine.wait, self.name) is None:
-                    log.debug("container_runs_silently", label=self.run.label)
+                if await self._wait_unheard():
+                    return
             except EngineError as error:
                 if error.status:
                     raise
-                self._stream = await self._regain(error)
-            else:
-                return
+                lost = error
+            self._stream = await self._regain(lost)
+
+    async def _wait_unheard(self) -> bool:
+        """After the stream's end. True: the container has ended too. False: it was us who closed the stream."""
+        while await self.threads.wait(self.engine.wait, self.name) is None:
+            if self._deaf:
+                return False
+            log.debug("container_runs_silently", label=self.run.label)
+        return True
 
     async def _regain(self, error: EngineError) -> Stream:
         """What the container goes on to print, once the engine is back. Raises EngineError."""
         log.warning("container_engine_lost", label=self.run.label, reason=str(error))
         self._race.lost = True
+        assert self._watch is not None
+        self._deaf, self._watch.deaf = False, True
         with trio.move_on_after(self.away_s):
             while True:
                 await trio.sleep(RETRY_S)
@@ -333,6 +360,7 @@ class Life:
                         raise
                 else:
                     log.info("container_engine_regained", label=self.run.label)
+                    self._watch.deaf = False
                     self._heard_all = trio.Event()
                     return stream
         raise error
@@ -344,13 +372,14 @@ class Life:
             try:
                 await self.threads.call(self.engine.ping)
             except EngineError:
+                self._deaf = True
                 if self._stream:
                     self._stream.close()
 
     async def _sample(self, watch: Watch) -> None:
         await trio.sleep(STATS_FIRST_S)
         while True:
-            sampled: Usage | None = await self.threads.call(self.engine.stats, self.name)
+            sampled = await self.threads.ask(self.engine.stats, self.name)
             watch.usage = sampled or watch.usage
             await trio.sleep(STATS_EVERY_S)
 
@@ -365,13 +394,17 @@ class Life:
             except EngineError as error:
                 log.warning("container_not_killed", container=self.name, reason=str(error))
                 self._race.lost = True
+                await self.threads.call(self._halt)
         if self._stream:
             self._stream.close()  # harmless when it has ended; else the thread that reads it would never
 
     def _halt(self) -> None:
-        """In a worker thread, before `_kill`, which may have to wait for a turn and for the engine."""
-        if self.cgroups:
-            self.cgroups.kill(self.run.label)
+        """In a worker thread: end all that is in the container without the engine, which may take long or be away."""
+        cgroups = self.cgroups.containers(self.run.label) if self.cgroups else []
+        if cgroups:
+            kill_containers(cgroups)
+        else:
+            kill_by_id(self._id)
 
     def _hear(self, piece: bytes, stdout: bool) -> None:
         """In the thread that listens."""
@@ -413,19 +446,44 @@ class Life:
         too_much = await watch.finish()
         usage = replace(watch.usage, wall_ms=watch.wall_ms)
         ended = _ended(left, self._race, self.run, usage, watch.log)
+        if await self._machine_was_out_of_memory(left, ended):
+            return Ended("try-elsewhere", EXIT_KILLED, usage, watch.log, "this machine ran out of memory")
         if ended.exit in _ENDED_BY_ENGINE and ended.outcome == "failed" and not self._race.killed:
             ended = _stopped(halted, ended) if halted else await self._by_whom(ended)
         return _stopped(too_much, ended) if too_much else ended
 
+    async def _machine_was_out_of_memory(self, left: Container, ended: Ended) -> bool:
+        """Whether it was killed for what all of this machine's programs took together. The engine does not tell it from
+        a task's own excess, and tasks are the first to go; but one at its own limit has been near it."""
+        if self._oom_kills is None or self._race.killed or not (left.oom or left.exit == EXIT_KILLED):
+            return False
+        if not 0 < ended.usage.peak_memory < self._memory_nearly_full:
+            return False
+        now = await self.threads.call(oom_kills)
+        return now is not None and now > self._oom_kills
+
+    @property
+    def _memory_nearly_full(self) -> int:
+        return self.run.limits.memory * 15 // 16
+
     async def _by_whom(self, ended: Ended) -> Ended:
         """It was killed, and not by us: by itself, or from outside, which is no result."""
-        if self.engine.facts.podman and ended.usage.peak_memory >= self.run.limits.memory * 15 // 16:
+        if self.engine.facts.podman and ended.usage.peak_memory >= self._memory_nearly_full:
             return _out_of_memory(self.run, ended.usage, ended.log)  # this engine does not tell
         outside = self._race.lost or await self.threads.call(self.engine.killed_from_outside, self.name, self._began)
         if not outside:
             return ended
         reason = "the container engine restarted" if self._race.lost else "somebody else ended the container"
         return Ended("try-elsewhere", EXIT_KILLED, ended.usage, ended.log, reason)
+
+
+def oom_kills() -> int | None:
+    """How many processes this machine has killed for want of memory since it was started. Blocks."""
+    try:
+        counters = dict(line.split() for line in _VMSTAT.read_text().splitlines())
+        return int(counters["oom_kill"])
+    except (OSError, ValueError, KeyError):
+        return None  # a kernel that does not count them
 
 
 def is_survivor(found: Container, settings: dict[str, Any]) -> bool:

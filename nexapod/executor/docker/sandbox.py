@@ -8,6 +8,7 @@ here: it runs what the engine holds, by content id.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import structlog
@@ -17,14 +18,16 @@ from nexapod.executor.capture import reason_text
 from nexapod.executor.contract import EXIT_KILLED, Availability, BadRun, Ended, OnReport, TaskRun
 from nexapod.executor.docker.cgroups import Cgroups
 from nexapod.executor.docker.cgroups import find as find_cgroups
-from nexapod.executor.docker.engine import CONNECTIONS_MAX, Engine, EngineError, connect
+from nexapod.executor.docker.engine import Engine, EngineError, connect
 from nexapod.executor.docker.life import AWAY_S, Life, Threads, has_outcome
-from nexapod.executor.docker.settings import ImageFacts, container_name, container_settings
-from nexapod.executor.watch import Scratch, remove_leftovers
+from nexapod.executor.docker.settings import ImageFacts, UnfitImage, container_name, container_settings
+from nexapod.executor.watch import Scratch, remove_scratches, scratches
 from nexapod.protocol.types import ExecutorName
 
 log = structlog.get_logger()
 
+EXIT_NOT_STARTED = 125
+"""As container engines have it: not even the command was tried."""
 CLEANUP_S = 90.0
 """Longer than three engine calls may take."""
 IMAGES_MAX = 256
@@ -58,7 +61,7 @@ class DockerExecutor:
         self._engine: Engine | None = None
         self._cgroups: Cgroups | None = None
         self._connecting = trio.Lock()
-        self._threads = Threads(trio.CapacityLimiter(8), trio.CapacityLimiter(CONNECTIONS_MAX))
+        self._threads = Threads(trio.CapacityLimiter(8), trio.CapacityLimiter(math.inf))
         self._images: dict[str, ImageFacts] = {}
         self._lives: dict[str, Life | None] = {}
         self._unremoved: set[str] = set()
@@ -92,6 +95,8 @@ class DockerExecutor:
             life = await self._life(engine, run, scratch, on_report)
             self._lives[run.label] = life
             return await life.go()
+        except UnfitImage as error:
+            return Ended("failed", EXIT_NOT_STARTED, reason=reason_text(str(error)))
         except EngineError as error:
             log.warning("container_engine_error", label=run.label, reason=str(error))
             return Ended("try-elsewhere", EXIT_KILLED, reason=reason_text(str(error)))
@@ -122,12 +127,13 @@ class DockerExecutor:
 
         Safe at any time, and worth repeating once an engine that was away is back.
         """
-        keep |= self._lives.keys()
-        await self._threads.call(remove_leftovers, self._scratch, keep)
+        # Listed first, and compared then: a run that begins meanwhile is not among them.
+        found = await self._threads.call(scratches, self._scratch)
+        await self._threads.call(remove_scratches, self._scratch, found - keep - self._lives.keys())
         try:
             engine = await self._connected()
             runs = await self._threads.call(engine.runs)
-            kept = {container_name(self._home, label) for label in keep}
+            kept = {container_name(self._home, label) for label in keep | self._lives.keys()}
             orphans = [name for name in runs if name not in kept]
             for name in orphans:
                 await self._threads.call(engine.remove, name)

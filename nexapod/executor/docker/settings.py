@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import posixpath
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,8 @@ CPU_SHARES: Final = 128
 """An eighth of the default weight: what else runs on the machine goes first."""
 OOM_SCORE_ADJ: Final = 1000
 """When the machine itself runs out of memory, a task is the first to go."""
+
+VOLUMES_MAX: Final = 16
 
 PINNED_ENV: Final[tuple[tuple[str, str], ...]] = (
     # The number of threads changes the order of summation, and so the result.
@@ -98,6 +101,10 @@ class ImageFacts:
     """Paths for which the engine would make writable volumes, without a limit, on the disk."""
 
 
+class UnfitImage(BadRun):
+    """The image asks for what no sandbox grants: it is so on every machine."""
+
+
 def container_name(home: str, label: str) -> str:
     """Unique by home and run; the engine accepts each character of both."""
     if not _HOME.fullmatch(home):
@@ -111,8 +118,10 @@ def tmp_bytes(run: TaskRun) -> int:
 
 
 def container_settings(run: TaskRun, host: HostFacts, image: ImageFacts, *, home: str, scratch: Path) -> dict[str, Any]:
-    """The body of the engine's `create` request. `scratch` is seen as /run. Raises BadRun: GPUs not as granted."""
+    """The body of the engine's `create` request. `scratch` is seen as /run. Raises BadRun: GPUs not as granted; and
+    UnfitImage."""
     assert host.user[0] != 0, "a task is never root, not even inside"
+    _refuse_unfit(image)
     if len(run.gpus) != run.limits.gpus or not all(_GPU.fullmatch(gpu) for gpu in run.gpus):
         raise BadRun(f"the task wants {run.limits.gpus} GPUs and is granted {list(run.gpus)!r:.200}")
     settings: dict[str, Any] = {
@@ -133,6 +142,18 @@ def container_settings(run: TaskRun, host: HostFacts, image: ImageFacts, *, home
         settings["WorkingDir"] = run.workdir
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     return settings | {"Labels": {LABEL_HOME: home, LABEL_RUN: run.label, LABEL_SETTINGS: digest}}
+
+
+def _refuse_unfit(image: ImageFacts) -> None:
+    """An engine puts nothing of its own where a tmpfs has the very same name; but it makes a volume, on the disk and
+    without a limit, for a name that only means the same place."""
+    if len(image.volumes) > VOLUMES_MAX:
+        raise UnfitImage(f"the image declares {len(image.volumes)} volumes: at most {VOLUMES_MAX} are given")
+    for path in image.volumes:
+        plain = path.startswith("/") and path == posixpath.normpath(path) and not path.startswith("//")
+        taken = path == "/" or any(path.startswith(f"{own}/") for own in (*_OWN_PATHS, *_SYSTEM_PATHS))
+        if not plain or taken or path in _SYSTEM_PATHS:
+            raise UnfitImage(f"the image declares the volume {path[:100]!a}: no task is given one there")
 
 
 def _env(run: TaskRun) -> dict[str, str]:
@@ -206,6 +227,7 @@ def _files(run: TaskRun, host: HostFacts, image: ImageFacts, scratch: Path) -> d
 
 
 _OWN_PATHS: Final = ("/input", "/output", "/checkpoint", "/run")
+_SYSTEM_PATHS: Final = ("/proc", "/sys", "/dev")
 
 
 def _bind(source: Path, target: str, *, read_only: bool) -> dict[str, Any]:

@@ -37,7 +37,8 @@ from nexapod.executor.watch import (
     MustStop,
     Scratch,
     Watch,
-    remove_leftovers,
+    remove_scratches,
+    scratches,
 )
 from nexapod.protocol.limits import OUTPUT_FILES_MAX
 from nexapod.protocol.types import ExecutorName, Usage
@@ -142,7 +143,11 @@ class WasmExecutor:
 
     async def reap_orphans(self, keep: frozenset[str] = frozenset()) -> int:
         """Runners end with their daemon (they watch their stdin), so only scratch can be left behind."""
-        return await trio.to_thread.run_sync(remove_leftovers, self._scratch, keep | frozenset(self._runs))
+        # Listed first, and compared then: a run that begins meanwhile is not among them.
+        found = await trio.to_thread.run_sync(scratches, self._scratch)
+        left = found - keep - self._runs.keys()
+        await trio.to_thread.run_sync(remove_scratches, self._scratch, left)
+        return len(left)
 
     async def aclose(self) -> None:
         await self._pool.aclose()
