@@ -163,9 +163,7 @@ async def test_survivors_that_nobody_wants_are_reaped(sandbox: Sandbox) -> None:
 
 # --- the engine ------------------------------------------------------------------------------------------------------
 @contextlib.asynccontextmanager
-async def relayed(
-    sandbox: Sandbox, away_s: float, *, exact_usage: bool = True
-) -> AsyncIterator[tuple[Relay, Sandbox]]:
+async def relayed(sandbox: Sandbox, away_s: float, *, exact_usage: bool = True) -> AsyncIterator[tuple[Relay, Sandbox]]:
     """A sandbox whose engine can vanish."""
     engine_url = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
     if not engine_url.startswith("unix://"):
