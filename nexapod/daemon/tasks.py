@@ -18,11 +18,11 @@ from nexapod.blobs.store import BlobStore
 from nexapod.daemon.gpu_desk import GpuDesk, NoGpu
 from nexapod.daemon.keeping import keep_checkpoints
 from nexapod.daemon.staging import InputError, Note, Staging, label_of
-from nexapod.executor.contract import EXIT_TRY_ELSEWHERE, Ended, Executor, Report, TaskRun
+from nexapod.executor.contract import Ended, Executor, Report, TaskRun
 from nexapod.executor.outputs import OutputRefused
 from nexapod.protocol.events import Checkpointed, Event, Finished, Progressed, Run
 from nexapod.protocol.limits import TEXT_MAX
-from nexapod.protocol.types import File, RunResult, TaskId, Usage
+from nexapod.protocol.types import EXIT_TRY_ELSEWHERE, File, RunResult, TaskId, Usage
 
 log = structlog.get_logger()
 

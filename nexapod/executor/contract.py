@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Final, Protocol, TypeAlias
 
 from nexapod.protocol.errors import LocalError
-from nexapod.protocol.types import ExecutorName, Limits, RunOutcome, Usage
+from nexapod.protocol.types import EXIT_TRY_ELSEWHERE, ExecutorName, Limits, RunOutcome, Usage
 
 EXIT_OK: Final = 0
-EXIT_TRY_ELSEWHERE: Final = 75
-"""EX_TEMPFAIL: the task itself says that this machine is not the place for it."""
 EXIT_TRAPPED: Final = 134
 """A wasm trap, as a shell shows an abort."""
 EXIT_KILLED: Final = 137
@@ -163,10 +161,5 @@ class Executor(Protocol):
 
 def outcome_of_exit(exit_status: int) -> RunOutcome:
     """What an exit status means when no limit was hit (docs/protocol.md, Task)."""
-    match exit_status:
-        case 0:
-            return "ok"
-        case 75:
-            return "try-elsewhere"
-        case _:
-            return "failed"
+    named: dict[int, RunOutcome] = {EXIT_OK: "ok", EXIT_TRY_ELSEWHERE: "try-elsewhere"}
+    return named.get(exit_status, "failed")

@@ -63,6 +63,7 @@ from nexapod.protocol.messages import (
     Want,
 )
 from nexapod.protocol.records import Record
+from nexapod.protocol.retention import AGE_SAVE_MS, Retention
 from nexapod.protocol.shard import shard_of
 from nexapod.protocol.statements import Cancel, Fault, Settlement, Signer, Statement, Verify
 from nexapod.protocol.steward import SHARD_RECORD, STEWARD_ROLE, Steward, in_order
@@ -86,6 +87,7 @@ class JobEntry:
 
     statement: Statement
     since: Millis
+    """When this node first heard of it; earlier processes of it count for as long as they ran."""
     heard: Millis
     state: JobState = "active"
     end: Statement | None = None
@@ -131,14 +133,14 @@ class Node:
         self.seq = 0
         self.penalties: dict[PeerId, Points] = {}
         self._profile: Profile | None = None
-        self._forgotten: set[JobId] = set()
-        """Jobs whose retention has ended here: another peer that heard of them later must not bring them back."""
         self._rates: dict[PeerId, tuple[Millis, int]] = {}
         self._timers = Timers()
         self._seen_version = 0
         self._sync_turn = 0
         self._touched: set[tuple[JobId, int]] = set()
-        self._restore(list(records))
+        saved = list(records)
+        self._retention = Retention(self.ctx, saved)
+        self._restore(saved)
         self._timers.set(("directory",), now + DIRECTORY_TICK_MS)
         self._timers.set(("peers",), now + limits.PEER_SYNC_MS)
         self._arm_all()
@@ -374,7 +376,7 @@ class Node:
         spec: JobSpec = statement.body
         if spec.network != self.network:
             raise PeerError("wrong-network", "a job of another network")
-        if job in self._forgotten:
+        if self._retention.is_over(job):
             return
         if statement.author != self.me and not self._within_rate(statement.author):
             # Not held against whoever passed it on: it may be one of many that are new to this node only.
@@ -389,8 +391,10 @@ class Node:
 
     def _enter(self, statement: Statement) -> JobEntry:
         job = JobId(statement.id)
-        entry = self.jobs[job] = JobEntry(statement, self.ctx.now, self.ctx.now)
-        self._timers.set(("retention", job), self.ctx.now + entry.spec.retention_ms)
+        entry = self.jobs[job] = JobEntry(statement, self.ctx.now - self._retention.age(job), self.ctx.now)
+        self._timers.set(("retention", job), max(self.ctx.now, entry.since + entry.spec.retention_ms))
+        if ("ages",) not in self._timers:
+            self._timers.set(("ages",), self.ctx.now + AGE_SAVE_MS)
         if statement.author == self.me:
             self.submissions[job] = Submission(self.ctx, statement)
         self._take_stewardships(entry)
@@ -464,9 +468,7 @@ class Node:
                     self.ctx.forget(statement.id)
             self._timers.set(("submission", job), None)
             self.ctx.save_record(Record(EVIDENCE_RECORD, bytes(job), None))
-        if len(self._forgotten) >= limits.JOBS_MAX:
-            self._forgotten.clear()
-        self._forgotten.add(job)
+        self._retention.end(job)
         self.ctx.forget(entry.statement.id)
         if entry.end is not None:
             self.ctx.forget(entry.end.id)
@@ -696,6 +698,9 @@ class Node:
                 self._announce(job)  # type: ignore[arg-type]
             case ("retention", job):
                 self._forget(job)  # type: ignore[arg-type]
+            case ("ages",):
+                self._retention.save({job: entry.since for job, entry in self.jobs.items()})
+                self._timers.set(("ages",), self.ctx.now + AGE_SAVE_MS if self.jobs else None)
             case ("membership",):
                 self._reconsider()
             case ("directory",):

@@ -38,6 +38,9 @@ class Prospect:
     """Tasks that too few stewards granted: (not again before, how often so far)."""
     shards: dict[int, Outlook] = field(default_factory=dict)
     expected_ms: Millis = 0
+    elsewhere: int = 0
+    """How many of its tasks in a row asked for another machine."""
+    rest_until: Millis = 0
 
     @property
     def spec(self) -> JobSpec:

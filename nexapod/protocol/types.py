@@ -353,6 +353,9 @@ RunOutcome: TypeAlias = Literal[
     "ok", "failed", "wall-limit", "idle-limit", "memory-limit", "output-limit", "try-elsewhere"
 ]
 """How a run ended. `try-elsewhere` (exit 75, or this machine's fault) is no result: the lease is given back."""
+EXIT_TRY_ELSEWHERE = 75
+"""EX_TEMPFAIL: what a task ends with that asks for another machine. With `try-elsewhere`, any other number is the fault
+of this one."""
 
 
 @dataclass(frozen=True, slots=True)

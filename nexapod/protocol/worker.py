@@ -61,6 +61,7 @@ from nexapod.protocol.statements import (
     output_root,
 )
 from nexapod.protocol.types import (
+    EXIT_TRY_ELSEWHERE,
     File,
     JobId,
     JobSpec,
@@ -79,7 +80,8 @@ BATCH_MS = 1_500
 """A bid asks for about as much work as a slot does in this time, so that short tasks do not wait for a round trip."""
 ELSEWHERE_PAUSE_MS = 60_000
 ELSEWHERE_MAX = 5
-"""After so many tasks in a row that this machine could not run, it pauses."""
+"""After so many tasks in a row that this machine could not run, it pauses; and after so many in a row of one job that
+asked for another machine, it leaves that job alone as long."""
 RANK_MAX = 48
 """A worker with a worse rank for a task does not bid until the job has been announced again."""
 
@@ -178,6 +180,9 @@ class Worker:
             return decision
         if self.paused_until > self.ctx.now:
             return Decision(False, f"this machine could not run the last {ELSEWHERE_MAX} tasks; it tries again soon")
+        prospect = self.prospects.get(JobId(statement.id))
+        if prospect is not None and prospect.rest_until > self.ctx.now:
+            return Decision(False, f"the last {ELSEWHERE_MAX} tasks of the job asked for another machine than this one")
         return satisfies(self.profile, statement.body)
 
     # --- choosing --------------------------------------------------------------------------------------------------
@@ -195,6 +200,8 @@ class Worker:
             decision = self.decide(prospect.statement)
             if decision.ok:
                 room -= self._bid_for(prospect, min(room, self._resources(prospect)))
+            elif prospect.rest_until > self.ctx.now:
+                self._wake(prospect.rest_until)
 
     def _room(self) -> int:
         """How many more tasks to ask for: free slots, and for short tasks some ahead."""
@@ -478,21 +485,30 @@ class Worker:
             self._elsewhere_once(attempt, result)
         else:
             self._elsewhere = 0
+            prospect = self.prospects.get(task.job)
+            if prospect is not None:
+                prospect.elsewhere = 0
             self._commit(attempt, result)
         self._wake(self.ctx.now)
         self._start_granted()
 
     def _elsewhere_once(self, attempt: Attempt, result: RunResult) -> None:
-        self._elsewhere += 1
-        if self._elsewhere >= ELSEWHERE_MAX:
-            self.paused_until = self.ctx.now + ELSEWHERE_PAUSE_MS
-            self._elsewhere = 0
-            self._wake(self.paused_until)
+        prospect = self.prospects.get(attempt.task.job)
+        if result.exit == EXIT_TRY_ELSEWHERE:
+            # The task's own word: a job that says so of every machine must not stop them all from other work.
+            if prospect is not None:
+                prospect.elsewhere += 1
+                if prospect.elsewhere >= ELSEWHERE_MAX:
+                    prospect.elsewhere, prospect.rest_until = 0, self.ctx.now + ELSEWHERE_PAUSE_MS
+        else:
+            self._elsewhere += 1
+            if self._elsewhere >= ELSEWHERE_MAX:
+                self._elsewhere, self.paused_until = 0, self.ctx.now + ELSEWHERE_PAUSE_MS
+                self._wake(self.paused_until)
         self.ctx.trace("elsewhere", job=attempt.task.job, task=attempt.task.index, reason=result.reason)
         for steward in self.ctx.stewards(attempt.task.job, attempt.task.shard):
             self.ctx.send(steward, Release(attempt.task.job, attempt.task.shard, (attempt.task.index,), True))
         self._drop(attempt, stop=False)
-        prospect = self.prospects.get(attempt.task.job)
         if prospect is not None:
             # The engine, the disk or a source may be well again by then; and in a small mesh nobody else may be left.
             prospect.attempted.discard(attempt.task.index)

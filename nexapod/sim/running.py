@@ -53,7 +53,7 @@ class Running:
         wall = max(1, job.plan.task_ms * jitter // box.plan.speed)
         missing = [ref for ref in effect.spec.blobs if ref not in box.blobs]
         if any(world.holder(box, ref, effect.sources) is None for ref in missing):
-            result = RunResult("try-elsewhere", 75, reason="an input cannot be had")
+            result = RunResult("try-elsewhere", 69, reason="an input cannot be had")
             self._later(box, effect, number, INPUT_WAIT_MS, lambda: self._end(box, effect, result))
             return
         box.blobs.update(missing)

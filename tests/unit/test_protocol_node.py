@@ -61,6 +61,7 @@ from nexapod.protocol.messages import (
     Want,
 )
 from nexapod.protocol.node import Node
+from nexapod.protocol.retention import AGE_SAVE_MS
 from nexapod.protocol.statements import Cancel, Fault, Settlement
 from nexapod.protocol.types import Digest, JobId, StatementId, TaskId, Validate
 
@@ -251,8 +252,38 @@ def test_stewards_forget_a_job_when_its_retention_ends() -> None:
         assert found.jobs == {}
         assert found.stewards == {}
         assert found.worker.prospects == {}
-        assert {kind for kind, _ in mesh.records[peer]} == {"seq"}
+        assert sorted(mesh.records[peer]) == [("forgotten", bytes(submitted.id)), ("seq", b"")]
         assert found.held_blobs() == frozenset()
+
+
+def test_a_node_that_is_started_anew_every_day_forgets_as_well() -> None:
+    day, retention_ms = 8 * 3_600_000, 3 * 24 * 3_600_000
+    mesh = Mesh(range(1, 2))
+    mesh.result = lambda peer, run: None
+    submitted = job(9, validate=TWO, retention_ms=retention_ms)
+    mesh.blobs[pid(1)].add(MODULE)
+    mesh.do(1, Gossiped(pid(9), "job", submitted.envelope))
+    name = JobId(submitted.id)
+    days = 0
+    while name in mesh.nodes[pid(1)].jobs:
+        mesh.run(day)
+        mesh.restart(1)
+        days += 1
+    lost = days * AGE_SAVE_MS  # by each restart, at the most
+    assert days * day >= retention_ms
+    assert (days - 1) * day < retention_ms + lost
+    mesh.do(1, Gossiped(pid(9), "job", submitted.envelope))
+    assert name not in mesh.nodes[pid(1)].jobs, "not by those who still tell of it either"
+
+
+def test_the_forgotten_are_remembered_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "JOBS_MAX", 2)
+    mesh = Mesh(range(1, 2))
+    for number in range(3):
+        submitted = job(9, name=f"job {number}", retention_ms=limits.RETENTION_MIN_MS)
+        mesh.do(1, Gossiped(pid(9), "job", submitted.envelope))
+        mesh.run(limits.RETENTION_MIN_MS + 10_000)
+    assert [key for kind, key in mesh.records[pid(1)] if kind == "forgotten"] == [bytes(submitted.id)]
 
 
 # --- events of this machine ----------------------------------------------------------------------------------------

@@ -302,7 +302,7 @@ def test_the_commit_is_saved_before_it_is_spoken_of() -> None:
 def test_a_task_that_this_machine_cannot_run_is_given_back_for_a_while() -> None:
     bench = Bench()
     bench.start()
-    bench.worker.finished(bench.task, RunResult("try-elsewhere", 75, reason="no disk"))
+    bench.worker.finished(bench.task, RunResult("try-elsewhere", 69, reason="no disk"))
     effects = list(bench.ctx.effects)
     assert said(bench.ctx, 0)[0] == Release(bench.id, 0, (0,), True)
     assert not [e for e in effects if isinstance(e, Stop)]
@@ -319,7 +319,7 @@ def test_a_machine_that_can_run_nothing_pauses() -> None:
         bid = bench.bid(now)
         bench.grant(bid, *STEWARDS, tasks=bid.body.tasks)
         [task] = bench.worker.attempts
-        bench.worker.finished(task, RunResult("try-elsewhere", 75))
+        bench.worker.finished(task, RunResult("try-elsewhere", 69))
         now += 1
     assert bench.worker.paused_until == now - 1 + worker.ELSEWHERE_PAUSE_MS
     assert "could not run" in bench.worker.decide(bench.job).reason
@@ -590,13 +590,47 @@ def test_an_attempt_of_a_forgotten_job_is_deleted() -> None:
     assert other.worker.attempts == {}
 
 
+def test_a_job_whose_tasks_all_ask_for_another_machine_stops_no_other_work() -> None:
+    bench = Bench(job(tasks=worker.ELSEWHERE_MAX + 1))
+    other = job(name="another")
+    for now in range(10_000, 10_000 + worker.ELSEWHERE_MAX):
+        bid = bench.bid(now)
+        bench.grant(bid, *STEWARDS, tasks=bid.body.tasks)
+        [task] = bench.worker.attempts
+        bench.worker.finished(task, RunResult("try-elsewhere", 75))
+    assert bench.worker.paused_until == 0
+    assert "asked for another machine" in bench.worker.decide(bench.job).reason
+    rest_until = bench.worker.prospects[bench.id].rest_until
+    assert rest_until == bench.ctx.now + worker.ELSEWHERE_PAUSE_MS
+    bench.at(bench.ctx.now)
+    assert bench.worker.attempts == {}
+    assert bench.worker.decide(other).ok
+    for now in (20_000, 40_000, 60_000):
+        bench.at(now)
+    assert bench.worker.deadline == rest_until
+    bench.worker.job_known(bench.job)
+    bench.at(rest_until)
+    assert len(bench.worker.attempts) == 1
+
+
+def test_a_result_of_a_job_ends_the_count_of_its_tasks_that_asked_for_another_machine() -> None:
+    bench = Bench(job(tasks=worker.ELSEWHERE_MAX))
+    for exit_status in (75, 75, 0):
+        bid = bench.bid(bench.ctx.now + 10_000)
+        bench.grant(bid, *STEWARDS, tasks=bid.body.tasks)
+        [task] = bench.worker.attempts
+        result = RunResult("try-elsewhere", exit_status) if exit_status else result_of(b"result")
+        bench.worker.finished(task, result)
+    assert bench.worker.prospects[bench.id].elsewhere == 0
+
+
 def test_a_pause_ends_by_itself() -> None:
     bench = Bench(job(tasks=worker.ELSEWHERE_MAX + 1))
     for now in range(10_000, 10_000 + worker.ELSEWHERE_MAX):
         bid = bench.bid(now)
         bench.grant(bid, *STEWARDS, tasks=bid.body.tasks)
         [task] = bench.worker.attempts
-        bench.worker.finished(task, RunResult("try-elsewhere", 75))
+        bench.worker.finished(task, RunResult("try-elsewhere", 69))
     for now in (20_000, 40_000, 60_000):
         bench.at(now)
     assert bench.worker.deadline == bench.worker.paused_until
@@ -605,7 +639,7 @@ def test_a_pause_ends_by_itself() -> None:
 def test_a_task_that_could_not_be_run_here_is_tried_again_when_its_stewards_would_grant_it() -> None:
     bench = Bench()
     bench.grant(bench.bid(), *STEWARDS)
-    bench.worker.finished(bench.task, RunResult("try-elsewhere", 75, reason="the engine is down"))
+    bench.worker.finished(bench.task, RunResult("try-elsewhere", 69, reason="the engine is down"))
     prospect = bench.worker.prospects[bench.id]
     assert bench.worker.attempts == {}
     until, _ = prospect.cooling[0]
