@@ -378,12 +378,22 @@ class Worker:
             if steward not in attempt.refused_by:
                 self.ctx.send(steward, Release(job, shard, (attempt.task.index,), False))
         prospect = self.prospects.get(job)
+        if attempt.interrupted:
+            self.ctx.save_record(Record(ATTEMPT_RECORD, record_key(attempt.task), None))
+            self.ctx.let_go_all(_own_checkpoint(attempt.task))
+            if prospect is not None:
+                prospect.attempted.discard(attempt.task.index)
         if prospect is not None:
             prospect.cool(attempt.task, self.ctx.me, self.ctx.now, limits.RETRY_MIN_MS)
         self._wake(self.ctx.now)
 
     def _start_granted(self) -> None:
         if self.profile is None:
+            return
+        if not self.profile.slots:
+            # Its owner wants no work here any more: what a former process ran is others' to do.
+            for attempt in [a for a in self.attempts.values() if a.state == "granted"]:
+                self._give_up(attempt)
             return
         running = sum(1 for a in self.attempts.values() if a.state == "running")
         for attempt in [a for a in self.attempts.values() if a.state == "granted"]:

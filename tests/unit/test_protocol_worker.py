@@ -536,6 +536,25 @@ def test_a_task_that_ran_when_the_process_ended_is_kept_by_one_that_starts_pause
     assert [e.task for e in drain(again.ctx) if isinstance(e, Run)] == [again.task]
 
 
+@pytest.mark.parametrize("how", ["no slots", "drained"])
+def test_a_machine_that_works_no_more_gives_back_what_a_former_process_ran(how: str) -> None:
+    bench = Bench()
+    bench.grant(bench.bid(), *STEWARDS)
+    again = _restarted(bench)
+    drain(again.ctx)
+    if how == "drained":
+        again.worker.drain()
+    else:
+        again.worker.profile = profile(slots=0)
+    again.at(60_000)
+    effects = drain(again.ctx)
+    told = [messages.decode(e.frame) for e in effects if isinstance(e, Send) and e.peer == pid(0)]
+    assert [m for m in told if isinstance(m, Release)] == [Release(bench.id, 0, (0,), False)]
+    assert [e.record.value for e in effects if isinstance(e, Save)] == [None]
+    assert again.worker.attempts == {}
+    assert again.worker.prospects[bench.id].attempted == set(), "it may be this machine's again one day"
+
+
 def test_a_pause_gives_back_what_has_not_begun() -> None:
     bench = Bench()
     bench.bid()
