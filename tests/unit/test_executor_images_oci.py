@@ -316,6 +316,34 @@ def test_a_header_that_states_terabytes_is_refused_before_it_is_read() -> None:
             list(entries(lambda at, length, layer=layer: layer[at : at + length], 1 << 41, 100))
 
 
+def gnu_long(kind: bytes, text: bytes) -> bytes:
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = kind, len(text)
+    return info.tobuf(tarfile.GNU_FORMAT) + text + bytes(-len(text) % 512)
+
+
+@pytest.mark.parametrize("size", [4096, 4097])
+def test_a_name_that_no_file_can_have_is_refused(size: int) -> None:
+    one, end = tarfile.TarInfo("x").tobuf(), bytes(1024)
+    layers = [gnu_long(b"L", b"n" * size) + one + end, gnu_long(b"K", b"n" * size) + one + end]
+    layers += [pax(record(key, "n" * size)) for key in ("path", "linkpath")]
+    for layer in layers:
+        if size == 4096:
+            oci.check_layer(reader(layer), len(layer))
+            continue
+        with pytest.raises(BadImage, match="more than 4096 bytes"):
+            oci.check_layer(reader(layer), len(layer))
+
+
+def test_an_archives_names_take_little_memory_however_many_and_long() -> None:
+    one = tarfile.TarInfo("x").tobuf()
+    data = b"".join(gnu_long(b"L", b"%04d" % number + b"n" * 4000) + one for number in range(9000)) + bytes(1024)
+    tracemalloc.start()
+    assert "names of the archive's members have more than" in refused(data)
+    assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    tracemalloc.stop()
+
+
 def test_an_archive_of_too_many_members_is_refused() -> None:
     one = tarfile.TarInfo("x").tobuf()
     data = one * (oci.ARCHIVE_ENTRIES_MAX + 1) + bytes(1024)

@@ -26,6 +26,9 @@ from nexapod.protocol.limits import CHUNK_BYTES, IMAGE_NAME_MAX, LAYERS_MAX
 JSON_BYTES_MAX: Final = 4 << 20
 """A manifest or an index. A configuration has less than a chunk, so that its blob's name is the content id."""
 ARCHIVE_ENTRIES_MAX: Final = 20_000
+ARCHIVE_NAMES_BYTES_MAX: Final = 4 << 20
+"""Of all members of an archive of images, links' targets included: they are kept in memory. Engines write a few hundred
+of eighty bytes."""
 LAYER_ENTRIES_MAX: Final = 2_000_000
 IMAGES_MAX: Final = 64
 """Images in one archive that are considered: several platforms."""
@@ -111,7 +114,7 @@ def find_image(read: Read, size: int, machine: Platform, wanted: Platform | None
     Raises BadImage. That the layers are those of the configuration is seen when their bytes are read.
     """
     # Of two members with one name the last counts, as for every other reader of tar.
-    members = {_plain(entry.name): entry for entry in entries(read, size, ARCHIVE_ENTRIES_MAX)}
+    members = {_plain(entry.name): entry for entry in _with_few_names(entries(read, size, ARCHIVE_ENTRIES_MAX))}
     archive = _Archive(read, members)
     if "manifest.json" in members:
         images = _docker_images(archive)
@@ -121,6 +124,16 @@ def find_image(read: Read, size: int, machine: Platform, wanted: Platform | None
         what = "neither a docker-archive (no manifest.json) nor an OCI layout (no index.json)"
         raise BadImage(f"the archive is {what}: make one with `docker save` or `skopeo copy ... oci-archive:`")
     return _chosen(images, machine, wanted)
+
+
+def _with_few_names(members: Iterable[Entry]) -> Iterator[Entry]:
+    """The same members. Raises BadImage once their names take too much memory."""
+    total = 0
+    for entry in members:
+        total += len(entry.name) + len(entry.target)
+        if total > ARCHIVE_NAMES_BYTES_MAX:
+            raise BadImage(f"the names of the archive's members have more than {ARCHIVE_NAMES_BYTES_MAX} bytes")
+        yield entry
 
 
 def unpacked(read: Read, entry: Entry, bytes_max: int) -> Iterator[bytes]:
