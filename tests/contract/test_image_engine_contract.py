@@ -18,9 +18,10 @@ from containers.engine_kit import NoEngine, connect
 from engine_fake import FakeEngine
 from image_kit import Made, docker_archive, image, in_pieces, tar
 
+from nexapod.executor.image_ids import names_by_manifest
 from nexapod.executor.images import oci
 from nexapod.executor.images.errors import ImageUnavailable
-from nexapod.executor.images.inventory import DockerImages, Engine, ImageNotHere, full_reference, names_by_manifest
+from nexapod.executor.images.inventory import DockerImages, Engine, ImageNotHere, full_reference
 
 ROOM = 64 << 20
 

@@ -11,7 +11,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any, Final, Protocol, TypeVar
 import structlog
 import trio
 
+from nexapod.executor.image_ids import CONTAINERD_STORE, names_by_manifest
 from nexapod.executor.images.errors import ImageError, ImageUnavailable
 
 log = structlog.get_logger()
@@ -36,10 +37,6 @@ THREADS: Final = 4
 LISTED_MAX: Final = 4096
 ANSWER_BYTES_MAX: Final = 4096
 HUB: Final = "docker.io"
-CONTAINERD_STORE: Final = (
-    "the container engine keeps images in containerd's store, where they have other ids than everywhere else: "
-    'set "features": {"containerd-snapshotter": false} in its daemon.json and restart it'
-)
 
 _ID = re.compile(r"sha256:[0-9a-f]{64}\Z")
 
@@ -203,15 +200,6 @@ def full_reference(name: str) -> str:
     return f"{HUB}/{name}" if slash else f"{HUB}/library/{name}"
 
 
-def names_by_manifest(info: dict[str, Any]) -> bool:
-    """Whether an engine keeps images in containerd's store, whose ids are those of manifests and not of
-    configurations."""
-    status = info.get("DriverStatus") or ()
-    return any(
-        list(row)[:1] == ["driver-type"] and "containerd" in str(row) for row in status if isinstance(row, Sequence)
-    )
-
-
 class _Gone(Exception):
     """Nobody waits for the transfer any more."""
 
@@ -276,7 +264,7 @@ def _connect(url: str | None) -> _Clients:
     clients = _Clients(client(CALL_S), client(ANSWER_S))
     if names_by_manifest(clients.quick.info()):
         clients.close()
-        raise ImageUnavailable(CONTAINERD_STORE)
+        raise ImageUnavailable(f"the container engine {CONTAINERD_STORE}")
     return clients
 
 
