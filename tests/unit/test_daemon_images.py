@@ -6,7 +6,7 @@ import gzip
 import hashlib
 import json
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -14,10 +14,13 @@ import trio
 from engine_fake import FakeEngine
 from image_kit import AMD64, Made, docker_archive, image, in_pieces, oci_layout, tar
 
-from nexapod.blobs.errors import BlobError, BlobUnavailable
+from nexapod.api.backend import Busy
+from nexapod.blobs.errors import BlobError, BlobUnavailable, DiskFull, QuotaExceeded
+from nexapod.blobs.room import Quota
 from nexapod.blobs.store import BlobStore
 from nexapod.daemon.image_shelf import Shelf, UnknownImage
 from nexapod.daemon.images import Images
+from nexapod.daemon.service import image_errors
 from nexapod.executor.images.errors import BadImage, ImageUnavailable
 from nexapod.executor.images.inventory import ImageNotHere
 from nexapod.executor.images.oci import Platform
@@ -162,6 +165,78 @@ async def test_the_platform_asked_for_is_taken(peer: Peer) -> None:
     arm = image(tar({"arm": b"a"}), arch="arm64")
     await peer.add(arm, oci_layout(ONE, arm), Platform("linux", "arm64"))
     assert (peer.shelf.images()[0].platform, peer.shelf.images()[0].arch) == ("linux/arm64", "aarch64")
+
+
+class SlowStore(BlobStore):
+    """Before each layer that is put, so much time goes by that no blob is fresh any more."""
+
+    meanwhile: Callable[[], Awaitable[object]] = staticmethod(trio.lowlevel.checkpoint)
+
+    async def put_stream(self, stream: AsyncIterator[bytes], bytes_max: int) -> BlobRef:
+        for ref in await self.refs():
+            os.utime(self.path(ref), (1, 1))
+        await self.meanwhile()
+        return await super().put_stream(stream, bytes_max)
+
+
+def with_little_room(peer: Peer, bytes_max: int) -> SlowStore:
+    store = SlowStore(peer.folder / "blobs", Quota(blobs_max=bytes_max))
+    store.held = lambda: peer.shelf.held
+    peer.blobs = peer.shelf._blobs = store
+    return store
+
+
+async def test_room_for_an_images_next_layer_is_never_made_of_the_one_before(peer: Peer) -> None:
+    store = with_little_room(peer, 8 << 20)
+    cached = await store.put_bytes(os.urandom(4 << 20))
+    made = image(*(tar({"f": os.urandom(3 << 20)}) for _ in range(2)))
+    await peer.add(made)
+    assert not store.has(cached)
+    assert all(store.has(ref) for ref in peer.shelf.images()[0].blobs)
+
+
+async def test_an_image_that_does_not_fit_is_not_added_and_what_came_of_it_goes_again(peer: Peer) -> None:
+    store = with_little_room(peer, 8 << 20)
+    with pytest.raises(QuotaExceeded):
+        await peer.add(image(*(tar({"f": os.urandom(5 << 20)}) for _ in range(2))))
+    assert (peer.shelf.images(), peer.shelf.held) == ([], frozenset())
+    await peer.add(image(tar({"f": os.urandom(6 << 20)})))
+    assert all(store.has(ref) for ref in peer.shelf.images()[0].blobs)
+
+
+async def test_a_layer_known_from_an_image_that_is_removed_meanwhile_stays(peer: Peer) -> None:
+    store = with_little_room(peer, 7 << 20)
+    await peer.add(ONE)
+    cached = await store.put_bytes(os.urandom(2 << 20))
+
+    async def remove() -> None:
+        os.utime(store.path(cached), (2, 2))
+        await peer.shelf.remove(ONE.id)
+
+    store.meanwhile = remove
+    large = image(BASE, tar({"f": os.urandom(3 << 20)}))
+    await peer.add(large)
+    assert [one.image for one in peer.shelf.images()] == [large.id]
+    assert all(store.has(ref) for ref in peer.shelf.images()[0].blobs)
+    assert not store.has(cached), "room was made"
+
+
+async def test_an_image_of_which_a_part_was_lost_meanwhile_is_not_added(peer: Peer) -> None:
+    store = with_little_room(peer, 1 << 30)
+    store.meanwhile = lambda: store.delete(blob_of(BASE))
+    with pytest.raises(ImageUnavailable, match="was lost while it was added"):
+        await peer.add(ONE)
+    assert peer.shelf.images() == []
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [(QuotaExceeded("full"), "config.toml says how much"), (DiskFull("full"), "Free disk"), (BlobError("odd"), "")],
+)
+def test_what_the_blob_store_lacks_is_told_with_its_own_remedy(error: BlobError, remedy: str) -> None:
+    with pytest.raises(Busy, match=str(error)) as told, image_errors():
+        raise error
+    assert remedy in told.value.remedy
 
 
 # --- for a task ------------------------------------------------------------------------------------------------------
