@@ -10,7 +10,12 @@ from image_kit import AMD64, Made, docker_archive
 
 from nexapod.executor.images import oci
 from nexapod.executor.images.errors import BadImage, ImageUnavailable
-from nexapod.executor.images.inventory import EngineImage, ImageNotHere
+from nexapod.executor.images.inventory import EngineImage, ImageNotHere, full_reference
+
+
+def repository(name: str) -> str:
+    """With the host that a tag leaves out."""
+    return full_reference(f"{name}@").removesuffix("@")
 
 
 class FakeEngine:
@@ -83,13 +88,21 @@ class FakeEngine:
 
     async def remove(self, image: str) -> bool:
         self._answer()
-        names = len(self.tags.get(image, ())) + len(self.references.get(image, ()))
-        if image in self.in_use or names > 1:
+        if image in self.in_use or not self._named_once(image):
             return False
         self.held.pop(image, None)
         self.tags.pop(image, None)
         self.references.pop(image, None)
         return True
+
+    def _named_once(self, image: str) -> bool:
+        """As the Docker engine sees it: a tag and a digest of one repository are one name (isSingleReference in its
+        daemon/images/image_delete.go)."""
+        tags = [tag.rpartition(":")[0] for tag in self.tags.get(image, ())]
+        digests = {reference.partition("@")[0] for reference in self.references.get(image, ())}
+        if len(tags) + len(self.references.get(image, ())) <= 1:
+            return True
+        return len(tags) <= 1 and len({*map(repository, tags), *digests}) == 1
 
     async def aclose(self) -> None:
         pass

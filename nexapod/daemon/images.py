@@ -225,14 +225,16 @@ class Images:
 
     async def _let_go(self, loaded: _Loaded) -> bool:
         """Remove an image, or leave it to its owner; whether it no longer counts."""
-        removed = await self._engine.remove(loaded.image)
-        if not removed:
-            found = await self._engine.find(loaded.image)
-            if all(tag.startswith(f"{TAG}:") for tag in found.tags):
-                return False
+        try:
+            # Before the removal: an engine lets an image go that has a tag beside a digest of the same repository.
+            owned = not all(_is_ours(tag) for tag in (await self._engine.find(loaded.image)).tags)
+        except ImageNotHere:
+            owned = False
+        if not owned and not await self._engine.remove(loaded.image):
+            return False
         await trio.to_thread.run_sync(_forget, self._folder, loaded.image)
-        self.counts["images_evicted"] += removed
-        log.info("image_evicted" if removed else "image_left_to_owner", image=loaded.image, bytes=loaded.size)
+        self.counts["images_evicted"] += not owned
+        log.info("image_left_to_owner" if owned else "image_evicted", image=loaded.image, bytes=loaded.size)
         return True
 
     async def _remember(self, image: str, size: int) -> None:
@@ -251,6 +253,11 @@ class Images:
                 log.warning("image_use_not_noted", image=image, error=str(error))
 
         await trio.to_thread.run_sync(touch)
+
+
+def _is_ours(tag: str) -> bool:
+    """Whether this daemon gave an image the tag: engines complete it, each in its own way."""
+    return tag.removeprefix("localhost/").removeprefix("docker.io/library/").startswith(f"{TAG}:")
 
 
 # --- what follows blocks -------------------------------------------------------------------------------------------

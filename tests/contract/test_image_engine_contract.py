@@ -54,7 +54,7 @@ async def bench(request: pytest.FixtureRequest, missing: Callable[[str, str], An
             yield
             fake.in_use.remove(name)
 
-        yield Bench(fake, use, lambda name, tag: fake.tags[name].append(tag))
+        yield Bench(fake, use, lambda name, tag: fake.tags.setdefault(name, []).append(tag))
         return
     try:
         client = connect()
@@ -68,7 +68,7 @@ async def bench(request: pytest.FixtureRequest, missing: Callable[[str, str], An
         client.remove_container(container, force=True)
 
     engine = DockerImages()
-    bench = Bench(engine, run, lambda name, tag: client.tag(name, *tag.split(":")))
+    bench = Bench(engine, run, lambda name, tag: client.tag(name, *tag.rsplit(":", 1)))
     yield bench
     for made in bench.made:
         with contextlib.suppress(Exception):
@@ -216,6 +216,47 @@ async def test_a_reference_by_digest_is_pulled_without_credentials_and_known_by_
         assert reference in found.references
         assert await bench.engine.find(reference) == found
         assert not any(credentials for _, credentials in registry.asked)
+
+
+async def test_a_tag_beside_the_digest_of_one_repository_does_not_keep_an_image(bench: Bench) -> None:
+    """`docker pull debian:12` of what had been pulled by digest. Whoever removes has to look at the tags first."""
+    made = bench.image(tar({"hello": b"pulled by digest, then tagged"}))
+    with serving(made) as registry:
+        reference = registry.references[made.id]
+        if isinstance(bench.engine, FakeEngine):
+            bench.engine.registry[reference] = made
+        await bench.engine.pull(reference, ROOM)
+    tag = f"{reference.partition('@')[0]}:owners"
+    bench.tag(made.id, tag)
+    found = await bench.engine.find(made.id)
+    assert (found.tags, found.references) == ((tag,), (reference,))
+    assert await bench.engine.remove(made.id)
+    with pytest.raises(ImageNotHere):
+        await bench.engine.find(made.id)
+
+
+async def test_what_its_owner_had_by_tag_stays_when_a_pull_finds_it_too_large(bench: Bench) -> None:
+    made = bench.image(tar({"big": bytes(2 << 20)}))
+    with serving(made) as registry:
+        reference = registry.references[made.id]
+        tag = f"{reference.partition('@')[0]}:owners"
+        await bench.engine.load(lambda: in_pieces(docker_archive(made, names=[tag])))
+        if isinstance(bench.engine, FakeEngine):
+            bench.engine.registry[reference] = made
+        with pytest.raises(ImageUnavailable, match=r"larger|more than"):
+            await bench.engine.pull(reference, 1 << 20)
+    assert (await bench.engine.find(made.id)).tags == (tag,)
+
+
+async def test_a_tag_of_another_repository_beside_a_digest_keeps_an_image(bench: Bench) -> None:
+    made = bench.image(tar({"hello": b"pulled by digest, then named otherwise"}))
+    with serving(made) as registry:
+        reference = registry.references[made.id]
+        if isinstance(bench.engine, FakeEngine):
+            bench.engine.registry[reference] = made
+        await bench.engine.pull(reference, ROOM)
+    bench.tag(made.id, f"nexapod-test-owner:{made.id[7:27]}")
+    assert not await bench.engine.remove(made.id)
 
 
 async def test_a_pull_of_what_is_not_there_or_too_large_fails_with_the_reason(bench: Bench) -> None:

@@ -409,6 +409,28 @@ async def test_an_image_that_its_owner_gave_a_name_is_the_owners_and_no_longer_c
     assert peer.images.counts["images_evicted"] == 0
 
 
+@pytest.mark.parametrize("host", ["", "localhost/", "docker.io/library/"])
+async def test_an_image_of_ours_in_use_goes_on_counting_whatever_the_engine_calls_it(tmp_path: Path, host: str) -> None:
+    peer = Peer(tmp_path, bytes_max=150_000)
+    made = small(1)
+    await peer.ensure(peer.job(made))
+    peer.engine.tags[made.id] = [f"{host}nexapod-image:{made.id[7:]}"]
+    peer.engine.in_use.add(made.id)
+    with pytest.raises(ImageUnavailable, match="images of running tasks"):
+        await peer.ensure(peer.job(small(2)))
+    peer.engine.in_use.clear()
+    await peer.ensure(peer.job(small(2)))
+    assert set(peer.engine.held) == {small(2).id}
+
+
+async def test_an_image_that_its_owner_removed_counts_no_more(tmp_path: Path) -> None:
+    peer = Peer(tmp_path, bytes_max=150_000)
+    await peer.ensure(peer.job(small(1)))
+    assert await peer.engine.remove(small(1).id)
+    await peer.ensure(peer.job(small(2)))
+    assert [path.stem for path in (tmp_path / "loaded").iterdir()] == [small(2).id[7:]]
+
+
 async def test_an_image_that_could_not_be_loaded_counts_for_nothing(tmp_path: Path) -> None:
     peer = Peer(tmp_path, bytes_max=150_000)
     peer.engine.full = True
@@ -444,6 +466,16 @@ async def test_a_reference_is_pulled_once_counted_and_told_to_others(tmp_path: P
     assert ONE.id not in peer.engine.held
     with pytest.raises(ImageUnavailable, match="was not pulled"):
         await peer.ensure(Run("docker", image=REFERENCE.replace("tool", "other")))
+
+
+async def test_a_pulled_image_that_its_owner_then_pulled_by_tag_is_the_owners(tmp_path: Path) -> None:
+    peer = Peer(tmp_path, bytes_max=4 << 20, registries=("registry.example:5000",))
+    peer.engine.registry[REFERENCE] = ONE
+    await peer.ensure(Run("docker", image=REFERENCE))
+    peer.engine.tags[ONE.id] = ["registry.example:5000/science/tool:12"]
+    await peer.ensure(peer.job(image(tar({"f": bytes(2_000_000)}))))
+    assert ONE.id in peer.engine.held
+    assert not (tmp_path / "loaded" / f"{ONE.id[7:]}.loaded").exists()
 
 
 async def test_others_are_told_of_ids_and_of_no_private_registry(peer: Peer) -> None:

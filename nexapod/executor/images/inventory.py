@@ -147,7 +147,8 @@ class DockerImages:
         if reference not in found.references:
             raise ImageUnavailable(f"the container engine pulled {reference}, and does not know it by that digest")
         if found.size > bytes_max:
-            await self.remove(found.id)
+            if not found.tags:  # one with a tag its owner had already
+                await self.remove(found.id)
             raise ImageUnavailable(f"{reference} takes {found.size} bytes: more than the {bytes_max} allowed")
         return found
 
