@@ -9,7 +9,7 @@ from pathlib import Path
 from image_kit import AMD64, Made, docker_archive
 
 from nexapod.executor.images import oci
-from nexapod.executor.images.errors import BadImage, ImageUnavailable
+from nexapod.executor.images.errors import BadImage, EngineSilent, ImageUnavailable
 from nexapod.executor.images.inventory import EngineImage, ImageNotHere, full_reference
 
 
@@ -30,10 +30,19 @@ class FakeEngine:
         self.pulls: list[str] = []
         self.full = False
         self.gone = False
+        self.slow = False
+        """Loads take longer than anybody waits."""
+        self.unpacking: list[tuple[Made, tuple[str, ...]]] = []
 
     def put(self, made: Made, *tags: str) -> None:
         self.held[made.id] = made
         self.tags.setdefault(made.id, []).extend(tags)
+
+    def finish_unpacking(self) -> None:
+        """What was given up comes about."""
+        for made, names in self.unpacking:
+            self.put(made, *names)
+        self.unpacking.clear()
 
     async def find(self, name: str) -> EngineImage:
         self._answer()
@@ -71,8 +80,11 @@ class FakeEngine:
             raise ImageUnavailable(f"the container engine did not take the image: {error}") from None
         if tuple(hashlib.sha256(layer).digest() for layer in layers) != found.configuration.diff_ids:
             raise ImageUnavailable("the container engine did not take the image: invalid diffID")
-        self.put(Made(found.configuration.raw, layers), *found.names)
         self.loads.append(found.configuration.content_id)
+        if self.slow:
+            self.unpacking.append((Made(found.configuration.raw, layers), found.names))
+            raise EngineSilent("the container engine was not done with an image within 900 s")
+        self.put(Made(found.configuration.raw, layers), *found.names)
 
     async def pull(self, reference: str, bytes_max: int) -> EngineImage:
         self._answer()
@@ -109,7 +121,7 @@ class FakeEngine:
 
     def _answer(self) -> None:
         if self.gone:
-            raise ImageUnavailable("the container engine does not answer")
+            raise EngineSilent("the container engine does not answer")
 
     def _described(self, image: str) -> EngineImage:
         size = sum(map(len, self.held[image].layers))

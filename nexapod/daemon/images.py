@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -20,12 +21,12 @@ from typing import Final, TypeAlias
 import structlog
 import trio
 
-from nexapod.blobs.errors import disk_errors
+from nexapod.blobs.errors import BlobError, disk_errors
 from nexapod.blobs.store import BlobStore
 from nexapod.daemon.image_shelf import Shelf, check_layer_blob
 from nexapod.daemon.small_files import write_durably
 from nexapod.executor.images import oci
-from nexapod.executor.images.errors import BadImage, ImageUnavailable
+from nexapod.executor.images.errors import BadImage, EngineSilent, ImageError, ImageUnavailable
 from nexapod.executor.images.inventory import Engine, ImageNotHere, is_id
 from nexapod.protocol.statements import registry_host
 from nexapod.protocol.types import BlobRef, Run
@@ -36,6 +37,8 @@ IMAGES_MAX_DEFAULT: Final = 10 << 30
 TAG: Final = "nexapod-image"
 """The engine shows a loaded image as `nexapod-image:<digits of its id>`: untagged, a clean-up would take it."""
 NAMES_TOLD_MAX: Final = 64
+LOADING_S: Final = 3600.0
+"""For so long the engine may still make an image of a load that this daemon waited for no longer."""
 Fetch: TypeAlias = Callable[[BlobRef], Awaitable[object]]
 
 
@@ -46,6 +49,8 @@ class _Loaded:
     image: str
     size: int
     used: float
+    loading: bool = False
+    """It was handed to the engine, and the engine has not said that it holds it."""
 
 
 class Images:
@@ -134,18 +139,28 @@ class Images:
                 self.counts["image_bytes_fetched"] += ref.size
         configuration = await self._checked(image, refs)
         async with self._changing:
-            await self._make_room(size)
+            await self._make_room(image, size)
             # Before it is there: whatever ends this daemon in between, nothing stays in the engine unremembered.
-            await self._remember(image, size)
+            await self._remember(image, size, loading=True)
             try:
                 await self._engine.load(lambda: self._archive(configuration, refs))
                 await self._expect(image)
-            except ImageUnavailable:
-                await trio.to_thread.run_sync(_forget, self._folder, image)
+            except EngineSilent:
+                raise  # the engine may still unpack it: it stays remembered, until it is there or long past
+            except (ImageError, BlobError):
+                await self._clear_away(_Loaded(image, size, used=0.0))
                 raise
+            await self._remember(image, size)
         self.counts["images_loaded"] += 1
         log.info("image_loaded", image=image, bytes=size, layers=len(refs) - 1)
         return image
+
+    async def _clear_away(self, refused: _Loaded) -> None:
+        """Nothing of an image that was not loaded stays in the engine, or else it stays remembered."""
+        try:
+            await self._let_go(refused)
+        except ImageUnavailable as error:
+            log.warning("image_not_cleared_away", image=refused.image, error=str(error))
 
     async def _checked(self, image: str, refs: Sequence[BlobRef]) -> oci.Configuration:
         """Raises BadImage: the blobs are what their names say, and still not the image."""
@@ -196,7 +211,7 @@ class Images:
             found = await self._engine.pull(reference, self._bytes_max)
             with trio.CancelScope(shield=True):
                 await self._remember(found.id, found.size)
-            await self._make_room(0, spare=found.id)
+            await self._let_others_go(found.id, found.size)
         self.counts["images_pulled"] += 1
         log.info("image_pulled", reference=reference, image=found.id, bytes=found.size)
         return found.id
@@ -208,37 +223,46 @@ class Images:
                 f"the image {image[:19]} has {size} bytes: more than the {self._bytes_max} that images may take here"
             )
 
-    async def _make_room(self, size: int, *, spare: str = "") -> None:
-        """Remove what was not used for longest, until so many bytes more fit. What a container uses, the engine keeps.
-        Raises ImageUnavailable."""
-        loaded = await trio.to_thread.run_sync(_loaded, self._folder)
-        taken = sum(image.size for image in loaded)
-        for oldest in sorted(loaded, key=lambda image: (image.used, image.image)):
-            if taken + size <= self._bytes_max:
-                return
-            if oldest.image != spare and await self._let_go(oldest):
-                taken -= oldest.size
-        if taken + size > self._bytes_max and not spare:
+    async def _make_room(self, image: str, size: int) -> None:
+        """Raises ImageUnavailable when an image of so many bytes does not fit beside those that cannot go."""
+        taken = await self._let_others_go(image, size)
+        if taken + size > self._bytes_max:
             raise ImageUnavailable(
                 f"images of running tasks take {taken} of the {self._bytes_max} bytes that images may take here"
             )
 
+    async def _let_others_go(self, image: str, size: int) -> int:
+        """Remove what was not used for longest, until an image of so many bytes fits beside the rest, or nothing more
+        can go; how many bytes the others take. What a container uses, the engine keeps."""
+        others = [one for one in await trio.to_thread.run_sync(_loaded, self._folder) if one.image != image]
+        taken = sum(one.size for one in others)
+        for oldest in sorted(others, key=lambda one: (one.used, one.image)):
+            if taken + size <= self._bytes_max:
+                break
+            if await self._let_go(oldest):
+                taken -= oldest.size
+        return taken
+
     async def _let_go(self, loaded: _Loaded) -> bool:
         """Remove an image, or leave it to its owner; whether it no longer counts."""
         try:
-            # Before the removal: an engine lets an image go that has a tag beside a digest of the same repository.
-            owned = not all(_is_ours(tag) for tag in (await self._engine.find(loaded.image)).tags)
+            found = await self._engine.find(loaded.image)
         except ImageNotHere:
-            owned = False
-        if not owned and not await self._engine.remove(loaded.image):
+            if loaded.loading and loaded.used > time.time() - LOADING_S:
+                return False
+            event = "image_gone"
+        else:
+            event = "image_evicted" if all(_is_ours(tag) for tag in found.tags) else "image_left_to_owner"
+        # Asked only then: an engine would let an image go that has a tag beside a digest of the same repository.
+        if event == "image_evicted" and not await self._engine.remove(loaded.image):
             return False
         await trio.to_thread.run_sync(_forget, self._folder, loaded.image)
-        self.counts["images_evicted"] += not owned
-        log.info("image_left_to_owner" if owned else "image_evicted", image=loaded.image, bytes=loaded.size)
+        self.counts["images_evicted"] += event == "image_evicted"
+        log.info(event, image=loaded.image, bytes=loaded.size)
         return True
 
-    async def _remember(self, image: str, size: int) -> None:
-        data = json.dumps({"size": size}).encode("ascii")
+    async def _remember(self, image: str, size: int, *, loading: bool = False) -> None:
+        data = json.dumps({"size": size, "loading": loading}).encode("ascii")
         await trio.to_thread.run_sync(write_durably, _record(self._folder, image), data)
 
     async def _used(self, image: str) -> None:
@@ -269,9 +293,10 @@ def _loaded(folder: Path) -> list[_Loaded]:
     found = []
     for path in folder.glob("*.loaded"):
         try:
-            size = int(json.loads(path.read_bytes())["size"])
-            found.append(_Loaded(f"sha256:{path.stem}", size, path.stat().st_mtime))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            fields = json.loads(path.read_bytes())
+            size, loading = int(fields["size"]), bool(fields.get("loading"))
+            found.append(_Loaded(f"sha256:{path.stem}", size, path.stat().st_mtime, loading))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning("image_record_unreadable", path=str(path), error=f"{type(error).__name__}: {error}")
     return found
 

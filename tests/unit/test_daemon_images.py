@@ -6,7 +6,8 @@ import gzip
 import hashlib
 import json
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -439,6 +440,53 @@ async def test_an_image_that_could_not_be_loaded_counts_for_nothing(tmp_path: Pa
     peer.engine.full = False
     assert list((tmp_path / "loaded").iterdir()) == []
     await peer.ensure(peer.job(small(2)))
+
+
+async def test_what_the_engine_makes_of_a_load_that_was_given_up_is_counted_and_goes(tmp_path: Path) -> None:
+    peer = Peer(tmp_path, bytes_max=150_000)
+    peer.engine.slow = True
+    with pytest.raises(ImageUnavailable, match="not done"):
+        await peer.ensure(peer.job(small(1)))
+    peer.engine.slow = False
+    with pytest.raises(ImageUnavailable, match="images of running tasks"):
+        await peer.ensure(peer.job(small(2)))  # it may come to be at any moment
+    peer.engine.finish_unpacking()
+    await peer.ensure(peer.job(small(2)))
+    assert set(peer.engine.held) == {small(2).id}
+
+
+async def test_a_load_that_was_given_up_and_came_to_nothing_counts_for_an_hour_and_never_for_itself(
+    tmp_path: Path,
+) -> None:
+    peer = Peer(tmp_path, bytes_max=150_000)
+    peer.engine.slow = True
+    for _ in range(2):
+        with pytest.raises(ImageUnavailable, match="not done"):
+            await peer.ensure(peer.job(small(1)))
+    peer.engine.slow = False
+    hour_ago = time.time() - 3601
+    os.utime(tmp_path / "loaded" / f"{small(1).id[7:]}.loaded", (hour_ago, hour_ago))
+    await peer.ensure(peer.job(small(2)))
+    assert [path.stem for path in (tmp_path / "loaded").iterdir()] == [small(2).id[7:]]
+    assert peer.images.counts["images_evicted"] == 0
+
+
+async def test_an_engine_that_is_lost_after_a_load_leaves_the_image_counted(tmp_path: Path) -> None:
+    class Lost(FakeEngine):
+        async def load(self, archive: Callable[[], Iterator[bytes]]) -> None:
+            await super().load(archive)
+            self.gone = True
+
+    peer = Peer(tmp_path, bytes_max=150_000)
+    peer.engine = peer.images._engine = Lost()
+    with pytest.raises(ImageUnavailable, match="does not answer"):
+        await peer.ensure(peer.job(small(1)))
+    peer.engine.gone = False
+    assert set(peer.engine.held) == {small(1).id}
+    assert await peer.ensure(peer.job(small(1))) == small(1).id
+    with pytest.raises(ImageUnavailable, match="does not answer"):
+        await peer.ensure(peer.job(small(2)))
+    assert set(peer.engine.held) == {small(2).id}
 
 
 # --- registries ------------------------------------------------------------------------------------------------------

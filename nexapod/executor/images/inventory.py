@@ -21,7 +21,7 @@ import structlog
 import trio
 
 from nexapod.executor.image_ids import CONTAINERD_STORE, names_by_manifest
-from nexapod.executor.images.errors import ImageError, ImageUnavailable
+from nexapod.executor.images.errors import EngineSilent, ImageError, ImageUnavailable
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -58,7 +58,8 @@ class EngineImage:
 
 
 class Engine(Protocol):
-    """What the daemon needs of an engine. Every method raises ImageUnavailable when the engine does not answer."""
+    """What the daemon needs of an engine. Every method raises EngineSilent when the engine does not answer, and
+    ImageUnavailable when it refuses what was asked."""
 
     async def find(self, name: str) -> EngineImage:
         """By content id, name or reference by digest. Raises ImageNotHere."""
@@ -190,7 +191,7 @@ class DockerImages:
         finally:
             gone.set()
         if scope.cancelled_caught:
-            raise ImageUnavailable(f"the container engine was not done with an image within {TRANSFER_S:g} s")
+            raise EngineSilent(f"the container engine was not done with an image within {TRANSFER_S:g} s")
 
 
 def full_reference(name: str) -> str:
@@ -284,7 +285,7 @@ def _asked(work: Callable[[], T]) -> T:
             raise ImageNotHere(f"the container engine holds no such image ({said})") from None
         raise ImageUnavailable(f"the container engine refused: {said}") from None
     except _Gone:
-        raise ImageUnavailable("an image's transfer was given up") from None
+        raise EngineSilent("an image's transfer was given up") from None
     except (
         docker.errors.DockerException,
         requests.exceptions.RequestException,
@@ -292,7 +293,7 @@ def _asked(work: Callable[[], T]) -> T:
         OSError,
         ValueError,
     ) as error:
-        raise ImageUnavailable(f"the container engine does not answer: {str(error)[:300]}") from None
+        raise EngineSilent(f"the container engine does not answer: {str(error)[:300]}") from None
 
 
 def is_id(text: str) -> bool:
