@@ -77,29 +77,46 @@ class Images:
         self._turns: dict[str, trio.Lock] = {}
         self._changing = trio.Lock()
         """Held by whoever changes what the engine holds: the quota is counted by one at a time."""
+        self._handing_out = trio.Lock()
+        """Held from a look at an image until it is noted as used, or is gone: none is given out as it is removed."""
+        self._users: dict[str, str] = {}
+        """The image of each user. The engine knows of one only while there is a container."""
         self.counts: Counter[str] = Counter()
         with disk_errors(folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    async def ensure(self, run: Run, fetch: Fetch) -> str:
-        """The content id of the run's image, which the engine now holds. `fetch(ref)` brings a blob into the store.
+    async def ensure(self, run: Run, fetch: Fetch, user: str) -> str:
+        """The content id of the run's image, which the engine now holds, and keeps until `release` is called with
+        `user`, a name for who asked. `fetch(ref)` brings a blob into the store.
 
         Raises BadImage when the image itself is at fault: it is so everywhere. Raises ImageUnavailable, BlobError and
         what `fetch` raises when this machine is: another may do better.
         """
         assert run.image is not None
-        try:
-            found = await self._engine.find(run.image)
-            await self._used(found.id)
-        except ImageNotHere:
-            pass
-        else:
-            return found.id
+        found = await self._handed_out(run.image, user)
+        if found is not None:
+            await self._used(found)
+            return found
         async with self._turn(run.image):
+            found = await self._handed_out(run.image, user)  # somebody else's turn may have brought it
+            if found is None:
+                load = is_id(run.image)
+                found = await (self._load(run, fetch, user) if load else self._pull(run.image, user))
+        return found
+
+    def release(self, user: str) -> None:
+        """It no longer needs its image, if it has one."""
+        self._users.pop(user, None)
+
+    async def _handed_out(self, image: str, user: str) -> str | None:
+        """The content id of an image that the engine holds, noted as used; None when it does not hold it."""
+        async with self._handing_out:
             try:
-                return (await self._engine.find(run.image)).id  # somebody else's turn brought it
+                found = await self._engine.find(image)
             except ImageNotHere:
-                return await (self._load(run, fetch) if is_id(run.image) else self._pull(run.image))
+                return None
+            self._users[user] = found.id
+        return found.id
 
     async def told(self) -> tuple[str, ...]:
         """What others may know is here: content ids, and references of registries that this owner pulls from."""
@@ -124,7 +141,7 @@ class Images:
                 self._turns.pop(image, None)
 
     # --- from blobs ------------------------------------------------------------------------------------------------
-    async def _load(self, run: Run, fetch: Fetch) -> str:
+    async def _load(self, run: Run, fetch: Fetch, user: str) -> str:
         image = run.image or ""
         shelved = self._shelf.get(image)
         refs = run.image_blobs or (shelved.blobs if shelved else ())
@@ -150,6 +167,7 @@ class Images:
             except (ImageError, BlobError):
                 await self._clear_away(_Loaded(image, size, used=0.0))
                 raise
+            self._users[user] = image
             await self._remember(image, size)
         self.counts["images_loaded"] += 1
         log.info("image_loaded", image=image, bytes=size, layers=len(refs) - 1)
@@ -202,13 +220,14 @@ class Images:
             raise ImageUnavailable(f"the container engine calls the image {image} by another id, {found.id}")
 
     # --- from a registry -------------------------------------------------------------------------------------------
-    async def _pull(self, reference: str) -> str:
+    async def _pull(self, reference: str, user: str) -> str:
         host = registry_host(reference)
         if host is None or host not in self.registries:
             raise ImageUnavailable(f"this machine does not pull images from {host}: its owner has not allowed it")
         async with self._changing:
             # Its size is not known before: whatever the others leave of the quota is its limit.
             found = await self._engine.pull(reference, self._bytes_max)
+            self._users[user] = found.id
             with trio.CancelScope(shield=True):
                 await self._remember(found.id, found.size)
             await self._let_others_go(found.id, found.size)
@@ -233,7 +252,8 @@ class Images:
 
     async def _let_others_go(self, image: str, size: int) -> int:
         """Remove what was not used for longest, until an image of so many bytes fits beside the rest, or nothing more
-        can go; how many bytes the others take. What a container uses, the engine keeps."""
+        can go; how many bytes the others take. What a task is to use stays, and what a container uses the engine
+        keeps."""
         others = [one for one in await trio.to_thread.run_sync(_loaded, self._folder) if one.image != image]
         taken = sum(one.size for one in others)
         for oldest in sorted(others, key=lambda one: (one.used, one.image)):
@@ -244,7 +264,11 @@ class Images:
         return taken
 
     async def _let_go(self, loaded: _Loaded) -> bool:
-        """Remove an image, or leave it to its owner; whether it no longer counts."""
+        """Remove an image that no task is to use, or leave it to its owner; whether it no longer counts."""
+        async with self._handing_out:
+            return loaded.image not in self._users.values() and await self._gone(loaded)
+
+    async def _gone(self, loaded: _Loaded) -> bool:
         try:
             found = await self._engine.find(loaded.image)
         except ImageNotHere:

@@ -66,7 +66,10 @@ class Peer:
         return Run("docker", image=made.id, image_blobs=tuple(blob_of(part) for part in parts))
 
     async def ensure(self, run: Run) -> str:
-        return await self.images.ensure(run, self.fetch)
+        """For a task that is over at once."""
+        image = await self.images.ensure(run, self.fetch, "a task")
+        self.images.release("a task")
+        return image
 
 
 async def _stream(data: bytes) -> AsyncIterator[bytes]:
@@ -278,7 +281,7 @@ async def test_who_waits_takes_over_from_a_task_that_was_stopped(peer: Peer) -> 
 
         async def stopped() -> None:
             with scope:
-                await peer.images.ensure(run, stuck)
+                await peer.images.ensure(run, stuck, "a stopped task")
 
         nursery.start_soon(stopped)
         await waiting.wait()
@@ -399,6 +402,41 @@ async def test_what_a_container_uses_stays_and_without_room_the_task_goes_elsewh
     with pytest.raises(ImageUnavailable, match="more than the 150000"):
         await peer.ensure(peer.job(image(tar({"f": bytes(200_000)}))))
     assert peer.fetched == fetched, "nothing is fetched that cannot be used"
+
+
+async def test_an_image_stays_from_when_a_task_is_given_it_until_that_is_over(tmp_path: Path) -> None:
+    peer = Peer(tmp_path, bytes_max=250_000, registries=("registry.example:5000",))
+    peer.engine.registry[REFERENCE] = small(2)
+    await peer.images.ensure(peer.job(small(1)), peer.fetch, "fetches its inputs")  # loaded for it
+    await peer.images.ensure(Run("docker", image=REFERENCE), peer.fetch, "waits for a GPU")  # pulled for it
+    await peer.images.ensure(peer.job(small(1)), peer.fetch, "is paused")  # there already
+    with pytest.raises(ImageUnavailable, match="images of running tasks"):
+        await peer.ensure(peer.job(small(3)))
+    peer.images.release("fetches its inputs")
+    with pytest.raises(ImageUnavailable, match="images of running tasks"):
+        await peer.ensure(peer.job(small(3)))
+    assert set(peer.engine.held) == {small(1).id, small(2).id}
+    peer.images.release("is paused")
+    await peer.ensure(peer.job(small(3)))
+    assert set(peer.engine.held) == {small(2).id, small(3).id}
+
+
+async def test_nobody_is_given_an_image_that_is_being_removed(tmp_path: Path) -> None:
+    class Slow(FakeEngine):
+        async def remove(self, image: str) -> bool:
+            removing.set()
+            await trio.testing.wait_all_tasks_blocked()
+            return await super().remove(image)
+
+    removing = trio.Event()
+    peer = Peer(tmp_path, bytes_max=150_000)
+    peer.engine = peer.images._engine = Slow()
+    await peer.ensure(peer.job(small(1)))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(peer.ensure, peer.job(small(2)))
+        await removing.wait()
+        await peer.images.ensure(peer.job(small(1)), peer.fetch, "came at that moment")
+    assert small(1).id in peer.engine.held
 
 
 async def test_an_image_that_its_owner_gave_a_name_is_the_owners_and_no_longer_counts(tmp_path: Path) -> None:
