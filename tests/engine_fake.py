@@ -10,7 +10,7 @@ from image_kit import AMD64, Made, docker_archive
 
 from nexapod.executor.images import oci
 from nexapod.executor.images.errors import BadImage, EngineSilent, ImageUnavailable
-from nexapod.executor.images.inventory import EngineImage, ImageNotHere, full_reference
+from nexapod.executor.images.inventory import EngineImage, EngineRoom, ImageNotHere, full_reference
 
 
 def repository(name: str) -> str:
@@ -30,6 +30,8 @@ class FakeEngine:
         self.pulls: list[str] = []
         self.full = False
         self.gone = False
+        self.disk: EngineRoom | None = EngineRoom(1 << 40, 1 << 20)
+        """What was free before there was any image."""
         self.slow = False
         """Loads take longer than anybody waits."""
         self.unpacking: list[tuple[Made, tuple[str, ...]]] = []
@@ -106,6 +108,12 @@ class FakeEngine:
         self.tags.pop(image, None)
         self.references.pop(image, None)
         return True
+
+    async def room(self) -> EngineRoom | None:
+        self._answer()
+        if self.disk is None:
+            return None
+        return EngineRoom(self.disk.bytes - sum(self._described(one).size for one in self.held), self.disk.files)
 
     def _named_once(self, image: str) -> bool:
         """As the Docker engine sees it: a tag and a digest of one repository are one name (isSingleReference in its

@@ -14,6 +14,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -188,7 +189,7 @@ class Shelf:
         try:
             size = os.fstat(fd).st_size
             found = await self._in_thread(lambda: oci.find_image(_reader(fd), size, self._machine, wanted))
-            layers = [await self._put_layer(fd, found, number) for number in range(len(found.layers))]
+            layers = await self._put_layers(fd, found)
             blobs = (await self._blobs.put_bytes(found.configuration.raw), *layers)
             image = await self._record(found, blobs, names)
         finally:
@@ -197,6 +198,15 @@ class Shelf:
         new = set(blobs) - before
         log.info("image_added", image=image.image, bytes=image.size, new_bytes=sum(ref.size for ref in new))
         return Added(image, len(new), sum(ref.size for ref in new))
+
+    async def _put_layers(self, fd: int, found: oci.ArchivedImage) -> list[BlobRef]:
+        layers: list[BlobRef] = []
+        unpacked = oci.Unpacked()
+        for number in range(len(found.layers)):
+            layers.append(await self._put_layer(fd, found, number))
+            check = partial(check_layer_blob, self._blobs, layers[-1], unpacked)
+            unpacked = await self._in_thread(check)
+        return layers
 
     async def _put_layer(self, fd: int, found: oci.ArchivedImage, number: int) -> BlobRef:
         """Store a layer, unpacked, and check that it is the one which the configuration names."""
@@ -213,7 +223,6 @@ class Shelf:
         self._coming.add(ref)
         if hashed.digest() != digest:
             raise BadImage(f"layer {number} of the image is not the one that its configuration names: it is damaged")
-        await self._in_thread(lambda: check_layer_blob(self._blobs, ref))
         return ref
 
     async def _hashing(self, pieces: Iterator[bytes], hashed: Any) -> AsyncIterator[bytes]:
@@ -278,13 +287,13 @@ class Shelf:
         return await trio.to_thread.run_sync(work)
 
 
-def check_layer_blob(blobs: BlobStore, ref: BlobRef) -> None:
-    """Raises BadImage, BlobError. Blocks."""
+def check_layer_blob(blobs: BlobStore, ref: BlobRef, below: oci.Unpacked) -> oci.Unpacked:
+    """See oci.check_layer. Raises BadImage, BlobError. Blocks."""
     path = blobs.path(ref)
     with disk_errors(path):
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            oci.check_layer(_reader(fd), ref.size)
+            return oci.check_layer(_reader(fd), ref.size, below)
         finally:
             os.close(fd)
 

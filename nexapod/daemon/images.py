@@ -37,6 +37,8 @@ IMAGES_MAX_DEFAULT: Final = 10 << 30
 TAG: Final = "nexapod-image"
 """The engine shows a loaded image as `nexapod-image:<digits of its id>`: untagged, a clean-up would take it."""
 NAMES_TOLD_MAX: Final = 64
+ENGINE_RESERVE: Final = 1 << 30
+"""What a load leaves free on the engine's disk."""
 LOADING_S: Final = 3600.0
 """For so long the engine may still make an image of a load that this daemon waited for no longer."""
 Fetch: TypeAlias = Callable[[BlobRef], Awaitable[object]]
@@ -147,30 +149,30 @@ class Images:
         refs = run.image_blobs or (shelved.blobs if shelved else ())
         if not refs:
             raise ImageUnavailable(f"this machine does not hold the image {image}, and the job does not bring it")
-        size = sum(ref.size for ref in refs)
-        self._refuse_too_large(image, size)
+        self._refuse_too_large(image, sum(ref.size for ref in refs))
         for ref in refs:
             if not await self._blobs.touch(ref):
                 await fetch(ref)
                 self.counts["image_blobs_fetched"] += 1
                 self.counts["image_bytes_fetched"] += ref.size
-        configuration = await self._checked(image, refs)
+        configuration, unpacked = await self._checked(image, refs)
+        self._refuse_too_large(image, unpacked.bytes)
         async with self._changing:
-            await self._make_room(image, size)
+            await self._make_room(image, unpacked)
             # Before it is there: whatever ends this daemon in between, nothing stays in the engine unremembered.
-            await self._remember(image, size, loading=True)
+            await self._remember(image, unpacked.bytes, loading=True)
             try:
                 await self._engine.load(lambda: self._archive(configuration, refs))
                 await self._expect(image)
             except EngineSilent:
                 raise  # the engine may still unpack it: it stays remembered, until it is there or long past
             except (ImageError, BlobError):
-                await self._clear_away(_Loaded(image, size, used=0.0))
+                await self._clear_away(_Loaded(image, unpacked.bytes, used=0.0))
                 raise
             self._users[user] = image
-            await self._remember(image, size)
+            await self._remember(image, unpacked.bytes)
         self.counts["images_loaded"] += 1
-        log.info("image_loaded", image=image, bytes=size, layers=len(refs) - 1)
+        log.info("image_loaded", image=image, bytes=unpacked.bytes, files=unpacked.files, layers=len(refs) - 1)
         return image
 
     async def _clear_away(self, refused: _Loaded) -> None:
@@ -180,7 +182,7 @@ class Images:
         except ImageUnavailable as error:
             log.warning("image_not_cleared_away", image=refused.image, error=str(error))
 
-    async def _checked(self, image: str, refs: Sequence[BlobRef]) -> oci.Configuration:
+    async def _checked(self, image: str, refs: Sequence[BlobRef]) -> tuple[oci.Configuration, oci.Unpacked]:
         """Raises BadImage: the blobs are what their names say, and still not the image."""
         if refs[0].chunks != 1 or refs[0].digest.hex() != image[7:]:
             raise BadImage("the first blob of the image is not the configuration that its content id names")
@@ -189,13 +191,14 @@ class Images:
             await self._blame(refs[0], "the image's configuration")
         if len(configuration.diff_ids) != len(refs) - 1:
             raise BadImage(f"the image has {len(configuration.diff_ids)} layers, and the job brings {len(refs) - 1}")
+        unpacked = oci.Unpacked()
         for number, (digest, ref) in enumerate(zip(configuration.diff_ids, refs[1:], strict=True)):
             check = trio.from_thread.check_cancelled
             hashed = await trio.to_thread.run_sync(_sha256, self._blobs.path(ref), check)
             if hashed != digest:
                 await self._blame(ref, f"layer {number} of the image")
-            await trio.to_thread.run_sync(check_layer_blob, self._blobs, ref)
-        return configuration
+            unpacked = await trio.to_thread.run_sync(check_layer_blob, self._blobs, ref, unpacked)
+        return configuration, unpacked
 
     async def _blame(self, ref: BlobRef, what: str) -> None:
         """Whose fault wrong bytes are: this disk's, or the job's."""
@@ -239,29 +242,54 @@ class Images:
     def _refuse_too_large(self, image: str, size: int) -> None:
         if size > self._bytes_max:
             raise ImageUnavailable(
-                f"the image {image[:19]} has {size} bytes: more than the {self._bytes_max} that images may take here"
+                f"the image {image[:19]} takes {size} bytes: more than the {self._bytes_max} that images may take here"
             )
 
-    async def _make_room(self, image: str, size: int) -> None:
-        """Raises ImageUnavailable when an image of so many bytes does not fit beside those that cannot go."""
-        taken = await self._let_others_go(image, size)
-        if taken + size > self._bytes_max:
+    async def _make_room(self, image: str, unpacked: oci.Unpacked) -> None:
+        """Raises ImageUnavailable when an image does not fit beside those that cannot go."""
+        taken = await self._let_others_go(image, unpacked.bytes)
+        if taken + unpacked.bytes > self._bytes_max:
             raise ImageUnavailable(
                 f"images of running tasks take {taken} of the {self._bytes_max} bytes that images may take here"
             )
+        for oldest in await self._others(image):
+            if not await self._lacking(unpacked):
+                return
+            await self._let_go(oldest)
+        if lacking := await self._lacking(unpacked):
+            raise ImageUnavailable(lacking)
+
+    async def _lacking(self, unpacked: oci.Unpacked) -> str:
+        """What the engine's disk lacks for an image, in words; nothing when there is enough, or it cannot be seen."""
+        room = await self._engine.room()
+        # An engine unpacks an archive, and then its layers out of that.
+        needed = 2 * unpacked.bytes + ENGINE_RESERVE
+        if room is not None and room.bytes < needed:
+            return f"the container engine's disk has {room.bytes} free bytes: loading the image takes up to {needed}"
+        if room is not None and room.files is not None and room.files < 2 * unpacked.files:
+            return (
+                f"the container engine's disk has room for {room.files} more files: the image has up to"
+                f" {unpacked.files}, and as many must be left"
+            )
+        return ""
 
     async def _let_others_go(self, image: str, size: int) -> int:
         """Remove what was not used for longest, until an image of so many bytes fits beside the rest, or nothing more
         can go; how many bytes the others take. What a task is to use stays, and what a container uses the engine
         keeps."""
-        others = [one for one in await trio.to_thread.run_sync(_loaded, self._folder) if one.image != image]
+        others = await self._others(image)
         taken = sum(one.size for one in others)
-        for oldest in sorted(others, key=lambda one: (one.used, one.image)):
+        for oldest in others:
             if taken + size <= self._bytes_max:
                 break
             if await self._let_go(oldest):
                 taken -= oldest.size
         return taken
+
+    async def _others(self, image: str) -> list[_Loaded]:
+        """All that was loaded but this one, the longest unused first."""
+        loaded = await trio.to_thread.run_sync(_loaded, self._folder)
+        return sorted((one for one in loaded if one.image != image), key=lambda one: (one.used, one.image))
 
     async def _let_go(self, loaded: _Loaded) -> bool:
         """Remove an image that no task is to use, or leave it to its owner; whether it no longer counts."""

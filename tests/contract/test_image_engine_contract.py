@@ -137,6 +137,13 @@ async def test_saving_stops_at_its_bound(bench: Bench, tmp_path: Path) -> None:
         await bench.engine.save(made.id, tmp_path / "saved.tar", 100_000)
 
 
+async def test_the_room_on_an_engines_disk_is_seen(bench: Bench) -> None:
+    room = await bench.engine.room()
+    assert room is not None, "the engine that tests use is on this machine"
+    assert room.bytes > 1 << 20
+    assert room.files is None or room.files > 1000
+
+
 # --- registries ------------------------------------------------------------------------------------------------------
 class Registry(http.server.ThreadingHTTPServer):
     """Serves images read-only, as the registry API has it. Engines take one on 127.0.0.0/8 without TLS."""
@@ -280,6 +287,32 @@ async def test_an_engine_that_is_not_there_says_so(tmp_path: Path) -> None:
         with pytest.raises(ImageUnavailable, match="does not answer"):
             await ask()
     await engine.aclose()
+
+
+class _Remote(http.server.BaseHTTPRequestHandler):
+    """An engine behind a network, as far as connecting goes."""
+
+    def do_GET(self) -> None:
+        says = {"ApiVersion": "1.41"} if self.path.endswith("/version") else {"DockerRootDir": "/"}
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(says).encode())
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+async def test_the_room_of_an_engine_on_another_machine_is_not_taken_for_this_ones() -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Remote) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        engine = DockerImages(f"tcp://127.0.0.1:{server.server_address[1]}")
+        try:
+            assert await engine.room() is None
+        finally:
+            await engine.aclose()
+            server.shutdown()
+            thread.join(5)
 
 
 def test_references_are_spelled_out() -> None:

@@ -23,7 +23,7 @@ from nexapod.daemon.image_shelf import Shelf, UnknownImage
 from nexapod.daemon.images import Images
 from nexapod.daemon.service import image_errors
 from nexapod.executor.images.errors import BadImage, ImageUnavailable
-from nexapod.executor.images.inventory import ImageNotHere
+from nexapod.executor.images.inventory import EngineRoom, ImageNotHere
 from nexapod.executor.images.oci import Platform
 from nexapod.protocol.types import BlobRef, Run, blob_of
 
@@ -163,6 +163,17 @@ async def test_an_archive_that_is_not_what_it_says_is_not_added(peer: Peer) -> N
     assert not list((peer.folder / "images" / "incoming").iterdir())
     with pytest.raises(ImageUnavailable, match="room"):
         await peer.shelf.add_archive(_stream(b""), 1 << 60, None)
+
+
+async def test_an_image_of_too_many_files_is_not_added_even_when_each_layer_is_known(peer: Peer) -> None:
+    deep = "/a" * 1990
+    halves = [tar({f"{number:06}{deep}": b"" for number in range(at, at + 252)}) for at in (0, 252)]
+    for half in halves:
+        await peer.add(image(half))
+    with pytest.raises(BadImage, match="more than 1000000 files"):
+        await peer.add(image(*halves))
+    with pytest.raises(BadImage, match="more than 1000000 files"):
+        await peer.ensure(peer.job(image(*halves)))
 
 
 async def test_the_platform_asked_for_is_taken(peer: Peer) -> None:
@@ -468,6 +479,54 @@ async def test_an_image_that_its_owner_removed_counts_no_more(tmp_path: Path) ->
     assert await peer.engine.remove(small(1).id)
     await peer.ensure(peer.job(small(2)))
     assert [path.stem for path in (tmp_path / "loaded").iterdir()] == [small(2).id[7:]]
+
+
+async def test_an_image_counts_as_what_it_may_unpack_to(tmp_path: Path) -> None:
+    peer = Peer(tmp_path, bytes_max=1 << 20)
+    many = image(tar({f"{number:03}": b"" for number in range(300)}))
+    assert sum(map(len, many.layers)) < 1 << 18
+    with pytest.raises(ImageUnavailable, match="takes 1228800 bytes: more than the 1048576"):
+        await peer.ensure(peer.job(many))
+    await peer.ensure(peer.job(image(tar({f"{number:03}": b"" for number in range(200)}))))
+    await peer.ensure(peer.job(small(1)))
+    await peer.ensure(peer.job(image(tar({f"{number:03}": b"" for number in range(150)}))))
+    assert peer.images.counts["images_evicted"] == 1
+
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("disk", "said"),
+    [
+        (EngineRoom(GIB + 200_000, None), "has 1073941824 free bytes: loading the image takes up to 1073954816"),
+        (EngineRoom(1 << 40, 1), "room for 1 more files: the image has up to 1"),
+        (EngineRoom(GIB + 300_000, 2), ""),
+        (None, ""),
+    ],
+)
+async def test_what_the_engines_disk_has_no_room_for_is_not_loaded(
+    peer: Peer, disk: EngineRoom | None, said: str
+) -> None:
+    peer.engine.disk = disk
+    if said:
+        with pytest.raises(ImageUnavailable, match=said):
+            await peer.ensure(peer.job(small(1)))
+    else:
+        await peer.ensure(peer.job(small(1)))
+    assert len(peer.engine.loads) == (not said)
+
+
+async def test_on_a_disk_that_is_nearly_full_images_of_ours_make_room(peer: Peer) -> None:
+    peer.engine.disk = EngineRoom(GIB + 400_000, None)
+    peer.engine.put(small(9), "owner/image:1")
+    await peer.ensure(peer.job(small(1)))
+    await peer.ensure(peer.job(small(2)))
+    assert set(peer.engine.held) == {small(9).id, small(2).id}
+    peer.engine.in_use.add(small(2).id)
+    with pytest.raises(ImageUnavailable, match="free bytes"):
+        await peer.ensure(peer.job(small(3)))
+    assert set(peer.engine.held) == {small(9).id, small(2).id}
 
 
 async def test_an_image_that_could_not_be_loaded_counts_for_nothing(tmp_path: Path) -> None:

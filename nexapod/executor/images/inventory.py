@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import threading
 import time
@@ -37,6 +38,8 @@ THREADS: Final = 4
 LISTED_MAX: Final = 4096
 ANSWER_BYTES_MAX: Final = 4096
 HUB: Final = "docker.io"
+LOCAL_ENGINE: Final = "http+docker://"
+"""How the SDK's address begins for an engine behind a socket of this machine."""
 
 _ID = re.compile(r"sha256:[0-9a-f]{64}\Z")
 
@@ -55,6 +58,15 @@ class EngineImage:
     tags: tuple[str, ...] = ()
     references: tuple[str, ...] = ()
     """`host/name@sha256:<hex>` under which it was pulled, the host spelled out."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRoom:
+    """What is free on the disk to which the engine unpacks images."""
+
+    bytes: int
+    files: int | None
+    """None: that disk has no bound of its own on them."""
 
 
 class Engine(Protocol):
@@ -79,15 +91,19 @@ class Engine(Protocol):
     async def remove(self, image: str) -> bool:
         """Let go of an image, unless a container uses it or it has another name too; whether it is gone."""
 
+    async def room(self) -> EngineRoom | None:
+        """None when it cannot be seen: an engine on another machine, or in a virtual one."""
+
     async def aclose(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class _Clients:
-    """Two connections, which differ in how long an answer may take."""
+    """Two connections, which differ in how long an answer may take; and the engine's own folder, if it is here."""
 
     quick: Any
     slow: Any
+    root: Path | None
 
     def close(self) -> None:
         self.quick.close()
@@ -163,6 +179,17 @@ class DockerImages:
             log.info("image_not_removed", image=image, reason=str(error))
             return False
         return True
+
+    async def room(self) -> EngineRoom | None:
+        root = (await self._connected()).root
+        if root is None:
+            return None
+        try:
+            disk = await trio.to_thread.run_sync(os.statvfs, root)
+        except OSError as error:
+            log.info("engine_room_not_seen", path=str(root), error=str(error))
+            return None
+        return EngineRoom(disk.f_bavail * disk.f_frsize, disk.f_favail if disk.f_files else None)
 
     async def aclose(self) -> None:
         if self._clients is not None:
@@ -263,11 +290,14 @@ def _connect(url: str | None) -> _Clients:
         made.timeout = answer_s
         return made
 
-    clients = _Clients(client(CALL_S), client(ANSWER_S))
-    if names_by_manifest(clients.quick.info()):
-        clients.close()
+    quick = client(CALL_S)
+    info = quick.info()
+    if names_by_manifest(info):
+        quick.close()
         raise ImageUnavailable(f"the container engine {CONTAINERD_STORE}")
-    return clients
+    # Of an engine that is reached over a network the folder is not one of this machine.
+    local = quick.base_url.startswith(LOCAL_ENGINE) and info.get("DockerRootDir")
+    return _Clients(quick, client(ANSWER_S), Path(info["DockerRootDir"]) if local else None)
 
 
 def _asked(work: Callable[[], T]) -> T:

@@ -24,6 +24,7 @@ Read: TypeAlias = Callable[[int, int], bytes]
 
 REGULAR: Final = (b"0", b"\0", b"7")
 SYMLINK: Final = b"2"
+FOLDER: Final = b"5"
 _WITHOUT_DATA: Final = (b"1", b"2", b"3", b"4", b"5", b"6")
 """Links, devices, directories, FIFOs: no data follows, whatever size they state."""
 _OCTAL = re.compile(rb"[0-7]*\Z")
