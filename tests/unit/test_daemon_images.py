@@ -473,6 +473,17 @@ async def test_an_image_of_ours_in_use_goes_on_counting_whatever_the_engine_call
     assert set(peer.engine.held) == {small(2).id}
 
 
+async def test_records_of_before_loads_were_noted_are_read_and_damaged_ones_cost_only_themselves(
+    tmp_path: Path,
+) -> None:
+    peer = Peer(tmp_path, bytes_max=150_000)
+    await peer.ensure(peer.job(small(1)))
+    (tmp_path / "loaded" / f"{small(1).id[7:]}.loaded").write_bytes(b'{"size": 112640}')
+    (tmp_path / "loaded" / f"{'0' * 64}.loaded").write_bytes(b"[]")
+    await peer.ensure(peer.job(small(2)))
+    assert set(peer.engine.held) == {small(2).id}
+
+
 async def test_an_image_that_its_owner_removed_counts_no_more(tmp_path: Path) -> None:
     peer = Peer(tmp_path, bytes_max=150_000)
     await peer.ensure(peer.job(small(1)))
