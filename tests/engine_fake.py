@@ -9,8 +9,13 @@ from pathlib import Path
 from image_kit import AMD64, Made, docker_archive
 
 from nexapod.executor.images import oci
-from nexapod.executor.images.errors import BadImage, ImageUnavailable
-from nexapod.executor.images.inventory import EngineImage, ImageNotHere
+from nexapod.executor.images.errors import BadImage, EngineSilent, ImageUnavailable
+from nexapod.executor.images.inventory import EngineImage, EngineRoom, ImageNotHere, full_reference
+
+
+def repository(name: str) -> str:
+    """With the host that a tag leaves out."""
+    return full_reference(f"{name}@").removesuffix("@")
 
 
 class FakeEngine:
@@ -25,10 +30,21 @@ class FakeEngine:
         self.pulls: list[str] = []
         self.full = False
         self.gone = False
+        self.disk: EngineRoom | None = EngineRoom(1 << 40, 1 << 20)
+        """What was free before there was any image."""
+        self.slow = False
+        """Loads take longer than anybody waits."""
+        self.unpacking: list[tuple[Made, tuple[str, ...]]] = []
 
     def put(self, made: Made, *tags: str) -> None:
         self.held[made.id] = made
         self.tags.setdefault(made.id, []).extend(tags)
+
+    def finish_unpacking(self) -> None:
+        """What was given up comes about."""
+        for made, names in self.unpacking:
+            self.put(made, *names)
+        self.unpacking.clear()
 
     async def find(self, name: str) -> EngineImage:
         self._answer()
@@ -66,8 +82,11 @@ class FakeEngine:
             raise ImageUnavailable(f"the container engine did not take the image: {error}") from None
         if tuple(hashlib.sha256(layer).digest() for layer in layers) != found.configuration.diff_ids:
             raise ImageUnavailable("the container engine did not take the image: invalid diffID")
-        self.put(Made(found.configuration.raw, layers), *found.names)
         self.loads.append(found.configuration.content_id)
+        if self.slow:
+            self.unpacking.append((Made(found.configuration.raw, layers), found.names))
+            raise EngineSilent("the container engine was not done with an image within 900 s")
+        self.put(Made(found.configuration.raw, layers), *found.names)
 
     async def pull(self, reference: str, bytes_max: int) -> EngineImage:
         self._answer()
@@ -83,20 +102,34 @@ class FakeEngine:
 
     async def remove(self, image: str) -> bool:
         self._answer()
-        names = len(self.tags.get(image, ())) + len(self.references.get(image, ()))
-        if image in self.in_use or names > 1:
+        if image in self.in_use or not self._named_once(image):
             return False
         self.held.pop(image, None)
         self.tags.pop(image, None)
         self.references.pop(image, None)
         return True
 
+    async def room(self) -> EngineRoom | None:
+        self._answer()
+        if self.disk is None:
+            return None
+        return EngineRoom(self.disk.bytes - sum(self._described(one).size for one in self.held), self.disk.files)
+
+    def _named_once(self, image: str) -> bool:
+        """As the Docker engine sees it: a tag and a digest of one repository are one name (isSingleReference in its
+        daemon/images/image_delete.go)."""
+        tags = [tag.rpartition(":")[0] for tag in self.tags.get(image, ())]
+        digests = {reference.partition("@")[0] for reference in self.references.get(image, ())}
+        if len(tags) + len(self.references.get(image, ())) <= 1:
+            return True
+        return len(tags) <= 1 and len({*map(repository, tags), *digests}) == 1
+
     async def aclose(self) -> None:
         pass
 
     def _answer(self) -> None:
         if self.gone:
-            raise ImageUnavailable("the container engine does not answer")
+            raise EngineSilent("the container engine does not answer")
 
     def _described(self, image: str) -> EngineImage:
         size = sum(map(len, self.held[image].layers))

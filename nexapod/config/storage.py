@@ -26,7 +26,7 @@ class Storage:
     blobs_max: int | None = None
     disk_free_min: int | None = None
     images_max: int | None = None
-    """What container images loaded for tasks may take in the engine."""
+    """What container images loaded for tasks may take in the engine, unpacked."""
 
 
 @dataclass(frozen=True, slots=True)

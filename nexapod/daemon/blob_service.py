@@ -22,7 +22,7 @@ class BlobService:
         self._fetch = fetch
 
     async def put_blob(self, stream: AsyncIterator[bytes], size: int) -> BlobRef:
-        with _translated():
+        with blob_errors():
             ref = await self._blobs.put_stream(stream, size)
         self._blobs.spare(ref, UPLOAD_KEPT_S)
         return ref
@@ -35,28 +35,28 @@ class BlobService:
         return here
 
     async def read_blob(self, ref: BlobRef, offset: int, length: int) -> bytes:
-        with _translated():
+        with blob_errors():
             return await self._blobs.read(ref, offset, length)
 
     async def list_blobs(self, first: int, count: int) -> list[Json]:
-        with _translated():
+        with blob_errors():
             return [_view(found) for found in (await self._blobs.stats())[first : first + count]]
 
     async def blob_stat(self, ref: BlobRef) -> Json:
-        with _translated():
+        with blob_errors():
             return _view(await self._blobs.stat_of(ref))
 
     async def pin_blob(self, ref: BlobRef) -> Json:
-        with _translated():
+        with blob_errors():
             await self._blobs.pin(ref)
             return _view(await self._blobs.stat_of(ref))
 
     async def unpin_blob(self, ref: BlobRef) -> Json:
-        with _translated():
+        with blob_errors():
             return {"ref": str(ref), "was_pinned": await self._blobs.unpin(ref)}
 
     async def verify_blob(self, ref: BlobRef) -> Json:
-        with _translated():
+        with blob_errors():
             damaged = await self._blobs.mend(ref)
         return {"ref": str(ref), "sound": damaged == 0, "damaged_chunks": damaged}
 
@@ -64,7 +64,7 @@ class BlobService:
         if not self._blobs.has(ref):
             if self._fetch is None:
                 raise NotFound("the blob is not here, and this daemon looks for none")
-            with _translated(), trio.move_on_after(wait_s):
+            with blob_errors(), trio.move_on_after(wait_s):
                 await self._fetch(ref)
         try:
             here = (await self._blobs.stat_of(ref)).chunks_here
@@ -74,7 +74,7 @@ class BlobService:
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def blob_errors() -> Iterator[None]:
     """The store's errors, as the API tells them."""
     try:
         yield

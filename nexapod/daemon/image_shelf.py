@@ -14,6 +14,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -106,6 +107,10 @@ class Shelf:
         self._engine = engine
         self._machine = machine
         self._adding = trio.Lock()
+        self._recording = trio.Lock()
+        """Held while what is remembered changes: a removal need not wait until an image has been added."""
+        self._coming: set[BlobRef] = set()
+        """What is here of the image that is being added."""
         with disk_errors(folder):
             self._scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
             for left in self._scratch.iterdir():
@@ -116,7 +121,7 @@ class Shelf:
     @property
     def held(self) -> frozenset[BlobRef]:
         """Blobs that must not be deleted."""
-        return frozenset(ref for image in self._images.values() for ref in image.blobs)
+        return frozenset(ref for image in self._images.values() for ref in image.blobs) | self._coming
 
     def images(self) -> list[Shelved]:
         """The newest first."""
@@ -171,9 +176,10 @@ class Shelf:
 
     async def remove(self, text: str) -> Shelved:
         """Forget an added image; the blobs that nothing else needs go within about an hour. Raises UnknownImage."""
-        image = self.find(text)
-        await self._in_thread(lambda: delete_durably(_file(self._folder, image.image)))
-        del self._images[image.image]
+        async with self._recording:
+            image = self.find(text)
+            await self._in_thread(lambda: delete_durably(_file(self._folder, image.image)))
+            del self._images[image.image]
         return image
 
     async def _take_in(self, path: Path, wanted: oci.Platform | None, names: Sequence[str]) -> Added:
@@ -183,30 +189,40 @@ class Shelf:
         try:
             size = os.fstat(fd).st_size
             found = await self._in_thread(lambda: oci.find_image(_reader(fd), size, self._machine, wanted))
-            layers = [await self._put_layer(fd, found, number) for number in range(len(found.layers))]
+            layers = await self._put_layers(fd, found)
+            blobs = (await self._blobs.put_bytes(found.configuration.raw), *layers)
+            image = await self._record(found, blobs, names)
         finally:
             os.close(fd)
-        blobs = (await self._blobs.put_bytes(found.configuration.raw), *layers)
-        image = self._remembered(found, blobs, names)
-        await self._in_thread(lambda: _write(self._folder, image))
-        self._images[image.image] = image
+            self._coming.clear()
         new = set(blobs) - before
         log.info("image_added", image=image.image, bytes=image.size, new_bytes=sum(ref.size for ref in new))
         return Added(image, len(new), sum(ref.size for ref in new))
+
+    async def _put_layers(self, fd: int, found: oci.ArchivedImage) -> list[BlobRef]:
+        layers: list[BlobRef] = []
+        unpacked = oci.Unpacked()
+        for number in range(len(found.layers)):
+            layers.append(await self._put_layer(fd, found, number))
+            check = partial(check_layer_blob, self._blobs, layers[-1], unpacked)
+            unpacked = await self._in_thread(check)
+        return layers
 
     async def _put_layer(self, fd: int, found: oci.ArchivedImage, number: int) -> BlobRef:
         """Store a layer, unpacked, and check that it is the one which the configuration names."""
         digest = found.configuration.diff_ids[number]
         known = self._known_layer(digest.hex())
-        if known is not None and await self._blobs.touch(known):
-            return known
+        if known is not None:
+            self._coming.add(known)  # the image that it is known from may be removed meanwhile
+            if await self._blobs.touch(known):
+                return known
         hashed = hashlib.sha256()
         pieces = oci.unpacked(_reader(fd), found.layers[number], min(LAYER_BYTES_MAX, self._room()))
         ref = await self._blobs.put_stream(self._hashing(pieces, hashed), LAYER_BYTES_MAX)
-        # One that is refused stays as an upload that no job names does, and goes as that does.
+        # Room for the next layer must not be made of this one. One that is refused goes when room is wanted.
+        self._coming.add(ref)
         if hashed.digest() != digest:
             raise BadImage(f"layer {number} of the image is not the one that its configuration names: it is damaged")
-        await self._in_thread(lambda: check_layer_blob(self._blobs, ref))
         return ref
 
     async def _hashing(self, pieces: Iterator[bytes], hashed: Any) -> AsyncIterator[bytes]:
@@ -224,6 +240,17 @@ class Shelf:
             if digest in image.diff_ids:
                 return image.blobs[1 + image.diff_ids.index(digest)]
         return None
+
+    async def _record(self, found: oci.ArchivedImage, blobs: tuple[BlobRef, ...], names: Sequence[str]) -> Shelved:
+        """Remember an image whose blobs are all here. Raises ImageUnavailable."""
+        async with self._recording:
+            for ref in blobs:
+                if not await self._blobs.touch(ref):
+                    raise ImageUnavailable(f"{ref}, a part of the image, was lost while it was added: add it again")
+            image = self._remembered(found, blobs, names)
+            await self._in_thread(lambda: _write(self._folder, image))
+            self._images[image.image] = image
+        return image
 
     def _remembered(self, found: oci.ArchivedImage, blobs: tuple[BlobRef, ...], names: Sequence[str]) -> Shelved:
         image = found.configuration.content_id
@@ -260,13 +287,13 @@ class Shelf:
         return await trio.to_thread.run_sync(work)
 
 
-def check_layer_blob(blobs: BlobStore, ref: BlobRef) -> None:
-    """Raises BadImage, BlobError. Blocks."""
+def check_layer_blob(blobs: BlobStore, ref: BlobRef, below: oci.Unpacked) -> oci.Unpacked:
+    """See oci.check_layer. Raises BadImage, BlobError. Blocks."""
     path = blobs.path(ref)
     with disk_errors(path):
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            oci.check_layer(_reader(fd), ref.size)
+            return oci.check_layer(_reader(fd), ref.size, below)
         finally:
             os.close(fd)
 

@@ -12,10 +12,9 @@ from pathlib import Path
 import trio
 
 from nexapod.api.backend import Busy, Forbidden, Invalid, JobEvent, Json, Metric, NotFound, NotReady, Over
-from nexapod.blobs.errors import DiskFull
 from nexapod.blobs.store import BlobStore
 from nexapod.daemon import explain, views
-from nexapod.daemon.blob_service import BlobService
+from nexapod.daemon.blob_service import BlobService, blob_errors
 from nexapod.daemon.engine import Engine
 from nexapod.daemon.hub import Hub, TooManyWatchers
 from nexapod.daemon.image_shelf import Added, Shelf, UnknownImage
@@ -168,19 +167,19 @@ class Service(BlobService):
         return [views.image_view(image) for image in self._shelf.images()]
 
     async def image(self, name: str) -> Json:
-        with _image_errors():
+        with image_errors():
             return views.image_view(self._shelf.find(name))
 
     async def add_image(self, name: str, platform: str) -> Json:
-        with _image_errors():
+        with image_errors():
             return _added(await self._shelf.add_from_engine(name, _platform(platform)))
 
     async def add_image_archive(self, stream: AsyncIterator[bytes], size: int, platform: str) -> Json:
-        with _image_errors():
+        with image_errors():
             return _added(await self._shelf.add_archive(stream, size, _platform(platform)))
 
     async def remove_image(self, name: str) -> Json:
-        with _image_errors():
+        with image_errors():
             return views.image_view(await self._shelf.remove(name))
 
     # --- jobs ------------------------------------------------------------------------------------------------------
@@ -375,10 +374,11 @@ def _added(added: Added) -> Json:
 
 
 @contextmanager
-def _image_errors() -> Iterator[None]:
+def image_errors() -> Iterator[None]:
     """What went wrong with an image, as the API says it."""
     try:
-        yield
+        with blob_errors():
+            yield
     except UnknownImage as error:
         raise NotFound(
             str(error), "Add it: nexapod image add NAME. `nexapod image list` shows what was added."
@@ -387,6 +387,6 @@ def _image_errors() -> Iterator[None]:
         raise NotFound(str(error), "`docker image ls` shows what the engine holds; or give an archive of it.") from None
     except BadImage as error:
         raise Invalid(str(error)) from None
-    except (ImageError, DiskFull) as error:
+    except ImageError as error:
         remedy = "Correct that, then try again. An archive (docker save NAME -o FILE.tar) needs no engine."
         raise Busy(str(error), remedy) from None

@@ -97,7 +97,7 @@ class Staging:
             label=label_of(effect.task),
             executor=spec.run.executor,
             module=self._blobs.path(module) if module is not None else None,
-            image=await self._image(spec, effect.sources),
+            image=await self._image(effect),
             command=spec.run.command,
             workdir=spec.run.workdir,
             env=(*spec.run.env, *await self._environment(effect)),
@@ -112,12 +112,15 @@ class Staging:
         if not await self._blobs.touch(part):
             await self._providers.fetch(part, sources)
 
-    async def _image(self, spec: JobSpec, sources: Sequence[PeerId]) -> str | None:
-        """The content id that the engine now holds; None for what needs none."""
-        if spec.run.image is None:
+    async def _image(self, effect: Run) -> str | None:
+        """The content id that the engine now holds, and keeps until `remove`; None for what needs none."""
+        run = effect.spec.run
+        if run.image is None:
             return None
         try:
-            return await self._images.ensure(spec.run, lambda ref: self._fetch(Part.whole(ref), sources))
+            return await self._images.ensure(
+                run, lambda ref: self._fetch(Part.whole(ref), effect.sources), label_of(effect.task)
+            )
         except BadImage as error:
             raise InputError(str(error)) from None
 
@@ -202,6 +205,7 @@ class Staging:
 
     async def remove(self, task: TaskId) -> None:
         """Nothing of the task is needed here any more."""
+        self._images.release(label_of(task))
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(remove_folder, self.folder / label_of(task))
 

@@ -18,9 +18,10 @@ from containers.engine_kit import NoEngine, connect
 from engine_fake import FakeEngine
 from image_kit import Made, docker_archive, image, in_pieces, tar
 
+from nexapod.executor.image_ids import names_by_manifest
 from nexapod.executor.images import oci
 from nexapod.executor.images.errors import ImageUnavailable
-from nexapod.executor.images.inventory import DockerImages, Engine, ImageNotHere, full_reference, names_by_manifest
+from nexapod.executor.images.inventory import DockerImages, Engine, ImageNotHere, full_reference
 
 ROOM = 64 << 20
 
@@ -53,7 +54,7 @@ async def bench(request: pytest.FixtureRequest, missing: Callable[[str, str], An
             yield
             fake.in_use.remove(name)
 
-        yield Bench(fake, use, lambda name, tag: fake.tags[name].append(tag))
+        yield Bench(fake, use, lambda name, tag: fake.tags.setdefault(name, []).append(tag))
         return
     try:
         client = connect()
@@ -67,7 +68,7 @@ async def bench(request: pytest.FixtureRequest, missing: Callable[[str, str], An
         client.remove_container(container, force=True)
 
     engine = DockerImages()
-    bench = Bench(engine, run, lambda name, tag: client.tag(name, *tag.split(":")))
+    bench = Bench(engine, run, lambda name, tag: client.tag(name, *tag.rsplit(":", 1)))
     yield bench
     for made in bench.made:
         with contextlib.suppress(Exception):
@@ -134,6 +135,13 @@ async def test_saving_stops_at_its_bound(bench: Bench, tmp_path: Path) -> None:
     await bench.load(made)
     with pytest.raises(ImageUnavailable, match="room"):
         await bench.engine.save(made.id, tmp_path / "saved.tar", 100_000)
+
+
+async def test_the_room_on_an_engines_disk_is_seen(bench: Bench) -> None:
+    room = await bench.engine.room()
+    assert room is not None, "the engine that tests use is on this machine"
+    assert room.bytes > 1 << 20
+    assert room.files is None or room.files > 1000
 
 
 # --- registries ------------------------------------------------------------------------------------------------------
@@ -217,6 +225,47 @@ async def test_a_reference_by_digest_is_pulled_without_credentials_and_known_by_
         assert not any(credentials for _, credentials in registry.asked)
 
 
+async def test_a_tag_beside_the_digest_of_one_repository_does_not_keep_an_image(bench: Bench) -> None:
+    """`docker pull debian:12` of what had been pulled by digest. Whoever removes has to look at the tags first."""
+    made = bench.image(tar({"hello": b"pulled by digest, then tagged"}))
+    with serving(made) as registry:
+        reference = registry.references[made.id]
+        if isinstance(bench.engine, FakeEngine):
+            bench.engine.registry[reference] = made
+        await bench.engine.pull(reference, ROOM)
+    tag = f"{reference.partition('@')[0]}:owners"
+    bench.tag(made.id, tag)
+    found = await bench.engine.find(made.id)
+    assert (found.tags, found.references) == ((tag,), (reference,))
+    assert await bench.engine.remove(made.id)
+    with pytest.raises(ImageNotHere):
+        await bench.engine.find(made.id)
+
+
+async def test_what_its_owner_had_by_tag_stays_when_a_pull_finds_it_too_large(bench: Bench) -> None:
+    made = bench.image(tar({"big": bytes(2 << 20)}))
+    with serving(made) as registry:
+        reference = registry.references[made.id]
+        tag = f"{reference.partition('@')[0]}:owners"
+        await bench.engine.load(lambda: in_pieces(docker_archive(made, names=[tag])))
+        if isinstance(bench.engine, FakeEngine):
+            bench.engine.registry[reference] = made
+        with pytest.raises(ImageUnavailable, match=r"larger|more than"):
+            await bench.engine.pull(reference, 1 << 20)
+    assert (await bench.engine.find(made.id)).tags == (tag,)
+
+
+async def test_a_tag_of_another_repository_beside_a_digest_keeps_an_image(bench: Bench) -> None:
+    made = bench.image(tar({"hello": b"pulled by digest, then named otherwise"}))
+    with serving(made) as registry:
+        reference = registry.references[made.id]
+        if isinstance(bench.engine, FakeEngine):
+            bench.engine.registry[reference] = made
+        await bench.engine.pull(reference, ROOM)
+    bench.tag(made.id, f"nexapod-test-owner:{made.id[7:27]}")
+    assert not await bench.engine.remove(made.id)
+
+
 async def test_a_pull_of_what_is_not_there_or_too_large_fails_with_the_reason(bench: Bench) -> None:
     made = bench.image(tar({"big": bytes(range(256)) * 40_000}))
     with serving(made) as registry:
@@ -238,6 +287,32 @@ async def test_an_engine_that_is_not_there_says_so(tmp_path: Path) -> None:
         with pytest.raises(ImageUnavailable, match="does not answer"):
             await ask()
     await engine.aclose()
+
+
+class _Remote(http.server.BaseHTTPRequestHandler):
+    """An engine behind a network, as far as connecting goes."""
+
+    def do_GET(self) -> None:
+        says = {"ApiVersion": "1.41"} if self.path.endswith("/version") else {"DockerRootDir": "/"}
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(says).encode())
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+async def test_the_room_of_an_engine_on_another_machine_is_not_taken_for_this_ones() -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Remote) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        engine = DockerImages(f"tcp://127.0.0.1:{server.server_address[1]}")
+        try:
+            assert await engine.room() is None
+        finally:
+            await engine.aclose()
+            server.shutdown()
+            thread.join(5)
 
 
 def test_references_are_spelled_out() -> None:

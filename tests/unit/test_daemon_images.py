@@ -6,7 +6,8 @@ import gzip
 import hashlib
 import json
 import os
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,15 @@ import trio
 from engine_fake import FakeEngine
 from image_kit import AMD64, Made, docker_archive, image, in_pieces, oci_layout, tar
 
-from nexapod.blobs.errors import BlobError, BlobUnavailable
+from nexapod.api.backend import Busy
+from nexapod.blobs.errors import BlobError, BlobUnavailable, DiskFull, QuotaExceeded
+from nexapod.blobs.room import Quota
 from nexapod.blobs.store import BlobStore
 from nexapod.daemon.image_shelf import Shelf, UnknownImage
 from nexapod.daemon.images import Images
+from nexapod.daemon.service import image_errors
 from nexapod.executor.images.errors import BadImage, ImageUnavailable
-from nexapod.executor.images.inventory import ImageNotHere
+from nexapod.executor.images.inventory import EngineRoom, ImageNotHere
 from nexapod.executor.images.oci import Platform
 from nexapod.protocol.types import BlobRef, Run, blob_of
 
@@ -62,7 +66,10 @@ class Peer:
         return Run("docker", image=made.id, image_blobs=tuple(blob_of(part) for part in parts))
 
     async def ensure(self, run: Run) -> str:
-        return await self.images.ensure(run, self.fetch)
+        """For a task that is over at once."""
+        image = await self.images.ensure(run, self.fetch, "a task")
+        self.images.release("a task")
+        return image
 
 
 async def _stream(data: bytes) -> AsyncIterator[bytes]:
@@ -158,10 +165,93 @@ async def test_an_archive_that_is_not_what_it_says_is_not_added(peer: Peer) -> N
         await peer.shelf.add_archive(_stream(b""), 1 << 60, None)
 
 
+async def test_an_image_of_too_many_files_is_not_added_even_when_each_layer_is_known(peer: Peer) -> None:
+    deep = "/a" * 1990
+    halves = [tar({f"{number:06}{deep}": b"" for number in range(at, at + 252)}) for at in (0, 252)]
+    for half in halves:
+        await peer.add(image(half))
+    with pytest.raises(BadImage, match="more than 1000000 files"):
+        await peer.add(image(*halves))
+    with pytest.raises(BadImage, match="more than 1000000 files"):
+        await peer.ensure(peer.job(image(*halves)))
+
+
 async def test_the_platform_asked_for_is_taken(peer: Peer) -> None:
     arm = image(tar({"arm": b"a"}), arch="arm64")
     await peer.add(arm, oci_layout(ONE, arm), Platform("linux", "arm64"))
     assert (peer.shelf.images()[0].platform, peer.shelf.images()[0].arch) == ("linux/arm64", "aarch64")
+
+
+class SlowStore(BlobStore):
+    """Before each layer that is put, so much time goes by that no blob is fresh any more."""
+
+    meanwhile: Callable[[], Awaitable[object]] = staticmethod(trio.lowlevel.checkpoint)
+
+    async def put_stream(self, stream: AsyncIterator[bytes], bytes_max: int) -> BlobRef:
+        for ref in await self.refs():
+            os.utime(self.path(ref), (1, 1))
+        await self.meanwhile()
+        return await super().put_stream(stream, bytes_max)
+
+
+def with_little_room(peer: Peer, bytes_max: int) -> SlowStore:
+    store = SlowStore(peer.folder / "blobs", Quota(blobs_max=bytes_max))
+    store.held = lambda: peer.shelf.held
+    peer.blobs = peer.shelf._blobs = store
+    return store
+
+
+async def test_room_for_an_images_next_layer_is_never_made_of_the_one_before(peer: Peer) -> None:
+    store = with_little_room(peer, 8 << 20)
+    cached = await store.put_bytes(os.urandom(4 << 20))
+    made = image(*(tar({"f": os.urandom(3 << 20)}) for _ in range(2)))
+    await peer.add(made)
+    assert not store.has(cached)
+    assert all(store.has(ref) for ref in peer.shelf.images()[0].blobs)
+
+
+async def test_an_image_that_does_not_fit_is_not_added_and_what_came_of_it_goes_again(peer: Peer) -> None:
+    store = with_little_room(peer, 8 << 20)
+    with pytest.raises(QuotaExceeded):
+        await peer.add(image(*(tar({"f": os.urandom(5 << 20)}) for _ in range(2))))
+    assert (peer.shelf.images(), peer.shelf.held) == ([], frozenset())
+    await peer.add(image(tar({"f": os.urandom(6 << 20)})))
+    assert all(store.has(ref) for ref in peer.shelf.images()[0].blobs)
+
+
+async def test_a_layer_known_from_an_image_that_is_removed_meanwhile_stays(peer: Peer) -> None:
+    store = with_little_room(peer, 7 << 20)
+    await peer.add(ONE)
+    cached = await store.put_bytes(os.urandom(2 << 20))
+
+    async def remove() -> None:
+        os.utime(store.path(cached), (2, 2))
+        await peer.shelf.remove(ONE.id)
+
+    store.meanwhile = remove
+    large = image(BASE, tar({"f": os.urandom(3 << 20)}))
+    await peer.add(large)
+    assert [one.image for one in peer.shelf.images()] == [large.id]
+    assert all(store.has(ref) for ref in peer.shelf.images()[0].blobs)
+    assert not store.has(cached), "room was made"
+
+
+async def test_an_image_of_which_a_part_was_lost_meanwhile_is_not_added(peer: Peer) -> None:
+    store = with_little_room(peer, 1 << 30)
+    store.meanwhile = lambda: store.delete(blob_of(BASE))
+    with pytest.raises(ImageUnavailable, match="was lost while it was added"):
+        await peer.add(ONE)
+    assert peer.shelf.images() == []
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [(QuotaExceeded("full"), "config.toml says how much"), (DiskFull("full"), "Free disk"), (BlobError("odd"), "")],
+)
+def test_what_the_blob_store_lacks_is_told_with_its_own_remedy(error: BlobError, remedy: str) -> None:
+    with pytest.raises(Busy, match=str(error)) as told, image_errors():
+        raise error
+    assert remedy in told.value.remedy
 
 
 # --- for a task ------------------------------------------------------------------------------------------------------
@@ -202,7 +292,7 @@ async def test_who_waits_takes_over_from_a_task_that_was_stopped(peer: Peer) -> 
 
         async def stopped() -> None:
             with scope:
-                await peer.images.ensure(run, stuck)
+                await peer.images.ensure(run, stuck, "a stopped task")
 
         nursery.start_soon(stopped)
         await waiting.wait()
@@ -325,6 +415,41 @@ async def test_what_a_container_uses_stays_and_without_room_the_task_goes_elsewh
     assert peer.fetched == fetched, "nothing is fetched that cannot be used"
 
 
+async def test_an_image_stays_from_when_a_task_is_given_it_until_that_is_over(tmp_path: Path) -> None:
+    peer = Peer(tmp_path, bytes_max=250_000, registries=("registry.example:5000",))
+    peer.engine.registry[REFERENCE] = small(2)
+    await peer.images.ensure(peer.job(small(1)), peer.fetch, "fetches its inputs")  # loaded for it
+    await peer.images.ensure(Run("docker", image=REFERENCE), peer.fetch, "waits for a GPU")  # pulled for it
+    await peer.images.ensure(peer.job(small(1)), peer.fetch, "is paused")  # there already
+    with pytest.raises(ImageUnavailable, match="images of running tasks"):
+        await peer.ensure(peer.job(small(3)))
+    peer.images.release("fetches its inputs")
+    with pytest.raises(ImageUnavailable, match="images of running tasks"):
+        await peer.ensure(peer.job(small(3)))
+    assert set(peer.engine.held) == {small(1).id, small(2).id}
+    peer.images.release("is paused")
+    await peer.ensure(peer.job(small(3)))
+    assert set(peer.engine.held) == {small(2).id, small(3).id}
+
+
+async def test_nobody_is_given_an_image_that_is_being_removed(tmp_path: Path) -> None:
+    class Slow(FakeEngine):
+        async def remove(self, image: str) -> bool:
+            removing.set()
+            await trio.testing.wait_all_tasks_blocked()
+            return await super().remove(image)
+
+    removing = trio.Event()
+    peer = Peer(tmp_path, bytes_max=150_000)
+    peer.engine = peer.images._engine = Slow()
+    await peer.ensure(peer.job(small(1)))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(peer.ensure, peer.job(small(2)))
+        await removing.wait()
+        await peer.images.ensure(peer.job(small(1)), peer.fetch, "came at that moment")
+    assert small(1).id in peer.engine.held
+
+
 async def test_an_image_that_its_owner_gave_a_name_is_the_owners_and_no_longer_counts(tmp_path: Path) -> None:
     peer = Peer(tmp_path, bytes_max=150_000)
     await peer.ensure(peer.job(small(1)))
@@ -332,6 +457,87 @@ async def test_an_image_that_its_owner_gave_a_name_is_the_owners_and_no_longer_c
     assert await peer.ensure(peer.job(small(2))) == small(2).id
     assert set(peer.engine.held) == {small(1).id, small(2).id}
     assert peer.images.counts["images_evicted"] == 0
+
+
+@pytest.mark.parametrize("host", ["", "localhost/", "docker.io/library/"])
+async def test_an_image_of_ours_in_use_goes_on_counting_whatever_the_engine_calls_it(tmp_path: Path, host: str) -> None:
+    peer = Peer(tmp_path, bytes_max=150_000)
+    made = small(1)
+    await peer.ensure(peer.job(made))
+    peer.engine.tags[made.id] = [f"{host}nexapod-image:{made.id[7:]}"]
+    peer.engine.in_use.add(made.id)
+    with pytest.raises(ImageUnavailable, match="images of running tasks"):
+        await peer.ensure(peer.job(small(2)))
+    peer.engine.in_use.clear()
+    await peer.ensure(peer.job(small(2)))
+    assert set(peer.engine.held) == {small(2).id}
+
+
+async def test_records_of_before_loads_were_noted_are_read_and_damaged_ones_cost_only_themselves(
+    tmp_path: Path,
+) -> None:
+    peer = Peer(tmp_path, bytes_max=150_000)
+    await peer.ensure(peer.job(small(1)))
+    (tmp_path / "loaded" / f"{small(1).id[7:]}.loaded").write_bytes(b'{"size": 112640}')
+    (tmp_path / "loaded" / f"{'0' * 64}.loaded").write_bytes(b"[]")
+    await peer.ensure(peer.job(small(2)))
+    assert set(peer.engine.held) == {small(2).id}
+
+
+async def test_an_image_that_its_owner_removed_counts_no_more(tmp_path: Path) -> None:
+    peer = Peer(tmp_path, bytes_max=150_000)
+    await peer.ensure(peer.job(small(1)))
+    assert await peer.engine.remove(small(1).id)
+    await peer.ensure(peer.job(small(2)))
+    assert [path.stem for path in (tmp_path / "loaded").iterdir()] == [small(2).id[7:]]
+
+
+async def test_an_image_counts_as_what_it_may_unpack_to(tmp_path: Path) -> None:
+    peer = Peer(tmp_path, bytes_max=1 << 20)
+    many = image(tar({f"{number:03}": b"" for number in range(300)}))
+    assert sum(map(len, many.layers)) < 1 << 18
+    with pytest.raises(ImageUnavailable, match="takes 1228800 bytes: more than the 1048576"):
+        await peer.ensure(peer.job(many))
+    await peer.ensure(peer.job(image(tar({f"{number:03}": b"" for number in range(200)}))))
+    await peer.ensure(peer.job(small(1)))
+    await peer.ensure(peer.job(image(tar({f"{number:03}": b"" for number in range(150)}))))
+    assert peer.images.counts["images_evicted"] == 1
+
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("disk", "said"),
+    [
+        (EngineRoom(GIB + 200_000, None), "has 1073941824 free bytes: loading the image takes up to 1073954816"),
+        (EngineRoom(1 << 40, 1), "room for 1 more files: the image has up to 1"),
+        (EngineRoom(GIB + 300_000, 2), ""),
+        (None, ""),
+    ],
+)
+async def test_what_the_engines_disk_has_no_room_for_is_not_loaded(
+    peer: Peer, disk: EngineRoom | None, said: str
+) -> None:
+    peer.engine.disk = disk
+    if said:
+        with pytest.raises(ImageUnavailable, match=said):
+            await peer.ensure(peer.job(small(1)))
+    else:
+        await peer.ensure(peer.job(small(1)))
+    assert len(peer.engine.loads) == (not said)
+
+
+async def test_on_a_disk_that_is_nearly_full_images_of_ours_make_room(peer: Peer) -> None:
+    peer.engine.disk = EngineRoom(GIB + 400_000, None)
+    peer.engine.put(small(9), "owner/image:1")
+    await peer.ensure(peer.job(small(1)))
+    await peer.ensure(peer.job(small(2)))
+    assert set(peer.engine.held) == {small(9).id, small(2).id}
+    peer.engine.in_use.add(small(2).id)
+    with pytest.raises(ImageUnavailable, match="free bytes"):
+        await peer.ensure(peer.job(small(3)))
+    assert set(peer.engine.held) == {small(9).id, small(2).id}
 
 
 async def test_an_image_that_could_not_be_loaded_counts_for_nothing(tmp_path: Path) -> None:
@@ -342,6 +548,53 @@ async def test_an_image_that_could_not_be_loaded_counts_for_nothing(tmp_path: Pa
     peer.engine.full = False
     assert list((tmp_path / "loaded").iterdir()) == []
     await peer.ensure(peer.job(small(2)))
+
+
+async def test_what_the_engine_makes_of_a_load_that_was_given_up_is_counted_and_goes(tmp_path: Path) -> None:
+    peer = Peer(tmp_path, bytes_max=150_000)
+    peer.engine.slow = True
+    with pytest.raises(ImageUnavailable, match="not done"):
+        await peer.ensure(peer.job(small(1)))
+    peer.engine.slow = False
+    with pytest.raises(ImageUnavailable, match="images of running tasks"):
+        await peer.ensure(peer.job(small(2)))  # it may come to be at any moment
+    peer.engine.finish_unpacking()
+    await peer.ensure(peer.job(small(2)))
+    assert set(peer.engine.held) == {small(2).id}
+
+
+async def test_a_load_that_was_given_up_and_came_to_nothing_counts_for_an_hour_and_never_for_itself(
+    tmp_path: Path,
+) -> None:
+    peer = Peer(tmp_path, bytes_max=150_000)
+    peer.engine.slow = True
+    for _ in range(2):
+        with pytest.raises(ImageUnavailable, match="not done"):
+            await peer.ensure(peer.job(small(1)))
+    peer.engine.slow = False
+    hour_ago = time.time() - 3601
+    os.utime(tmp_path / "loaded" / f"{small(1).id[7:]}.loaded", (hour_ago, hour_ago))
+    await peer.ensure(peer.job(small(2)))
+    assert [path.stem for path in (tmp_path / "loaded").iterdir()] == [small(2).id[7:]]
+    assert peer.images.counts["images_evicted"] == 0
+
+
+async def test_an_engine_that_is_lost_after_a_load_leaves_the_image_counted(tmp_path: Path) -> None:
+    class Lost(FakeEngine):
+        async def load(self, archive: Callable[[], Iterator[bytes]]) -> None:
+            await super().load(archive)
+            self.gone = True
+
+    peer = Peer(tmp_path, bytes_max=150_000)
+    peer.engine = peer.images._engine = Lost()
+    with pytest.raises(ImageUnavailable, match="does not answer"):
+        await peer.ensure(peer.job(small(1)))
+    peer.engine.gone = False
+    assert set(peer.engine.held) == {small(1).id}
+    assert await peer.ensure(peer.job(small(1))) == small(1).id
+    with pytest.raises(ImageUnavailable, match="does not answer"):
+        await peer.ensure(peer.job(small(2)))
+    assert set(peer.engine.held) == {small(2).id}
 
 
 # --- registries ------------------------------------------------------------------------------------------------------
@@ -369,6 +622,16 @@ async def test_a_reference_is_pulled_once_counted_and_told_to_others(tmp_path: P
     assert ONE.id not in peer.engine.held
     with pytest.raises(ImageUnavailable, match="was not pulled"):
         await peer.ensure(Run("docker", image=REFERENCE.replace("tool", "other")))
+
+
+async def test_a_pulled_image_that_its_owner_then_pulled_by_tag_is_the_owners(tmp_path: Path) -> None:
+    peer = Peer(tmp_path, bytes_max=4 << 20, registries=("registry.example:5000",))
+    peer.engine.registry[REFERENCE] = ONE
+    await peer.ensure(Run("docker", image=REFERENCE))
+    peer.engine.tags[ONE.id] = ["registry.example:5000/science/tool:12"]
+    await peer.ensure(peer.job(image(tar({"f": bytes(2_000_000)}))))
+    assert ONE.id in peer.engine.held
+    assert not (tmp_path / "loaded" / f"{ONE.id[7:]}.loaded").exists()
 
 
 async def test_others_are_told_of_ids_and_of_no_private_registry(peer: Peer) -> None:

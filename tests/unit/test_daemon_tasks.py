@@ -122,9 +122,16 @@ class NoGpus:
 class NoImages:
     """A machine that has every image by its own name."""
 
-    async def ensure(self, run: RunSpec, fetch: object) -> str:
+    def __init__(self) -> None:
+        self.users: set[str] = set()
+
+    async def ensure(self, run: RunSpec, fetch: object, user: str) -> str:
         assert run.image is not None
+        self.users.add(user)
         return run.image
+
+    def release(self, user: str) -> None:
+        self.users.discard(user)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -143,14 +150,15 @@ class Bench:
         self.providers = FakeProviders(self.blobs)
         self.executor = FakeExecutor(act)
         self.events: list[Event] = []
-        self.staging = Staging(self.folder, self.blobs, self.providers, NoImages())  # type: ignore[arg-type]
+        self.images = NoImages()
+        self.staging = Staging(self.folder, self.blobs, self.providers, self.images)  # type: ignore[arg-type]
         self.gpus = GpuDesk(GpuSettings(), NoGpus(), now_ms=lambda: 0)
         self.nursery = nursery
         self.tasks = self.runner()
 
     def runner(self, survivors: frozenset[str] = frozenset()) -> TaskRunner:
         """As a daemon has one when it starts."""
-        executors = {"wasm": self.executor}
+        executors = {"wasm": self.executor, "docker": self.executor}
         return TaskRunner(
             self.staging,
             self.blobs,
@@ -255,6 +263,22 @@ async def test_a_job_that_contradicts_itself_fails_with_the_reason(tmp_path: Pat
         assert ended.result.outcome == "failed"
         assert "split index" in ended.result.log
         assert it.executor.runs == []
+
+
+async def test_a_tasks_image_is_kept_until_its_run_has_ended(tmp_path: Path) -> None:
+    async with bench(tmp_path, write_output) as it:
+        users: list[set[str]] = []
+
+        async def look(run: TaskRun) -> Ended:
+            users.append(set(it.images.users))
+            return await write_output(run)
+
+        it.executor.act = look
+        assert (
+            await it.finish(await it.spec(run=RunSpec("docker", image="sha256:" + "5" * 64)))
+        ).result.outcome == "ok"
+        assert users == [{it.executor.runs[0].label}]
+        assert it.images.users == set()
 
 
 async def test_what_goes_wrong_on_this_machine_costs_one_lease_and_no_daemon(tmp_path: Path) -> None:

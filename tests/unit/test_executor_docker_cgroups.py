@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from nexapod.executor.docker.cgroups import Cgroups, find
+from nexapod.executor.docker.cgroups import Cgroups, find, named
 from nexapod.protocol.types import Usage
 
 HOME = "0123456789abcdef"
@@ -49,6 +50,31 @@ def test_a_run_s_cgroups_are_removed_and_those_of_others_stay(tmp_path: Path) ->
     assert sorted(path.name for path in (tmp_path / "memory" / "nexapod-x").iterdir()) == ["2"]
     cgroups.remove_leftovers()
     assert list((tmp_path / "memory").iterdir()) == []
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_what_others_run_may_end_while_our_cgroups_are_looked_for(
+    tmp_path: Path, version: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tops = [tmp_path / "memory", tmp_path / "pids"] if version == 1 else [tmp_path]
+    for top in tops:
+        (top / f"nexapod-{HOME}" / "1").mkdir(parents=True)
+        (top / "docker" / ("0" * 64)).mkdir(parents=True)
+    if version == 1:
+        (tmp_path / "also-memory").symlink_to("memory")
+    else:
+        (tmp_path / "cgroup.controllers").touch()
+    scandir = os.scandir
+
+    def vanishing(path: str | Path) -> Iterator[os.DirEntry[str]]:
+        if "docker" in str(path):
+            raise FileNotFoundError(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", vanishing)
+    assert named("nexapod-0123*", tmp_path) == [top / f"nexapod-{HOME}" for top in tops]
+    assert named("nexapod-4*", tmp_path) == []
+    assert named("nexapod-*", tmp_path / "no-cgroups-here") == []
 
 
 @pytest.mark.parametrize(("version", "hierarchy"), [(1, "memory"), (2, "")])

@@ -118,6 +118,13 @@ def test_a_rootless_engine_without_delegated_cgroups_bounds_nothing() -> None:
         assert f"cannot bound memory, processes, CPU time: {remedy}" in text
 
 
+def test_an_engine_that_names_images_otherwise_than_the_mesh_is_refused() -> None:
+    text = why(DOCKER | {"DriverStatus": [["driver-type", "io.containerd.snapshotter.v1"]]})
+    assert "it keeps images in containerd's store" in text
+    assert 'set "features": {"containerd-snapshotter": false}' in text
+    assert judge(DOCKER | {"DriverStatus": [["Backing Filesystem", "extfs"]]}, DOCKER_PARTS, ROOT).init
+
+
 def test_swap_must_be_bounded_where_there_is_any() -> None:
     unbounded = DOCKER | {"SwapLimit": False}
     assert judge(unbounded, DOCKER_PARTS, ROOT).init

@@ -316,10 +316,91 @@ def test_a_header_that_states_terabytes_is_refused_before_it_is_read() -> None:
             list(entries(lambda at, length, layer=layer: layer[at : at + length], 1 << 41, 100))
 
 
+def gnu_long(kind: bytes, text: bytes) -> bytes:
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = kind, len(text)
+    return info.tobuf(tarfile.GNU_FORMAT) + text + bytes(-len(text) % 512)
+
+
+@pytest.mark.parametrize("size", [4096, 4097])
+def test_a_name_that_no_file_can_have_is_refused(size: int) -> None:
+    one, end = tarfile.TarInfo("x").tobuf(), bytes(1024)
+    layers = [gnu_long(b"L", b"n" * size) + one + end, gnu_long(b"K", b"n" * size) + one + end]
+    layers += [pax(record(key, "n" * size)) for key in ("path", "linkpath")]
+    for layer in layers:
+        if size == 4096:
+            oci.check_layer(reader(layer), len(layer))
+            continue
+        with pytest.raises(BadImage, match="more than 4096 bytes"):
+            oci.check_layer(reader(layer), len(layer))
+
+
+def test_an_archives_names_take_little_memory_however_many_and_long() -> None:
+    one = tarfile.TarInfo("x").tobuf()
+    data = b"".join(gnu_long(b"L", b"%04d" % number + b"n" * 4000) + one for number in range(9000)) + bytes(1024)
+    tracemalloc.start()
+    assert "names of the archive's members have more than" in refused(data)
+    assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    tracemalloc.stop()
+
+
 def test_an_archive_of_too_many_members_is_refused() -> None:
     one = tarfile.TarInfo("x").tobuf()
     data = one * (oci.ARCHIVE_ENTRIES_MAX + 1) + bytes(1024)
     assert "more than 20000 members" in refused(data)
+
+
+def members(*names: str, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """A layer of empty members."""
+    body = io.BytesIO()
+    with tarfile.open(fileobj=body, mode="w", format=tarfile.GNU_FORMAT) as archive:
+        for name in names:
+            info = tarfile.TarInfo(name)
+            info.type = kind
+            archive.addfile(info)
+    return body.getvalue()
+
+
+def unpacked(*layers: bytes) -> oci.Unpacked:
+    total = oci.Unpacked()
+    for layer in layers:
+        total = oci.check_layer(reader(layer), len(layer), total)
+    return total
+
+
+def test_what_a_layer_unpacks_to_is_more_than_its_bytes_where_files_are_small() -> None:
+    empty = [f"{number:04}" for number in range(1000)]
+    for kind in (tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE):
+        assert unpacked(members(*empty, kind=kind)) == oci.Unpacked(1000 * 4096, 1000)
+    assert unpacked(tar({"a": bytes(4096), "b": bytes(4097), "c": b""})) == oci.Unpacked((2 + 3 + 1) * 4096, 3)
+    # Attributes lie beside a file; here nothing else is large.
+    attributes = pax(record("SCHILY.xattr.user.x", "v" * 60_000))
+    assert unpacked(attributes) == oci.Unpacked(len(attributes), 1)
+    assert unpacked(members(*empty), members(*empty), attributes) == oci.Unpacked(2000 * 4096 + len(attributes), 2001)
+
+
+def test_folders_that_a_name_leads_through_count_once() -> None:
+    assert unpacked(members("./usr/lib/a", "usr/lib/b", "/usr/share/c", "usr/share/../share/d")).files == 4 + 3
+    assert unpacked(members("usr", "usr/lib", "usr", kind=tarfile.DIRTYPE)).files == 2
+    deep = "/".join("a" * 2000)
+    assert unpacked(members(deep, deep + "b")).files == 2001
+    assert unpacked(members(".", "", kind=tarfile.DIRTYPE)).files == 0
+
+
+def test_an_image_of_more_files_than_one_may_have_is_refused_however_few_its_members() -> None:
+    deep = "/a" * 1990
+    halves = [members(*(f"{number:06}{deep}" for number in range(begin, begin + 252))) for begin in (0, 252)]
+    assert unpacked(halves[0]).files == 252 * 1991
+    with pytest.raises(BadImage, match="more than 1000000 files and folders"):
+        unpacked(*halves)
+
+
+def test_counting_folders_takes_little_memory_however_many_and_deep() -> None:
+    layer = members(*(f"{number:06}" + "/a" * 1990 for number in range(40)))
+    tracemalloc.start()
+    assert unpacked(layer).files >= 40 * 1991
+    assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    tracemalloc.stop()
 
 
 def test_usual_layers_pass(tmp_path: Any) -> None:

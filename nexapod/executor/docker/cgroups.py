@@ -7,6 +7,7 @@ are gone with the container. Possible for root with the cgroupfs driver, on cgro
 
 from __future__ import annotations
 
+import fnmatch
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,25 @@ def find(info: dict[str, Any], home: str, root: Path = ROOT) -> Cgroups | None:
     if info.get("CgroupVersion") == "2":
         return Cgroups(root, 2, prefix) if (root / "cgroup.controllers").exists() else None
     return Cgroups(root, 1, prefix) if (root / "memory").is_dir() and (root / "cpuacct").is_dir() else None
+
+
+def named(pattern: str, root: Path = ROOT) -> list[Path]:
+    """The directories of that name, any daemon's, wherever `parent` makes an engine put one: at the top of a hierarchy.
+    Never below: what others run comes and goes there, and a walk through it would break off in the middle."""
+    if (root / "cgroup.controllers").exists():
+        tops = [str(root)]
+    else:
+        tops = [entry.path for entry in _directories(root) if not entry.is_symlink()]
+    found = [entry for top in tops for entry in _directories(top) if fnmatch.fnmatchcase(entry.name, pattern)]
+    return sorted(Path(entry.path) for entry in found)
+
+
+def _directories(folder: str | Path) -> list[os.DirEntry[str]]:
+    """None where there is no such folder: not every machine has cgroups."""
+    try:
+        return [entry for entry in os.scandir(folder) if entry.is_dir()]
+    except FileNotFoundError:
+        return []
 
 
 def _rmdir(directory: str) -> None:

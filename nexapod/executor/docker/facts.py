@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from nexapod.executor.docker.settings import NOBODY
+from nexapod.executor.image_ids import CONTAINERD_STORE, names_by_manifest
 
 _REMAPPED: Final = re.compile(r"/(\d+)\.(\d+)/?$")
 """How an engine with userns-remap ends the name of its own directory: the uid and gid that root is mapped to."""
@@ -112,6 +113,8 @@ def _missing(info: Mapping[str, Any], options: list[str], rootless: bool, proces
     missing = []
     if not _has(options, "name=seccomp"):
         missing.append("it has no seccomp: use a kernel and an engine built with it")
+    if names_by_manifest(info):
+        missing.append(f"it {CONTAINERD_STORE}")
     unbounded = [what for field, what in _CONTROLLERS if not info.get(field)]
     if info.get("CgroupDriver") == "none" or (rootless and str(info.get("CgroupVersion")) != "2"):
         unbounded = [what for _, what in _CONTROLLERS]

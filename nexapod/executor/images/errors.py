@@ -15,3 +15,7 @@ class BadImage(ImageError):
 
 class ImageUnavailable(ImageError):
     """This machine cannot have the image now: no engine, no room, nobody to fetch it from. Another may."""
+
+
+class EngineSilent(ImageUnavailable):
+    """The container engine did not answer, or was not done in time. What it was asked for may still come about."""

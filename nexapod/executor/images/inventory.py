@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,8 @@ from typing import Any, Final, Protocol, TypeVar
 import structlog
 import trio
 
-from nexapod.executor.images.errors import ImageError, ImageUnavailable
+from nexapod.executor.image_ids import CONTAINERD_STORE, names_by_manifest
+from nexapod.executor.images.errors import EngineSilent, ImageError, ImageUnavailable
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -36,10 +38,8 @@ THREADS: Final = 4
 LISTED_MAX: Final = 4096
 ANSWER_BYTES_MAX: Final = 4096
 HUB: Final = "docker.io"
-CONTAINERD_STORE: Final = (
-    "the container engine keeps images in containerd's store, where they have other ids than everywhere else: "
-    'set "features": {"containerd-snapshotter": false} in its daemon.json and restart it'
-)
+LOCAL_ENGINE: Final = "http+docker://"
+"""How the SDK's address begins for an engine behind a socket of this machine."""
 
 _ID = re.compile(r"sha256:[0-9a-f]{64}\Z")
 
@@ -60,8 +60,18 @@ class EngineImage:
     """`host/name@sha256:<hex>` under which it was pulled, the host spelled out."""
 
 
+@dataclass(frozen=True, slots=True)
+class EngineRoom:
+    """What is free on the disk to which the engine unpacks images."""
+
+    bytes: int
+    files: int | None
+    """None: that disk has no bound of its own on them."""
+
+
 class Engine(Protocol):
-    """What the daemon needs of an engine. Every method raises ImageUnavailable when the engine does not answer."""
+    """What the daemon needs of an engine. Every method raises EngineSilent when the engine does not answer, and
+    ImageUnavailable when it refuses what was asked."""
 
     async def find(self, name: str) -> EngineImage:
         """By content id, name or reference by digest. Raises ImageNotHere."""
@@ -81,15 +91,19 @@ class Engine(Protocol):
     async def remove(self, image: str) -> bool:
         """Let go of an image, unless a container uses it or it has another name too; whether it is gone."""
 
+    async def room(self) -> EngineRoom | None:
+        """None when it cannot be seen: an engine on another machine, or in a virtual one."""
+
     async def aclose(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class _Clients:
-    """Two connections, which differ in how long an answer may take."""
+    """Two connections, which differ in how long an answer may take; and the engine's own folder, if it is here."""
 
     quick: Any
     slow: Any
+    root: Path | None
 
     def close(self) -> None:
         self.quick.close()
@@ -150,7 +164,8 @@ class DockerImages:
         if reference not in found.references:
             raise ImageUnavailable(f"the container engine pulled {reference}, and does not know it by that digest")
         if found.size > bytes_max:
-            await self.remove(found.id)
+            if not found.tags:  # one with a tag its owner had already
+                await self.remove(found.id)
             raise ImageUnavailable(f"{reference} takes {found.size} bytes: more than the {bytes_max} allowed")
         return found
 
@@ -164,6 +179,17 @@ class DockerImages:
             log.info("image_not_removed", image=image, reason=str(error))
             return False
         return True
+
+    async def room(self) -> EngineRoom | None:
+        root = (await self._connected()).root
+        if root is None:
+            return None
+        try:
+            disk = await trio.to_thread.run_sync(os.statvfs, root)
+        except OSError as error:
+            log.info("engine_room_not_seen", path=str(root), error=str(error))
+            return None
+        return EngineRoom(disk.f_bavail * disk.f_frsize, disk.f_favail if disk.f_files else None)
 
     async def aclose(self) -> None:
         if self._clients is not None:
@@ -192,7 +218,7 @@ class DockerImages:
         finally:
             gone.set()
         if scope.cancelled_caught:
-            raise ImageUnavailable(f"the container engine was not done with an image within {TRANSFER_S:g} s")
+            raise EngineSilent(f"the container engine was not done with an image within {TRANSFER_S:g} s")
 
 
 def full_reference(name: str) -> str:
@@ -201,15 +227,6 @@ def full_reference(name: str) -> str:
     if slash and ("." in first or ":" in first or first == "localhost"):
         return name
     return f"{HUB}/{name}" if slash else f"{HUB}/library/{name}"
-
-
-def names_by_manifest(info: dict[str, Any]) -> bool:
-    """Whether an engine keeps images in containerd's store, whose ids are those of manifests and not of
-    configurations."""
-    status = info.get("DriverStatus") or ()
-    return any(
-        list(row)[:1] == ["driver-type"] and "containerd" in str(row) for row in status if isinstance(row, Sequence)
-    )
 
 
 class _Gone(Exception):
@@ -273,11 +290,14 @@ def _connect(url: str | None) -> _Clients:
         made.timeout = answer_s
         return made
 
-    clients = _Clients(client(CALL_S), client(ANSWER_S))
-    if names_by_manifest(clients.quick.info()):
-        clients.close()
-        raise ImageUnavailable(CONTAINERD_STORE)
-    return clients
+    quick = client(CALL_S)
+    info = quick.info()
+    if names_by_manifest(info):
+        quick.close()
+        raise ImageUnavailable(f"the container engine {CONTAINERD_STORE}")
+    # Of an engine that is reached over a network the folder is not one of this machine.
+    local = quick.base_url.startswith(LOCAL_ENGINE) and info.get("DockerRootDir")
+    return _Clients(quick, client(ANSWER_S), Path(info["DockerRootDir"]) if local else None)
 
 
 def _asked(work: Callable[[], T]) -> T:
@@ -295,7 +315,7 @@ def _asked(work: Callable[[], T]) -> T:
             raise ImageNotHere(f"the container engine holds no such image ({said})") from None
         raise ImageUnavailable(f"the container engine refused: {said}") from None
     except _Gone:
-        raise ImageUnavailable("an image's transfer was given up") from None
+        raise EngineSilent("an image's transfer was given up") from None
     except (
         docker.errors.DockerException,
         requests.exceptions.RequestException,
@@ -303,7 +323,7 @@ def _asked(work: Callable[[], T]) -> T:
         OSError,
         ValueError,
     ) as error:
-        raise ImageUnavailable(f"the container engine does not answer: {str(error)[:300]}") from None
+        raise EngineSilent(f"the container engine does not answer: {str(error)[:300]}") from None
 
 
 def is_id(text: str) -> bool:

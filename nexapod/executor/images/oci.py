@@ -20,13 +20,25 @@ from pathlib import PurePosixPath
 from typing import Any, Final, TypeGuard
 
 from nexapod.executor.images.errors import BadImage
-from nexapod.executor.images.tarwalk import BLOCK, REGULAR, SYMLINK, Entry, Read, entries, shown
+from nexapod.executor.images.tarwalk import BLOCK, FOLDER, REGULAR, SYMLINK, Entry, Read, entries, shown
 from nexapod.protocol.limits import CHUNK_BYTES, IMAGE_NAME_MAX, LAYERS_MAX
 
 JSON_BYTES_MAX: Final = 4 << 20
 """A manifest or an index. A configuration has less than a chunk, so that its blob's name is the content id."""
 ARCHIVE_ENTRIES_MAX: Final = 20_000
+ARCHIVE_NAMES_BYTES_MAX: Final = 4 << 20
+"""Of all members of an archive of images, links' targets included: they are kept in memory. Engines write a few hundred
+of eighty bytes."""
 LAYER_ENTRIES_MAX: Final = 2_000_000
+"""Extended headers and repeated names count here."""
+IMAGE_FILES_MAX: Final = 1_000_000
+"""Files and folders of all layers of an image. Large ones, of whole software distributions, have half as many."""
+FILE_BYTES: Final = 4096
+"""What a file or folder takes beside its content, and the unit in which disks give room to that."""
+FOLDERS_BYTES_MAX: Final = 32 << 20
+FOLDER_BYTES: Final = 256
+"""Of memory for the folders of a layer while they are counted: for all, and for each beside its name."""
+FORGOTTEN: Final = -1
 IMAGES_MAX: Final = 64
 """Images in one archive that are considered: several platforms."""
 LINKS_MAX: Final = 4
@@ -90,6 +102,15 @@ class ArchivedImage:
     names: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Unpacked:
+    """What layers come to on a disk, at most."""
+
+    bytes: int = 0
+    files: int = 0
+    """With folders, links and all else that has a name."""
+
+
 def parse_configuration(raw: bytes) -> Configuration:
     """Raises BadImage."""
     if len(raw) > CHUNK_BYTES:
@@ -111,7 +132,7 @@ def find_image(read: Read, size: int, machine: Platform, wanted: Platform | None
     Raises BadImage. That the layers are those of the configuration is seen when their bytes are read.
     """
     # Of two members with one name the last counts, as for every other reader of tar.
-    members = {_plain(entry.name): entry for entry in entries(read, size, ARCHIVE_ENTRIES_MAX)}
+    members = {_plain(entry.name): entry for entry in _with_few_names(entries(read, size, ARCHIVE_ENTRIES_MAX))}
     archive = _Archive(read, members)
     if "manifest.json" in members:
         images = _docker_images(archive)
@@ -121,6 +142,16 @@ def find_image(read: Read, size: int, machine: Platform, wanted: Platform | None
         what = "neither a docker-archive (no manifest.json) nor an OCI layout (no index.json)"
         raise BadImage(f"the archive is {what}: make one with `docker save` or `skopeo copy ... oci-archive:`")
     return _chosen(images, machine, wanted)
+
+
+def _with_few_names(members: Iterable[Entry]) -> Iterator[Entry]:
+    """The same members. Raises BadImage once their names take too much memory."""
+    total = 0
+    for entry in members:
+        total += len(entry.name) + len(entry.target)
+        if total > ARCHIVE_NAMES_BYTES_MAX:
+            raise BadImage(f"the names of the archive's members have more than {ARCHIVE_NAMES_BYTES_MAX} bytes")
+        yield entry
 
 
 def unpacked(read: Read, entry: Entry, bytes_max: int) -> Iterator[bytes]:
@@ -172,10 +203,50 @@ def _small(pieces: Iterable[bytes]) -> Iterator[bytes]:
             yield piece[at : at + GZIP_STEP]
 
 
-def check_layer(read: Read, size: int) -> None:
-    """Refuse a layer whose unpacking could take more than its own size suggests, or that is no tar. Raises BadImage."""
-    for _ in entries(read, size, LAYER_ENTRIES_MAX):
-        pass
+def check_layer(read: Read, size: int, below: Unpacked = Unpacked()) -> Unpacked:
+    """What a layer unpacks to, together with those `below` it in its image.
+
+    Raises BadImage: it is no tar, or could unpack to more than its headers tell, or there are too many files.
+    """
+    folders = _Folders()
+    taken, files = 0, below.files
+    for entry in entries(read, size, LAYER_ENTRIES_MAX):
+        made = folders.made_by(_plain(entry.name), is_folder=entry.kind == FOLDER)
+        files += made
+        if files > IMAGE_FILES_MAX:
+            raise BadImage(f"the image's layers have more than {IMAGE_FILES_MAX} files and folders")
+        taken += made * FILE_BYTES + -(-entry.size // FILE_BYTES) * FILE_BYTES
+    # Headers count too: they may hold attributes, which a disk keeps beside the file.
+    return Unpacked(below.bytes + max(taken, size), files)
+
+
+class _Folders:
+    """Counts what comes into being as members are unpacked: the folders too through which a name leads. A name of four
+    kilobytes leads through two thousand."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, str], int] = {}
+        """The number of each folder, by that of the one above it and its name. 0: the top."""
+        self._room = FOLDERS_BYTES_MAX
+
+    def made_by(self, path: str, *, is_folder: bool) -> int:
+        """At most: folders that are not remembered, because there are too many, count again."""
+        words = path.split("/")
+        folders, made = (words, 0) if is_folder else (words[:-1], 1)
+        above = 0
+        for word in filter(None, folders):
+            found = self._known.get((above, word))
+            if found is None:
+                made += 1
+                found = self._remembered(above, word)
+            above = found
+        return made
+
+    def _remembered(self, above: int, word: str) -> int:
+        self._room -= FOLDER_BYTES + len(word)
+        if self._room < 0:
+            return FORGOTTEN
+        return self._known.setdefault((above, word), len(self._known) + 1)
 
 
 def docker_archive(

@@ -17,11 +17,14 @@ from nexapod.executor.images.errors import BadImage
 BLOCK: Final = 512
 HEADER_BYTES_MAX: Final = 1 << 20
 """Of one extended header (PAX, GNU): what Go's reader takes."""
+NAME_BYTES_MAX: Final = 4096
+"""Of a member's name, or a link's target: no longer one can be made on Linux."""
 Read: TypeAlias = Callable[[int, int], bytes]
 """read(offset, length): fewer bytes at the end only."""
 
 REGULAR: Final = (b"0", b"\0", b"7")
 SYMLINK: Final = b"2"
+FOLDER: Final = b"5"
 _WITHOUT_DATA: Final = (b"1", b"2", b"3", b"4", b"5", b"6")
 """Links, devices, directories, FIFOs: no data follows, whatever size they state."""
 _OCTAL = re.compile(rb"[0-7]*\Z")
@@ -101,6 +104,8 @@ def _entry(header: bytes, offset: int, pending: _Pending) -> Entry:
         raise BadImage("a member is a directory with data: readers differ on what that is")
     target = pending.target if pending.target is not None else _text(header[157:257])
     name = pending.name if pending.name is not None else name
+    if max(len(name), len(target)) > NAME_BYTES_MAX:
+        raise BadImage(f"a member's name, or what it links to, has more than {NAME_BYTES_MAX} bytes")
     return Entry(_decoded(name), kind, offset, 0 if kind in _WITHOUT_DATA else size, _decoded(target))
 
 

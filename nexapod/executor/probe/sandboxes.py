@@ -177,14 +177,14 @@ def _names(scratch: Path) -> tuple[str, ...]:
 
 def _sweep_cgroups() -> None:
     """Remove the cgroups of doctors that were killed; their containers are gone by now."""
-    for path in cgroups.ROOT.glob(f"**/nexapod-{HOME_MARK}*"):
+    for path in cgroups.named(f"nexapod-{HOME_MARK}*"):
         home = path.name.removeprefix("nexapod-")
         if is_of_the_dead(home):
             cgroups.Cgroups(cgroups.ROOT, 2 if path.parent == cgroups.ROOT else 1, path.name).remove_leftovers()
 
 
 def _cgroups(home: str) -> tuple[str, ...]:
-    return tuple(str(path) for path in sorted(cgroups.ROOT.glob(f"**/nexapod-{home[:16]}")))
+    return tuple(str(path) for path in cgroups.named(f"nexapod-{home[:16]}"))
 
 
 def _is_runner(process: psutil.Process) -> bool:
