@@ -137,12 +137,13 @@ class Writer:
 
 def publish(layout: Layout, ref: BlobRef, digests: list[bytes], fd: int, path: Path) -> None:
     """Give finished bytes (open as `fd` at `path`) their name, durably. Raises OSError."""
-    os.fchmod(fd, 0o400)
     os.fsync(fd)
     if len(digests) > 1:
         write_small(layout, layout.list(ref), b"".join(digests))
         sync_folder(layout.lists)
     os.rename(path, layout.object(ref))
+    # Read-only no earlier: until it has its name, whoever tries again must be able to write it.
+    os.fchmod(fd, 0o400)
     sync_folder(layout.objects)
 
 

@@ -210,13 +210,12 @@ class Partial:
 
     def _open(self, digests: list[bytes]) -> None:
         fresh = not self._have.exists()
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             with disk_errors(self._layout.root):
                 write_small(self._layout, self._list, b"".join(digests))
-                self._data_fd = os.open(self._data, flags, 0o600)
+                self._data_fd = _open_for_writing(self._data)
                 os.ftruncate(self._data_fd, self.ref.size)
-                self._have_fd = os.open(self._have, flags, 0o600)
+                self._have_fd = _open_for_writing(self._have)
                 os.ftruncate(self._have_fd, self.ref.chunks)
             self._digests = digests
         except BaseException:
@@ -273,6 +272,16 @@ def remove_files(layout: Layout, ref: BlobRef) -> None:
 
 def _path(layout: Layout, ref: BlobRef, suffix: str) -> Path:
     return layout.partial / (name_of(ref) + suffix)
+
+
+def _open_for_writing(path: Path) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        return os.open(path, flags, 0o600)
+    except PermissionError:
+        # Whole blobs are read-only, and so may be what a crash left on the way to or from being one.
+        path.chmod(0o600)
+        return os.open(path, flags, 0o600)
 
 
 def _pwrite_all(fd: int, parts: Sequence[bytes | memoryview], offset: int) -> None:
