@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -19,6 +20,8 @@ ASKED_PER_PEER_MAX = 12
 """Questions open at one peer: below what an honest server accepts, even with some that we gave up."""
 MEMORY_MAX = 64 << 20
 """Bytes of all answers that may be in memory at once."""
+GIVEN_UP_MAX = 1024
+"""Questions given up, of all peers, whose answers are still known when they come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,14 @@ class _Asked:
 
 
 @dataclass(eq=False, slots=True)
+class _GivenUp:
+    """A question that nobody waits for any more. `left`: bytes that its answer may still bring."""
+
+    peer: PeerId
+    left: int
+
+
+@dataclass(eq=False, slots=True)
 class _Peer:
     """What is shared by the questions open at one peer; lives as long as there are any."""
 
@@ -103,6 +114,7 @@ class Asker:
         self._timing = timing
         self._rates = rates
         self._asked: dict[int, _Asked] = {}
+        self._given_up: OrderedDict[int, _GivenUp] = OrderedDict()
         self._peers: dict[PeerId, _Peer] = {}
         self._next_id = 0
         self._memory = ByteBudget(MEMORY_MAX)
@@ -130,7 +142,8 @@ class Asker:
         if asked is None:
             if frame.id >= self._next_id:
                 raise PeerError("bulk-unasked", "an answer to a question that was never asked")
-            return  # late: we gave it up
+            self._late(peer, frame)
+            return
         if asked.peer != peer:
             raise PeerError("bulk-unasked", "an answer to a question asked of another peer")
         if asked.done.is_set():
@@ -146,6 +159,21 @@ class Asker:
             asked.received += len(frame.data)
             if asked.received == asked.size:
                 asked.end()
+
+    def _late(self, peer: PeerId, frame: Answer) -> None:
+        """Take note of an answer to what we gave up. Its peer answers in order: while that one is on its way here, the
+        peer is not silent about what we ask it now.
+
+        Only for as many bytes as were asked for: whoever goes on sending must at last answer.
+        """
+        given_up = self._given_up.get(frame.id)
+        if given_up is None or given_up.peer != peer:
+            return
+        if peer in self._peers:
+            self._peers[peer].heard = trio.current_time()
+        given_up.left -= 0 if isinstance(frame, NotHere) else len(frame.data)
+        if isinstance(frame, NotHere) or given_up.left <= 0:
+            del self._given_up[frame.id]
 
     def peer_gone(self, peer: PeerId) -> None:
         """Its link is gone: no answer will come."""
@@ -168,7 +196,14 @@ class Asker:
             return Failure.SILENT
         finally:
             del self._asked[id]
+            if not asked.done.is_set():
+                self._give_up(id, asked)
         return asked.failure or asked.parts
+
+    def _give_up(self, id: int, asked: _Asked) -> None:
+        self._given_up[id] = _GivenUp(asked.peer, asked.size - asked.received)
+        if len(self._given_up) > GIVEN_UP_MAX:
+            self._given_up.popitem(last=False)
 
     async def _wait(self, asked: _Asked, state: _Peer) -> None:
         """Until it is answered. Raises TooSlowError once the peer is silent for too long.
