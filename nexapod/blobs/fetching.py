@@ -21,7 +21,7 @@ import trio
 
 from nexapod.blobs import files
 from nexapod.blobs.asking import Asker, Failure, Parts
-from nexapod.blobs.errors import BlobError, BlobUnavailable
+from nexapod.blobs.errors import BlobError, BlobUnavailable, QuotaExceeded
 from nexapod.blobs.frames import LIST_PIECE_DIGESTS, AskChunk, AskList
 from nexapod.blobs.store import BlobStore
 from nexapod.protocol.errors import PeerError
@@ -217,20 +217,31 @@ class Fetch:
 
     async def _admit(self, sink: _Sink) -> None:
         for waiter in [waiter for waiter in self._waiters if waiter.left is None]:
-            waiter.left = set(await sink.missing(waiter.part.chunks))
-            for index in sorted(waiter.left):
+            try:
+                left = set(await sink.missing(waiter.part.chunks))
+            except QuotaExceeded as error:
+                # There may be room enough for what the others want.
+                self._dismiss(waiter, error)
+                continue
+            if waiter not in self._waiters:
+                continue  # it left meanwhile
+            waiter.left = left
+            for index in sorted(left):
                 if index not in self._out:
                     self._missing[index] = None
             self._news()
+
+    def _dismiss(self, waiter: Waiter, error: BlobError | None = None) -> None:
+        if waiter in self._waiters:
+            self._waiters.remove(waiter)
+            waiter.end(error)
 
     async def _release(self, sink: _Sink) -> None:
         finished = [waiter for waiter in self._waiters if waiter.left is not None and not waiter.left]
         if finished:
             await sink.settle()
         for waiter in finished:
-            if waiter in self._waiters:
-                self._waiters.remove(waiter)
-            waiter.end()
+            self._dismiss(waiter)
 
     def _give_up(self) -> None:
         """Let go those who wait for what no source is left for."""
@@ -238,9 +249,8 @@ class Fetch:
         hopeless = {index for index, refused in self._refused.items() if index not in self._out and live <= refused}
         for waiter in list(self._waiters):
             if waiter.left and (not live or not hopeless.isdisjoint(waiter.left)):
-                self._waiters.remove(waiter)
+                self._dismiss(waiter, self._unavailable())
                 self._forget_unwanted(waiter.left)
-                waiter.end(self._unavailable())
 
     def _forget_unwanted(self, chunks: set[int]) -> None:
         for index in chunks:

@@ -427,17 +427,24 @@ class PartialBlob:
         self._store = store
         self._partial = found
         self._reserved = reserved
+        self._room_for: set[int] = set()
+        """Chunks not here for which room has been made, however many want them."""
 
     async def missing(self, chunks: range) -> list[int]:
         """Those of the chunks that are not here, in order, with room made for them; those that are have been checked.
 
-        Raises QuotaExceeded, BlobError.
+        Asked for one part after the other: who does not get room may try with another part. Raises QuotaExceeded,
+        BlobError.
         """
         check = trio.from_thread.check_cancelled
         await self._store._in_thread(lambda: self._partial.check(chunks, check))
-        await self._reserved.grow(sum(files.chunk_length(self._partial.ref, index) for index in self._absent(chunks)))
+        new = set(self._absent(chunks)) - self._room_for
+        if new:
+            await self._reserved.grow(sum(files.chunk_length(self._partial.ref, index) for index in new))
         # Looked at again: some may have arrived meanwhile.
-        return self._absent(chunks)
+        absent = self._absent(chunks)
+        self._room_for.update(absent)
+        return absent
 
     def _absent(self, chunks: range) -> list[int]:
         return [index for index in chunks if not self._partial.marks[index]]
@@ -448,7 +455,8 @@ class PartialBlob:
         Raises DiskFull, BlobError.
         """
         written = await self._store._in_thread(lambda: self._partial.write(index, parts))
-        if written:
+        if written and index in self._room_for:
+            self._room_for.remove(index)
             self._reserved.take(files.chunk_length(self._partial.ref, index))
         return written
 
