@@ -15,6 +15,7 @@ import trio
 from test_blobs_exchange import MIB, fetch_in_vain, network_in
 
 from nexapod.blobs.errors import BlobCorrupt, BlobMissing, DiskFull, QuotaExceeded
+from nexapod.blobs.files import name_of
 from nexapod.blobs.room import DEFAULT_BYTES_MAX, DEFAULT_DISK_FREE_MIN, Quota
 from nexapod.blobs.store import BlobStore
 from nexapod.daemon.retention import Retention
@@ -126,7 +127,7 @@ async def test_a_fetch_that_cannot_fit_says_so_and_parts_are_evicted_too(tmp_pat
         other = await giver.store.put_bytes(os.urandom(4 * MIB))
         with pytest.raises(QuotaExceeded):
             await taker.fetch(other, "giver")
-        have = next(taker.store._layout.partial.glob("*.have"))
+        have = taker.store._layout.partial / f"{name_of(large)}.have"
         os.utime(have, (time.time() - 100,) * 2)
         await taker.fetch(other, "giver")
         assert not taker.store.has(Part(large, 0, 1))
