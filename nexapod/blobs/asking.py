@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,9 @@ MEMORY_MAX = 64 << 20
 """Bytes of all answers that may be in memory at once."""
 GIVEN_UP_MAX = 1024
 """Questions given up, of all peers, whose answers are still known when they come."""
+SLOW_S = 600.0
+SLOW_PEERS_MAX = 1024
+"""So many peers that were asked in vain are asked behind the others, each for so long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,8 @@ class _Peer:
 
     window: trio.Semaphore = field(default_factory=lambda: trio.Semaphore(ASKED_PER_PEER_MAX))
     heard: float = 0.0
+    delivered: float = -math.inf
+    """When it last gave a whole answer."""
     users: int = 0
 
 
@@ -115,6 +121,9 @@ class Asker:
         self._rates = rates
         self._asked: dict[int, _Asked] = {}
         self._given_up: OrderedDict[int, _GivenUp] = OrderedDict()
+        self._slow: OrderedDict[PeerId, float] = OrderedDict()
+        """When each of these had been asked in vain. One that trickles its answers is never silent: it is known only
+        by what it does not deliver."""
         self._peers: dict[PeerId, _Peer] = {}
         self._next_id = 0
         self._memory = ByteBudget(MEMORY_MAX)
@@ -135,6 +144,11 @@ class Asker:
             state.users -= 1
             if not state.users:
                 del self._peers[peer]
+
+    def ranked(self, peers: Sequence[PeerId]) -> list[PeerId]:
+        """Those that were lately asked in vain come last; otherwise in the order given."""
+        since = trio.current_time() - SLOW_S
+        return sorted(peers, key=lambda peer: self._slow.get(peer, -math.inf) > since)
 
     def on_answer(self, peer: PeerId, frame: Answer) -> None:
         """Take in an answer. Raises PeerError when it is none of ours, or not one to what was asked."""
@@ -191,19 +205,29 @@ class Asker:
                 await self._send(peer, encode(asked.question))
             await self._wait(asked, state)
         except LINK_ERRORS:
-            return Failure.GONE
+            asked.end(Failure.GONE)
         except trio.TooSlowError:
             return Failure.SILENT
         finally:
             del self._asked[id]
             if not asked.done.is_set():
-                self._give_up(id, asked)
-        return asked.failure or asked.parts
+                self._give_up(id, asked, state)
+        if asked.failure:
+            return asked.failure
+        state.delivered = trio.current_time()
+        self._slow.pop(peer, None)
+        return asked.parts
 
-    def _give_up(self, id: int, asked: _Asked) -> None:
+    def _give_up(self, id: int, asked: _Asked, state: _Peer) -> None:
         self._given_up[id] = _GivenUp(asked.peer, asked.size - asked.received)
         if len(self._given_up) > GIVEN_UP_MAX:
             self._given_up.popitem(last=False)
+        now = trio.current_time()
+        if now - max(asked.at, state.delivered) >= self._timing.hedge:
+            self._slow[asked.peer] = now
+            self._slow.move_to_end(asked.peer)
+            if len(self._slow) > SLOW_PEERS_MAX:
+                self._slow.popitem(last=False)
 
     async def _wait(self, asked: _Asked, state: _Peer) -> None:
         """Until it is answered. Raises TooSlowError once the peer is silent for too long.
