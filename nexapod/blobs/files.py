@@ -53,12 +53,22 @@ class Layout:
     def list(self, ref: BlobRef) -> Path:
         return self.lists / name_of(ref)
 
-    def refs(self) -> Iterator[BlobRef]:
-        """Every whole blob, in no particular order."""
-        for entry in os.scandir(self.objects):
-            ref = ref_named(entry.name)
-            if ref is not None:
-                yield ref
+    def holds(self, ref: BlobRef) -> bool:
+        """Whether the whole blob is here. Raises BlobError."""
+        with disk_errors(self.root):
+            return self.object(ref).exists()
+
+    def refs(self) -> set[BlobRef]:
+        """Every whole blob. Raises BlobError."""
+        with disk_errors(self.root):
+            found = [ref_named(entry.name) for entry in os.scandir(self.objects)]
+        return {ref for ref in found if ref is not None}
+
+    def disk_free(self) -> int:
+        """Bytes that are left on its disk. Raises BlobError."""
+        with disk_errors(self.root):
+            disk = os.statvfs(self.root)
+        return disk.f_bavail * disk.f_frsize
 
     def _clear(self) -> None:
         for entry in os.scandir(self.tmp):

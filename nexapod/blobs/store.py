@@ -7,7 +7,6 @@ is told to it (`held`) or pinned. Does not know who wants which blob and why.
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
@@ -142,9 +141,10 @@ class BlobStore:
         """Whether it is here: a whole blob, or all chunks of a part. One system call: needs no thread.
 
         Of a blob that is not whole, chunks that this process has not yet checked do not count: a fetch checks them.
+        Raises BlobError.
         """
         ref = wanted.blob if isinstance(wanted, Part) else wanted
-        if self._layout.object(ref).exists():
+        if self._layout.holds(ref):
             return True
         found = self._partials.get(ref)
         return found is not None and isinstance(wanted, Part) and found.has(wanted.chunks)
@@ -154,13 +154,12 @@ class BlobStore:
         return self._layout.object(ref)
 
     async def refs(self) -> list[BlobRef]:
-        """Every whole blob, in no particular order."""
-        return await self._in_thread(lambda: list(self._layout.refs()))
+        """Every whole blob, in no particular order. Raises BlobError."""
+        return list(await self._in_thread(self._layout.refs))
 
     async def stat(self) -> StoreStat:
-        """How much is here, and how much room is left."""
-        disk = await self._in_thread(lambda: os.statvfs(self._layout.root))
-        free = disk.f_bavail * disk.f_frsize
+        """How much is here, and how much room is left. Raises BlobError."""
+        free = await self._in_thread(self._layout.disk_free)
         pinned = len(self._pins.refs)
         return StoreStat(self._count, self.bytes_here, free, len(self._partials), pinned, self.room.quota.blobs_max)
 
@@ -367,7 +366,7 @@ class BlobStore:
             with self._chunks(ref) as read:
                 reading.copy_ranges(read, ranges, dest, mode, check)
         except BlobMissing:
-            if not self._layout.object(ref).exists():
+            if not self._layout.holds(ref):
                 raise
             # It became whole in the middle of that.
             with reading.object_chunks(self._layout, ref) as read:
@@ -376,7 +375,7 @@ class BlobStore:
     @contextmanager
     def _chunks(self, ref: BlobRef) -> Iterator[ReadChunk]:
         found = self._partials.get(ref)
-        if found is not None and not self._layout.object(ref).exists():
+        if found is not None and not self._layout.holds(ref):
             yield found.chunk
         else:
             with reading.object_chunks(self._layout, ref) as read:
@@ -482,10 +481,8 @@ class PartialBlob:
 
 
 def _removed(found: Partial, unused_s: float) -> bool:
-    try:
-        recent = unused_s and time.time() - found.used_at() < unused_s
-    except FileNotFoundError:
-        recent = False
+    used_at = found.used_at()
+    recent = used_at is not None and unused_s and time.time() - used_at < unused_s
     return not recent and found.remove()
 
 
