@@ -128,15 +128,23 @@ class Asker:
         self._next_id = 0
         self._memory = ByteBudget(MEMORY_MAX)
 
-    async def ask(self, peer: PeerId, question: Callable[[int], Question], size: int) -> Outcome:
-        """Ask, and wait for an answer of exactly `size` bytes."""
+    async def ask(
+        self, peer: PeerId, question: Callable[[int], Question], size: int, told: Callable[[float], None] | None = None
+    ) -> Outcome:
+        """Ask, and wait for an answer of exactly `size` bytes.
+
+        `told` hears since when the peer is waited for: math.inf while it is our own cap that holds the question back.
+        """
+        told = told or (lambda since: None)
         state = self._peers.setdefault(peer, _Peer())
         state.users += 1
         try:
             async with state.window:
                 await self._memory.acquire(size)
                 try:
+                    told(math.inf)
                     await self._rates.down(peer, size)
+                    told(trio.current_time())
                     return await self._ask(peer, state, question, size)
                 finally:
                     self._memory.release(size)
@@ -212,6 +220,8 @@ class Asker:
             del self._asked[id]
             if not asked.done.is_set():
                 self._give_up(id, asked, state)
+        if asked.failure in (Failure.NOT_HERE, Failure.GONE):
+            self._rates.not_down(peer, size - asked.received)
         if asked.failure:
             return asked.failure
         state.delivered = trio.current_time()

@@ -79,10 +79,12 @@ class _Small:
 
 @dataclass(eq=False, slots=True)
 class _Out:
-    """A chunk that is being asked for."""
+    """A chunk that is being asked for. `sources`: since when each of them is waited for."""
 
-    since: float
-    sources: set[PeerId] = field(default_factory=set)
+    sources: dict[PeerId, float]
+
+    def wait(self, source: PeerId, since: float) -> None:
+        self.sources[source] = since
 
 
 @dataclass(eq=False, slots=True)
@@ -353,7 +355,8 @@ class Fetch:
 
     async def _bring(self, source: PeerId, index: int, sink: _Sink) -> None:
         ask = partial(AskChunk, ref=self.ref, chunk=index)
-        outcome = await self._asker.ask(source, ask, files.chunk_length(self.ref, index))
+        told = partial(self._out[index].wait, source)
+        outcome = await self._asker.ask(source, ask, files.chunk_length(self.ref, index), told)
         if isinstance(outcome, Failure):
             self._failed(source, index, outcome)
         elif not await sink.write(index, outcome):
@@ -384,11 +387,11 @@ class Fetch:
             index = next(self._choices(source, state), None)
             if index is not None:
                 del self._missing[index]
-                self._out[index] = _Out(trio.current_time(), {source})
+                self._out[index] = _Out({source: trio.current_time()})
                 return index
             late = self._late(source)
             if late is not None:
-                self._out[late].sources.add(source)
+                self._out[late].wait(source, trio.current_time())
                 return late
             with trio.move_on_after(self._hedge_s):
                 await self._changed.wait()
@@ -411,8 +414,9 @@ class Fetch:
         """
         now = trio.current_time()
         for index, out in self._out.items():
-            elsewhere = source not in out.sources | self._refused.get(index, set())
-            if elsewhere and now - out.since >= self._hedge_s * len(out.sources):
+            if source in out.sources or source in self._refused.get(index, ()):
+                continue
+            if now - min(out.sources.values()) >= self._hedge_s * len(out.sources):
                 return index
         return None
 
@@ -420,7 +424,7 @@ class Fetch:
         """The question is over. If that did not bring the chunk, it is free for others."""
         out = self._out.get(index)
         if out is not None:
-            out.sources.discard(source)
+            out.sources.pop(source, None)
             if not out.sources:
                 del self._out[index]
                 if any(index in (waiter.left or ()) for waiter in self._waiters):

@@ -19,7 +19,7 @@ from nexapod.blobs.errors import BlobUnavailable
 from nexapod.blobs.exchange import Exchange
 from nexapod.blobs.fetching import SOURCES_ACTIVE_MAX
 from nexapod.blobs.frames import PIECE_BYTES, AskChunk, ChunkPart, NotHere, decode, encode
-from nexapod.blobs.rates import Rates
+from nexapod.blobs.rates import Caps, Rates
 from nexapod.blobs.store import BlobStore
 from nexapod.protocol.limits import CHUNK_BYTES
 from nexapod.protocol.types import BlobRef, Part, PeerId, blob_of
@@ -226,3 +226,41 @@ async def test_a_source_that_had_nothing_is_asked_for_what_is_wanted_later(
             await trio.sleep(30)
             assert it.asked == [*low, *slow]
             assert await it.fetch(Part(ref, 0, 5), []) < 5
+
+
+RATE = 256 << 10
+CAPS = pytest.mark.parametrize("caps", [Caps(down_max=RATE), Caps(down_max=RATE, peer_down_max=RATE)])
+
+
+@CAPS
+async def test_who_does_not_have_it_takes_nothing_of_the_cap(
+    autojump_clock: trio.testing.MockClock, caps: Caps
+) -> None:
+    async with mesh(Rates(caps)) as it:
+        data = os.urandom(8 * MIB)
+        bare = it.peers("bare", 12, it.refuses)
+        seconds = await it.fetch(it.store.know(data), [it.giver(data), *bare], 120)
+        # Not more than once again what the cap costs: a refusal too is waited for, but not paid for.
+        assert seconds < 2 * 8 * MIB / RATE
+
+
+async def test_what_waits_for_the_cap_is_asked_of_nobody_else(autojump_clock: trio.testing.MockClock) -> None:
+    async with mesh(Rates(Caps(peer_down_max=RATE))) as it:
+        data = os.urandom(5 * MIB)
+        ref = it.store.know(data)
+        giver = it.giver(data)
+        other = it.peers("other", 1, it.answers[giver])
+        await it.fetch(ref, [giver, *other], 120)
+        assert len(it.asked) == 5
+
+
+async def test_a_fetch_that_was_given_up_while_it_waited_for_the_cap_owes_nothing(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with mesh(Rates(Caps(down_max=RATE))) as it:
+        datas = [os.urandom(size) for size in (8 * MIB, 2 * MIB)]
+        refs = [it.store.know(data) for data in datas]
+        giver = it.giver(*datas)
+        with pytest.raises(BlobUnavailable):
+            await it.fetch(refs[0], [giver], 10)
+        assert await it.fetch(refs[1], [giver]) <= 2 * MIB / RATE
