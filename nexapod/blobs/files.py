@@ -130,14 +130,21 @@ class Writer:
             self.abort()
             return ref, False
         with disk_errors(self._layout.root):
-            publish(self._layout, ref, self._digests, self._fd, self._path)
-            os.close(self._fd)
-        return ref, True
+            new = publish(self._layout, ref, self._digests, self._fd, self._path)
+            self._close()
+        return ref, new
 
     def abort(self) -> None:
-        """Leave nothing behind."""
-        os.close(self._fd)
-        self._path.unlink(missing_ok=True)
+        """Leave nothing behind of what is not finished; may be called at any time, and again. Raises BlobError."""
+        with disk_errors(self._layout.root):
+            self._close()
+            self._path.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        # Only once: its number may be that of somebody else's file by then.
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def _end_chunk(self) -> None:
         self._digests.append(self._chunk.digest())
@@ -145,16 +152,20 @@ class Writer:
         self._chunk_room = CHUNK_BYTES
 
 
-def publish(layout: Layout, ref: BlobRef, digests: list[bytes], fd: int, path: Path) -> None:
-    """Give finished bytes (open as `fd` at `path`) their name, durably. Raises OSError."""
+def publish(layout: Layout, ref: BlobRef, digests: list[bytes], fd: int, path: Path) -> bool:
+    """Give finished bytes (open as `fd` at `path`) their name, durably; whether it is new here. Raises OSError."""
     os.fsync(fd)
     if len(digests) > 1:
         write_small(layout, layout.list(ref), b"".join(digests))
         sync_folder(layout.lists)
-    os.rename(path, layout.object(ref))
+    with layout.lock:
+        # Several may bring the same blob at once: it is new to one of them.
+        new = not layout.object(ref).exists()
+        os.rename(path, layout.object(ref))
     # Read-only no earlier: until it has its name, whoever tries again must be able to write it.
     os.fchmod(fd, 0o400)
     sync_folder(layout.objects)
+    return new
 
 
 def write_small(layout: Layout, target: Path, data: bytes) -> None:

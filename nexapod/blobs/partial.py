@@ -187,8 +187,7 @@ class Partial:
         with self._lock, disk_errors(self._layout.root):
             if self.is_published:
                 return False
-            new = not self._layout.object(self.ref).exists()
-            publish(self._layout, self.ref, self.digests(), self._data_fd, self._data)
+            new = publish(self._layout, self.ref, self.digests(), self._data_fd, self._data)
             self.is_published = True
             for path in (self._have, self._list):
                 path.unlink(missing_ok=True)

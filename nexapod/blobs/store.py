@@ -10,11 +10,12 @@ from __future__ import annotations
 import time
 from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
+from weakref import WeakValueDictionary
 
 import structlog
 import trio
@@ -90,6 +91,7 @@ class BlobStore:
         self._partials = {found.ref: found for found in load_partials(self._layout)}
         self._pins = Pins(self._layout)
         self._reading: Counter[BlobRef] = Counter()
+        self._mending: WeakValueDictionary[BlobRef, trio.Lock] = WeakValueDictionary()
         self._touched: OrderedDict[BlobRef, float] = OrderedDict()
         self._spared: OrderedDict[BlobRef, float] = OrderedDict()
         self.room = Room(root, quota or Quota(), lambda: self.bytes_here, self._evict)
@@ -212,7 +214,8 @@ class BlobStore:
             try:
                 await self._in_thread(lambda: self._export(ref, ranges, dest, mode, check))
             except BlobCorrupt:
-                await self.mend(ref)
+                with suppress(BlobMissing):  # somebody else has set it aside
+                    await self.mend(ref)
                 raise
 
     # --- keeping ---------------------------------------------------------------------------------------------------
@@ -272,11 +275,14 @@ class BlobStore:
         How many chunks were damaged. Raises BlobMissing, BlobError.
         """
         check = trio.from_thread.check_cancelled
+        # One after the other: what a second one found before the first set the blob aside is true no more.
+        turn = self._mending.setdefault(ref, trio.Lock())
         with self._in_use(ref):
-            found = await self._in_thread(lambda: mending.examine(self._layout, ref, check))
-            if found.is_sound:
-                return 0
-            rest = await self._in_thread(lambda: mending.set_aside(self._layout, ref, found))
+            async with turn:
+                found = await self._in_thread(lambda: mending.examine(self._layout, ref, check))
+                if found.is_sound:
+                    return 0
+                rest = await self._in_thread(lambda: mending.set_aside(self._layout, ref, found))
         if rest.gone:
             self._count -= 1
             self._bytes -= ref.size
@@ -320,7 +326,9 @@ class BlobStore:
             found = self._partials.get(ref)
             if found is not None and not found.users:
                 del self._partials[ref]
-                await self._in_thread(found.remove)
+                # Three system calls; cut off here, its files would lie there unknown and uncounted.
+                with trio.CancelScope(shield=True):
+                    await self._in_thread(found.remove)
         return ref
 
     def _now_whole(self, found: Partial, new: bool) -> None:

@@ -14,6 +14,7 @@ import pytest
 import trio
 from test_blobs_exchange import MIB, fetch_in_vain, network_in
 
+from nexapod.blobs import mending
 from nexapod.blobs.errors import BlobCorrupt, BlobMissing, DiskFull, QuotaExceeded
 from nexapod.blobs.files import name_of
 from nexapod.blobs.room import DEFAULT_BYTES_MAX, DEFAULT_DISK_FREE_MIN, Quota
@@ -271,6 +272,41 @@ async def test_what_nothing_is_left_of_goes(store: BlobStore) -> None:
     assert store.bytes_here == 0
     with pytest.raises(BlobMissing):
         await store.mend(small)
+
+
+@pytest.mark.parametrize("mib", [1, 3])
+async def test_several_who_find_the_same_damage_count_it_once(store: BlobStore, tmp_path: Path, mib: int) -> None:
+    ref, sound = await put(store, mib), await put(store, 1)
+    damage(store, ref)
+    outcomes: list[object] = []
+
+    async def mend() -> None:
+        try:
+            outcomes.append(await store.mend(ref))
+        except BlobMissing:
+            outcomes.append("gone")
+
+    async def export(number: int) -> None:
+        with pytest.raises((BlobCorrupt, BlobMissing)):
+            await store.export(ref, tmp_path / f"out{number}")
+
+    async with trio.open_nursery() as nursery:
+        for number in range(3):
+            nursery.start_soon(mend)
+            nursery.start_soon(export, number)
+    assert set(outcomes) <= {1, "gone"}
+    assert kept(store, ref, sound) == [False, True]
+    found = await store.stat()
+    assert (found.blobs, found.bytes) == (1, mib * MIB)
+
+
+async def test_what_is_deleted_while_it_is_examined_is_not_counted_again(store: BlobStore) -> None:
+    ref = await put(store, 3)
+    damage(store, ref)
+    found = mending.examine(store._layout, ref, lambda: None)
+    await store.delete(ref)
+    with pytest.raises(BlobMissing):
+        mending.set_aside(store._layout, ref, found)
 
 
 async def test_a_lost_list_is_made_again(store: BlobStore, tmp_path: Path) -> None:

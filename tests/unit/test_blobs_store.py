@@ -16,6 +16,7 @@ import pytest
 import trio
 
 from nexapod.blobs.errors import BlobCorrupt, BlobError, BlobMissing, BlobTooLarge, DiskFull
+from nexapod.blobs.files import Writer, publish, write_blob
 from nexapod.blobs.store import BlobStore
 from nexapod.protocol.limits import CHUNK_BYTES
 from nexapod.protocol.types import BlobRef, blob_of
@@ -154,6 +155,53 @@ async def test_a_stream_that_breaks_or_is_cancelled_leaves_nothing(store):
     with trio.move_on_after(0.1):
         await store.put_stream(hangs(), 1 << 30)
     assert everything_in(store) == []
+
+
+async def test_what_is_finished_is_not_closed_again(store, tmp_path):
+    writer = Writer(store._layout, 1000)
+    writer.add(b"data")
+    ref, new = writer.finish()
+    # The number of its file is free, and this one gets it.
+    with (tmp_path / "other").open("wb") as other:
+        for _ in range(2):
+            writer.abort()
+        other.write(b"still open")
+    assert new
+    assert await store.verify(ref)
+
+
+async def test_a_blob_that_is_put_several_times_at_once_is_counted_once(store):
+    data = os.urandom(2 * CHUNK_BYTES)
+    writers = [Writer(store._layout, len(data)) for _ in range(3)]
+    for writer in writers:
+        writer.add(data)
+    # All have seen that it is not here yet.
+    news = [publish(store._layout, blob_of(data), w._digests, w._fd, w._path) for w in writers]
+    assert news == [True, False, False]
+    await store.delete(blob_of(data))
+    other = BlobStore(store._layout.root)
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(other.put_bytes, data)
+    assert (await other.stat()).blobs == 1
+    assert other.bytes_here == len(data)
+
+
+async def test_a_put_that_is_cancelled_at_its_end_leaves_nothing_of_the_part_that_was_here(store):
+    data = os.urandom(2 * CHUNK_BYTES)
+    digests = [hashlib.sha256(data[at : at + CHUNK_BYTES]).digest() for at in (0, CHUNK_BYTES)]
+    partial = await store.open_partial(blob_of(data), digests)
+    await partial.write(0, [data[:CHUNK_BYTES]])
+    partial.close()
+    with trio.CancelScope() as scope:
+
+        def write():
+            trio.from_thread.run_sync(scope.cancel)
+            return write_blob(store._layout, iter((data,)), len(data))
+
+        await store._put(write)
+    assert store.bytes_here == len(data)
+    assert list(store._layout.partial.iterdir()) == []
 
 
 async def test_only_regular_files_are_taken_in(store, tmp_path):
