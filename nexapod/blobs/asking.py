@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -19,6 +21,11 @@ ASKED_PER_PEER_MAX = 12
 """Questions open at one peer: below what an honest server accepts, even with some that we gave up."""
 MEMORY_MAX = 64 << 20
 """Bytes of all answers that may be in memory at once."""
+GIVEN_UP_MAX = 1024
+"""Questions given up, of all peers, whose answers are still known when they come."""
+SLOW_S = 600.0
+SLOW_PEERS_MAX = 1024
+"""So many peers that were asked in vain are asked behind the others, each for so long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +73,21 @@ class _Asked:
 
 
 @dataclass(eq=False, slots=True)
+class _GivenUp:
+    """A question that nobody waits for any more. `left`: bytes that its answer may still bring."""
+
+    peer: PeerId
+    left: int
+
+
+@dataclass(eq=False, slots=True)
 class _Peer:
     """What is shared by the questions open at one peer; lives as long as there are any."""
 
     window: trio.Semaphore = field(default_factory=lambda: trio.Semaphore(ASKED_PER_PEER_MAX))
     heard: float = 0.0
+    delivered: float = -math.inf
+    """When it last gave a whole answer."""
     users: int = 0
 
 
@@ -103,19 +120,31 @@ class Asker:
         self._timing = timing
         self._rates = rates
         self._asked: dict[int, _Asked] = {}
+        self._given_up: OrderedDict[int, _GivenUp] = OrderedDict()
+        self._slow: OrderedDict[PeerId, float] = OrderedDict()
+        """When each of these had been asked in vain. One that trickles its answers is never silent: it is known only
+        by what it does not deliver."""
         self._peers: dict[PeerId, _Peer] = {}
         self._next_id = 0
         self._memory = ByteBudget(MEMORY_MAX)
 
-    async def ask(self, peer: PeerId, question: Callable[[int], Question], size: int) -> Outcome:
-        """Ask, and wait for an answer of exactly `size` bytes."""
+    async def ask(
+        self, peer: PeerId, question: Callable[[int], Question], size: int, told: Callable[[float], None] | None = None
+    ) -> Outcome:
+        """Ask, and wait for an answer of exactly `size` bytes.
+
+        `told` hears since when the peer is waited for: math.inf while it is our own cap that holds the question back.
+        """
+        told = told or (lambda since: None)
         state = self._peers.setdefault(peer, _Peer())
         state.users += 1
         try:
             async with state.window:
                 await self._memory.acquire(size)
                 try:
+                    told(math.inf)
                     await self._rates.down(peer, size)
+                    told(trio.current_time())
                     return await self._ask(peer, state, question, size)
                 finally:
                     self._memory.release(size)
@@ -124,13 +153,19 @@ class Asker:
             if not state.users:
                 del self._peers[peer]
 
+    def ranked(self, peers: Sequence[PeerId]) -> list[PeerId]:
+        """Those that were lately asked in vain come last; otherwise in the order given."""
+        since = trio.current_time() - SLOW_S
+        return sorted(peers, key=lambda peer: self._slow.get(peer, -math.inf) > since)
+
     def on_answer(self, peer: PeerId, frame: Answer) -> None:
         """Take in an answer. Raises PeerError when it is none of ours, or not one to what was asked."""
         asked = self._asked.get(frame.id)
         if asked is None:
             if frame.id >= self._next_id:
                 raise PeerError("bulk-unasked", "an answer to a question that was never asked")
-            return  # late: we gave it up
+            self._late(peer, frame)
+            return
         if asked.peer != peer:
             raise PeerError("bulk-unasked", "an answer to a question asked of another peer")
         if asked.done.is_set():
@@ -146,6 +181,21 @@ class Asker:
             asked.received += len(frame.data)
             if asked.received == asked.size:
                 asked.end()
+
+    def _late(self, peer: PeerId, frame: Answer) -> None:
+        """Take note of an answer to what we gave up. Its peer answers in order: while that one is on its way here, the
+        peer is not silent about what we ask it now.
+
+        Only for as many bytes as were asked for: whoever goes on sending must at last answer.
+        """
+        given_up = self._given_up.get(frame.id)
+        if given_up is None or given_up.peer != peer:
+            return
+        if peer in self._peers:
+            self._peers[peer].heard = trio.current_time()
+        given_up.left -= 0 if isinstance(frame, NotHere) else len(frame.data)
+        if isinstance(frame, NotHere) or given_up.left <= 0:
+            del self._given_up[frame.id]
 
     def peer_gone(self, peer: PeerId) -> None:
         """Its link is gone: no answer will come."""
@@ -163,12 +213,31 @@ class Asker:
                 await self._send(peer, encode(asked.question))
             await self._wait(asked, state)
         except LINK_ERRORS:
-            return Failure.GONE
+            asked.end(Failure.GONE)
         except trio.TooSlowError:
             return Failure.SILENT
         finally:
             del self._asked[id]
-        return asked.failure or asked.parts
+            if not asked.done.is_set():
+                self._give_up(id, asked, state)
+        if asked.failure in (Failure.NOT_HERE, Failure.GONE):
+            self._rates.not_down(peer, size - asked.received)
+        if asked.failure:
+            return asked.failure
+        state.delivered = trio.current_time()
+        self._slow.pop(peer, None)
+        return asked.parts
+
+    def _give_up(self, id: int, asked: _Asked, state: _Peer) -> None:
+        self._given_up[id] = _GivenUp(asked.peer, asked.size - asked.received)
+        if len(self._given_up) > GIVEN_UP_MAX:
+            self._given_up.popitem(last=False)
+        now = trio.current_time()
+        if now - max(asked.at, state.delivered) >= self._timing.hedge:
+            self._slow[asked.peer] = now
+            self._slow.move_to_end(asked.peer)
+            if len(self._slow) > SLOW_PEERS_MAX:
+                self._slow.popitem(last=False)
 
     async def _wait(self, asked: _Asked, state: _Peer) -> None:
         """Until it is answered. Raises TooSlowError once the peer is silent for too long.

@@ -104,7 +104,7 @@ class Exchange:
             await self._running.wait()
             fetch = self._fetch_of(part.blob)
             waiter = fetch.want(part)
-            fetch.add_sources(sources)
+            fetch.add_sources(self._asker.ranked(sources))
             try:
                 await waiter.done.wait()
             finally:

@@ -21,7 +21,7 @@ import trio
 
 from nexapod.blobs import files
 from nexapod.blobs.asking import Asker, Failure, Parts
-from nexapod.blobs.errors import BlobError, BlobUnavailable
+from nexapod.blobs.errors import BlobError, BlobUnavailable, QuotaExceeded
 from nexapod.blobs.frames import LIST_PIECE_DIGESTS, AskChunk, AskList
 from nexapod.blobs.store import BlobStore
 from nexapod.protocol.errors import PeerError
@@ -79,10 +79,12 @@ class _Small:
 
 @dataclass(eq=False, slots=True)
 class _Out:
-    """A chunk that is being asked for."""
+    """A chunk that is being asked for. `sources`: since when each of them is waited for."""
 
-    since: float
-    sources: set[PeerId] = field(default_factory=set)
+    sources: dict[PeerId, float]
+
+    def wait(self, source: PeerId, since: float) -> None:
+        self.sources[source] = since
 
 
 @dataclass(eq=False, slots=True)
@@ -91,6 +93,8 @@ class _Source:
 
     lost: Failure | None = None
     used: bool = False
+    active: bool = False
+    """Used, and no longer waiting for its turn."""
     refusals: int = 0
     """Chunks that it did not have, since the last one that it had."""
 
@@ -124,7 +128,6 @@ class Fetch:
         self._scope = trio.CancelScope()
         self._waiters: list[Waiter] = []
         self._sources: dict[PeerId, _Source] = {}
-        self._active = trio.Semaphore(SOURCES_ACTIVE_MAX)
         self._missing: OrderedDict[int, None] = OrderedDict()
         self._out: dict[int, _Out] = {}
         self._refused: dict[int, set[PeerId]] = {}
@@ -205,7 +208,7 @@ class Fetch:
             await self._admit(sink)
             await self._release(sink)
             for source, state in self._sources.items():
-                if not state.used and not state.lost:
+                if not state.used and not state.lost and self._may_bring(source):
                     state.used = True
                     self._working += 1
                     nursery.start_soon(self._use_source, source, sink)
@@ -217,20 +220,31 @@ class Fetch:
 
     async def _admit(self, sink: _Sink) -> None:
         for waiter in [waiter for waiter in self._waiters if waiter.left is None]:
-            waiter.left = set(await sink.missing(waiter.part.chunks))
-            for index in sorted(waiter.left):
+            try:
+                left = set(await sink.missing(waiter.part.chunks))
+            except QuotaExceeded as error:
+                # There may be room enough for what the others want.
+                self._dismiss(waiter, error)
+                continue
+            if waiter not in self._waiters:
+                continue  # it left meanwhile
+            waiter.left = left
+            for index in sorted(left):
                 if index not in self._out:
                     self._missing[index] = None
             self._news()
+
+    def _dismiss(self, waiter: Waiter, error: BlobError | None = None) -> None:
+        if waiter in self._waiters:
+            self._waiters.remove(waiter)
+            waiter.end(error)
 
     async def _release(self, sink: _Sink) -> None:
         finished = [waiter for waiter in self._waiters if waiter.left is not None and not waiter.left]
         if finished:
             await sink.settle()
         for waiter in finished:
-            if waiter in self._waiters:
-                self._waiters.remove(waiter)
-            waiter.end()
+            self._dismiss(waiter)
 
     def _give_up(self) -> None:
         """Let go those who wait for what no source is left for."""
@@ -238,9 +252,8 @@ class Fetch:
         hopeless = {index for index, refused in self._refused.items() if index not in self._out and live <= refused}
         for waiter in list(self._waiters):
             if waiter.left and (not live or not hopeless.isdisjoint(waiter.left)):
-                self._waiters.remove(waiter)
+                self._dismiss(waiter, self._unavailable())
                 self._forget_unwanted(waiter.left)
-                waiter.end(self._unavailable())
 
     def _forget_unwanted(self, chunks: set[int]) -> None:
         for index in chunks:
@@ -298,28 +311,40 @@ class Fetch:
 
     # --- the chunks ------------------------------------------------------------------------------------------------
     async def _use_source(self, source: PeerId, sink: _Sink) -> None:
+        state = self._sources[source]
         try:
             await self._wait_turn(source)
-            async with self._active, trio.open_nursery() as lanes:
+            state.active = True
+            self._news()
+            async with trio.open_nursery() as lanes:
                 for _ in range(LANES):
                     lanes.start_soon(self._lane, source, sink)
         finally:
+            state.used = state.active = False
             self._working -= 1
             self._news()
 
     async def _wait_turn(self, source: PeerId) -> None:
-        """What one source can deliver at once is asked of the sources in their order, not shared out.
+        """So many at once, in their order: who lately was asked in vain comes last.
 
-        The next one's turn comes when one before it is lost or does not have it, or has taken long.
+        What one source can deliver at once is not shared out: the next one's turn comes when one before it is lost or
+        does not have it, or has taken long.
         """
-        rank = list(self._sources).index(source)
         started = trio.current_time()
-        while 0 < len(self._missing) + len(self._out) <= LANES:
-            passed = sum(1 for state in self._sources.values() if state.lost or state.refusals)
-            if rank <= passed + (trio.current_time() - started) / self._hedge_s:
-                return
+        while not self._is_turn(source, trio.current_time() - started):
             with trio.move_on_after(self._hedge_s):
                 await self._changed.wait()
+
+    def _is_turn(self, source: PeerId, waited_s: float) -> bool:
+        states = list(self._sources.values())
+        rank = list(self._sources).index(source)
+        if sum(state.active for state in states) >= SOURCES_ACTIVE_MAX:
+            return False
+        if any(state.used and not state.active for state in states[:rank]):
+            return False
+        passed = sum(1 for state in states if state.lost or state.refusals)
+        is_little = 0 < len(self._missing) + len(self._out) <= LANES
+        return not is_little or rank <= passed + waited_s / self._hedge_s
 
     async def _lane(self, source: PeerId, sink: _Sink) -> None:
         while (index := await self._take(source)) is not None:
@@ -330,7 +355,8 @@ class Fetch:
 
     async def _bring(self, source: PeerId, index: int, sink: _Sink) -> None:
         ask = partial(AskChunk, ref=self.ref, chunk=index)
-        outcome = await self._asker.ask(source, ask, files.chunk_length(self.ref, index))
+        told = partial(self._out[index].wait, source)
+        outcome = await self._asker.ask(source, ask, files.chunk_length(self.ref, index), told)
         if isinstance(outcome, Failure):
             self._failed(source, index, outcome)
         elif not await sink.write(index, outcome):
@@ -356,15 +382,16 @@ class Fetch:
     async def _take(self, source: PeerId) -> int | None:
         """The next chunk to ask `source` for; None when there is nothing more for it to do."""
         state = self._sources[source]
-        while not state.lost:
+        # Once it has refused all that is wanted it makes place for another source; it is used again for other chunks.
+        while not state.lost and self._may_bring(source):
             index = next(self._choices(source, state), None)
             if index is not None:
                 del self._missing[index]
-                self._out[index] = _Out(trio.current_time(), {source})
+                self._out[index] = _Out({source: trio.current_time()})
                 return index
             late = self._late(source)
             if late is not None:
-                self._out[late].sources.add(source)
+                self._out[late].wait(source, trio.current_time())
                 return late
             with trio.move_on_after(self._hedge_s):
                 await self._changed.wait()
@@ -375,12 +402,21 @@ class Fetch:
         order = reversed(self._missing) if state.refusals % 2 else iter(self._missing)
         return (index for index in order if source not in self._refused.get(index, ()))
 
+    def _may_bring(self, source: PeerId) -> bool:
+        """Whether anything is wanted that it has not refused."""
+        return any(
+            source not in self._refused.get(index, ()) for chunks in (self._missing, self._out) for index in chunks
+        )
+
     def _late(self, source: PeerId) -> int | None:
-        """A chunk that one other source has been asked for long ago."""
+        """A chunk that others have been asked for long ago: one more for each `hedge_s`, since they may all be slow on
+        purpose.
+        """
         now = trio.current_time()
         for index, out in self._out.items():
-            elsewhere = len(out.sources) == 1 and source not in out.sources | self._refused.get(index, set())
-            if elsewhere and now - out.since >= self._hedge_s:
+            if source in out.sources or source in self._refused.get(index, ()):
+                continue
+            if now - min(out.sources.values()) >= self._hedge_s * len(out.sources):
                 return index
         return None
 
@@ -388,7 +424,7 @@ class Fetch:
         """The question is over. If that did not bring the chunk, it is free for others."""
         out = self._out.get(index)
         if out is not None:
-            out.sources.discard(source)
+            out.sources.pop(source, None)
             if not out.sources:
                 del self._out[index]
                 if any(index in (waiter.left or ()) for waiter in self._waiters):

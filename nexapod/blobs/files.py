@@ -53,12 +53,22 @@ class Layout:
     def list(self, ref: BlobRef) -> Path:
         return self.lists / name_of(ref)
 
-    def refs(self) -> Iterator[BlobRef]:
-        """Every whole blob, in no particular order."""
-        for entry in os.scandir(self.objects):
-            ref = ref_named(entry.name)
-            if ref is not None:
-                yield ref
+    def holds(self, ref: BlobRef) -> bool:
+        """Whether the whole blob is here. Raises BlobError."""
+        with disk_errors(self.root):
+            return self.object(ref).exists()
+
+    def refs(self) -> set[BlobRef]:
+        """Every whole blob. Raises BlobError."""
+        with disk_errors(self.root):
+            found = [ref_named(entry.name) for entry in os.scandir(self.objects)]
+        return {ref for ref in found if ref is not None}
+
+    def disk_free(self) -> int:
+        """Bytes that are left on its disk. Raises BlobError."""
+        with disk_errors(self.root):
+            disk = os.statvfs(self.root)
+        return disk.f_bavail * disk.f_frsize
 
     def _clear(self) -> None:
         for entry in os.scandir(self.tmp):
@@ -120,14 +130,21 @@ class Writer:
             self.abort()
             return ref, False
         with disk_errors(self._layout.root):
-            publish(self._layout, ref, self._digests, self._fd, self._path)
-            os.close(self._fd)
-        return ref, True
+            new = publish(self._layout, ref, self._digests, self._fd, self._path)
+            self._close()
+        return ref, new
 
     def abort(self) -> None:
-        """Leave nothing behind."""
-        os.close(self._fd)
-        self._path.unlink(missing_ok=True)
+        """Leave nothing behind of what is not finished; may be called at any time, and again. Raises BlobError."""
+        with disk_errors(self._layout.root):
+            self._close()
+            self._path.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        # Only once: its number may be that of somebody else's file by then.
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def _end_chunk(self) -> None:
         self._digests.append(self._chunk.digest())
@@ -135,15 +152,20 @@ class Writer:
         self._chunk_room = CHUNK_BYTES
 
 
-def publish(layout: Layout, ref: BlobRef, digests: list[bytes], fd: int, path: Path) -> None:
-    """Give finished bytes (open as `fd` at `path`) their name, durably. Raises OSError."""
-    os.fchmod(fd, 0o400)
+def publish(layout: Layout, ref: BlobRef, digests: list[bytes], fd: int, path: Path) -> bool:
+    """Give finished bytes (open as `fd` at `path`) their name, durably; whether it is new here. Raises OSError."""
     os.fsync(fd)
     if len(digests) > 1:
         write_small(layout, layout.list(ref), b"".join(digests))
         sync_folder(layout.lists)
-    os.rename(path, layout.object(ref))
+    with layout.lock:
+        # Several may bring the same blob at once: it is new to one of them.
+        new = not layout.object(ref).exists()
+        os.rename(path, layout.object(ref))
+    # Read-only no earlier: until it has its name, whoever tries again must be able to write it.
+    os.fchmod(fd, 0o400)
     sync_folder(layout.objects)
+    return new
 
 
 def write_small(layout: Layout, target: Path, data: bytes) -> None:

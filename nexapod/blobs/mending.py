@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from nexapod.blobs.errors import BlobMissing, disk_errors
 from nexapod.blobs.files import CheckCancelled, Layout, name_of, sync_folder, write_small
 from nexapod.blobs.partial import Partial
-from nexapod.blobs.reading import object_digests, read_list
+from nexapod.blobs.reading import not_here, object_digests, read_list
 from nexapod.protocol.types import BlobRef, blob_root
 
 
@@ -38,7 +38,7 @@ class Findings:
 
 @dataclass(frozen=True, slots=True)
 class Rest:
-    """What is left of a damaged blob. `gone`: it is no longer a whole one."""
+    """What is left of a damaged blob. `gone`: it was a whole one until now."""
 
     damaged: int
     gone: bool
@@ -56,12 +56,18 @@ def examine(layout: Layout, ref: BlobRef, check: CheckCancelled) -> Findings:
     if listed is not None and (len(listed) != ref.chunks or blob_root(listed) != ref.digest):
         listed = None
     with disk_errors(layout.root):
-        return Findings(ref, layout.object(ref).stat().st_size, real, listed)
+        try:
+            size = layout.object(ref).stat().st_size
+        except FileNotFoundError:
+            raise not_here(ref) from None
+    return Findings(ref, size, real, listed)
 
 
 def set_aside(layout: Layout, ref: BlobRef, found: Findings) -> Rest:
-    """Keep what is good of a blob that is not sound. Raises DiskFull, BlobError."""
-    with disk_errors(layout.root):
+    """Keep what is good of a blob that is not sound. Raises BlobMissing, DiskFull, BlobError."""
+    with layout.lock, disk_errors(layout.root):
+        if not layout.object(ref).exists():
+            raise not_here(ref)  # deleted since it was examined
         if found.has_right_bytes:
             write_small(layout, layout.list(ref), b"".join(found.real))
             sync_folder(layout.lists)
@@ -84,8 +90,9 @@ def _as_partial(layout: Layout, ref: BlobRef, found: Findings, good: list[int]) 
     write_small(layout, base.with_name(base.name + ".list"), b"".join(found.listed or []))
     write_small(layout, base.with_name(base.name + ".have"), bytes(marks))
     data = base.with_name(base.name + ".data")
+    # Writable before it has its new name, under which the missing chunks are written to it.
+    layout.object(ref).chmod(0o600)
     os.rename(layout.object(ref), data)
     layout.list(ref).unlink(missing_ok=True)
-    data.chmod(0o600)
     os.truncate(data, ref.size)
     return Partial(layout, ref, bytes(marks))

@@ -15,6 +15,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from nexapod.blobs.errors import BlobError, disk_errors
@@ -79,9 +80,12 @@ class Partial:
         """The chunk list. Raises BlobMissing when there is none to trust, BlobError."""
         if self._digests is None:
             try:
-                digests = split_digests(self._list.read_bytes())
-            except FileNotFoundError:
-                raise not_here(self.ref) from None
+                with disk_errors(self._layout.root):
+                    digests = split_digests(self._list.read_bytes())
+            except BlobError as error:
+                if isinstance(error.__cause__, FileNotFoundError):
+                    raise not_here(self.ref) from None
+                raise
             if len(digests) != self.ref.chunks or blob_root(digests) != self.ref.digest:
                 raise not_here(self.ref)
             self._digests = digests
@@ -136,8 +140,8 @@ class Partial:
             self.users += 1
 
     def end(self) -> None:
-        """Undo one `begin`; what was written stays for the next time."""
-        with self._lock:
+        """Undo one `begin`; what was written stays for the next time. Raises BlobError."""
+        with self._lock, disk_errors(self._layout.root):
             self.users -= 1
             if not self.users:
                 self._close()
@@ -183,53 +187,59 @@ class Partial:
         with self._lock, disk_errors(self._layout.root):
             if self.is_published:
                 return False
-            new = not self._layout.object(self.ref).exists()
-            publish(self._layout, self.ref, self.digests(), self._data_fd, self._data)
+            new = publish(self._layout, self.ref, self.digests(), self._data_fd, self._data)
             self.is_published = True
             for path in (self._have, self._list):
                 path.unlink(missing_ok=True)
         return new
 
     def touch(self) -> None:
-        """Note that it was used now."""
-        if self._have.exists():
+        """Note that it was used now. Raises BlobError."""
+        # It may have become whole, or been removed, since it was looked for.
+        with disk_errors(self._layout.root), suppress(FileNotFoundError):
             os.utime(self._have)
 
-    def used_at(self) -> float:
-        """Wall-clock seconds. Raises FileNotFoundError."""
-        return self._have.stat().st_mtime
+    def used_at(self) -> float | None:
+        """Wall-clock seconds; None when it is no longer there. Raises BlobError."""
+        with disk_errors(self._layout.root):
+            try:
+                return self._have.stat().st_mtime
+            except FileNotFoundError:
+                return None
 
     def remove(self) -> bool:
         """Delete it, unless somebody has it open. Raises BlobError."""
         with self._lock:
             if self.users:
                 return False
-            remove_files(self._layout, self.ref)
+            with disk_errors(self._layout.root):
+                remove_files(self._layout, self.ref)
             self.marks[:] = bytes(len(self.marks))
         return True
 
     def _open(self, digests: list[bytes]) -> None:
-        fresh = not self._have.exists()
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        with disk_errors(self._layout.root):
+            fresh = not self._have.exists()
         try:
             with disk_errors(self._layout.root):
                 write_small(self._layout, self._list, b"".join(digests))
-                self._data_fd = os.open(self._data, flags, 0o600)
+                self._data_fd = _open_for_writing(self._data)
                 os.ftruncate(self._data_fd, self.ref.size)
-                self._have_fd = os.open(self._have, flags, 0o600)
+                self._have_fd = _open_for_writing(self._have)
                 os.ftruncate(self._have_fd, self.ref.chunks)
             self._digests = digests
         except BaseException:
             self._close()
             if fresh:
-                remove_files(self._layout, self.ref)
+                with disk_errors(self._layout.root):
+                    remove_files(self._layout, self.ref)
             raise
 
     def _close(self) -> None:
-        for fd in (self._data_fd, self._have_fd):
+        fds, self._data_fd, self._have_fd = (self._data_fd, self._have_fd), -1, -1
+        for fd in fds:
             if fd >= 0:
                 os.close(fd)
-        self._data_fd = self._have_fd = -1
 
     def _unmark(self, index: int) -> None:
         self.marks[index] = ABSENT
@@ -257,7 +267,7 @@ def load_partials(layout: Layout) -> Iterator[Partial]:
             ref = ref_named(name.removesuffix(".have"))
             wanted = {name_of(ref) + suffix for suffix in SUFFIXES} if ref else {""}
             # Whole by now: the crash came between its new name and the removal of what it no longer needs.
-            if ref is None or not wanted <= names or layout.object(ref).exists():
+            if ref is None or not wanted <= names or layout.holds(ref):
                 continue
             usable |= wanted
             yield Partial(layout, ref, _path(layout, ref, ".have").read_bytes())
@@ -266,13 +276,23 @@ def load_partials(layout: Layout) -> Iterator[Partial]:
 
 
 def remove_files(layout: Layout, ref: BlobRef) -> None:
-    """Delete whatever there is of a partial blob."""
+    """Delete whatever there is of a partial blob. Raises OSError."""
     for suffix in SUFFIXES:
         _path(layout, ref, suffix).unlink(missing_ok=True)
 
 
 def _path(layout: Layout, ref: BlobRef, suffix: str) -> Path:
     return layout.partial / (name_of(ref) + suffix)
+
+
+def _open_for_writing(path: Path) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        return os.open(path, flags, 0o600)
+    except PermissionError:
+        # Whole blobs are read-only, and so may be what a crash left on the way to or from being one.
+        path.chmod(0o600)
+        return os.open(path, flags, 0o600)
 
 
 def _pwrite_all(fd: int, parts: Sequence[bytes | memoryview], offset: int) -> None:

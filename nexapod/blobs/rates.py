@@ -36,21 +36,36 @@ class Caps:
 class TokenBucket:
     """`rate` bytes a second, of which a second's worth may come at once after a pause.
 
-    Whoever takes may run into debt, and waits until it is paid: first come, first served, and a piece may be larger
-    than the bucket.
+    Whoever takes waits until that is due: first come, first served, and a piece may be larger than the bucket.
     """
 
     def __init__(self, rate: int) -> None:
         self._rate = rate
         self._full_at = -math.inf
         """When the bucket is, or was, full again: the debt and the credit in one number."""
+        self._spare = 0
+        """Bytes that were waited for and then did not move, at most one piece of them: the next one's."""
+        self._turn = trio.Lock()
+        self._returned = trio.Event()
 
-    def due_in(self, size: int) -> float:
-        """Take `size` bytes, and say for how many seconds to wait before they may move."""
-        now = trio.current_time()
-        begins = max(self._full_at, now - 1.0)
-        self._full_at = begins + size / self._rate
-        return max(0.0, self._full_at - now)
+    async def take(self, size: int) -> None:
+        """Wait until `size` bytes may move. Cancelled, it has taken nothing."""
+        async with self._turn:
+            self._full_at = max(self._full_at, trio.current_time() - 1.0)
+            while (due := self._due(size)) > trio.current_time():
+                with trio.move_on_at(due):
+                    await self._returned.wait()
+            self._full_at = due
+            self._spare = max(0, self._spare - size)
+
+    def give_back(self, size: int) -> None:
+        """So many of the bytes taken will not move."""
+        self._spare = max(self._spare, size)
+        self._returned.set()
+        self._returned = trio.Event()
+
+    def _due(self, size: int) -> float:
+        return self._full_at + max(0, size - self._spare) / self._rate
 
 
 class _Direction:
@@ -62,11 +77,23 @@ class _Direction:
         self._peers: OrderedDict[PeerId, TokenBucket] = OrderedDict()
 
     async def move(self, peer: PeerId, size: int) -> None:
-        pause = self._total.due_in(size) if self._total else 0.0
+        # The peer's own first: whoever has to wait for that one holds up nobody else.
+        each = self._bucket(peer, self._each) if self._each else None
+        if each:
+            await each.take(size)
+        if self._total:
+            try:
+                await self._total.take(size)
+            except trio.Cancelled:
+                if each:
+                    each.give_back(size)
+                raise
+
+    def give_back(self, peer: PeerId, size: int) -> None:
         if self._each:
-            pause = max(pause, self._bucket(peer, self._each).due_in(size))
-        if pause > 0:
-            await trio.sleep(pause)
+            self._bucket(peer, self._each).give_back(size)
+        if self._total:
+            self._total.give_back(size)
 
     def _bucket(self, peer: PeerId, rate: int) -> TokenBucket:
         bucket = self._peers.setdefault(peer, TokenBucket(rate))
@@ -93,6 +120,10 @@ class Rates:
     async def down(self, peer: PeerId, size: int) -> None:
         """Wait until so many bytes may be asked of a peer."""
         await self._down.move(peer, size)
+
+    def not_down(self, peer: PeerId, size: int) -> None:
+        """So many bytes that were asked for will not come."""
+        self._down.give_back(peer, size)
 
     def piece_bytes(self, most: int) -> int:
         """How large a piece of an answer to send at once."""

@@ -65,7 +65,9 @@ def object_chunks(layout: Layout, ref: BlobRef) -> Iterator[ReadChunk]:
     fd = _open_object(layout, ref)
     try:
         digests = read_list(layout, ref)
-        if os.fstat(fd).st_size != ref.size or blob_root(digests) != ref.digest:
+        with disk_errors(layout.root):
+            size = os.fstat(fd).st_size
+        if size != ref.size or blob_root(digests) != ref.digest:
             raise BlobCorrupt(f"blob {ref}: damaged on disk")
 
         def read(index: int) -> bytes:
@@ -110,7 +112,8 @@ def copy_ranges(read: ReadChunk, ranges: Sequence[Range], dest: Path, mode: int,
         with disk_errors(dest):
             os.fchmod(target, mode)
     except BaseException:
-        dest.unlink(missing_ok=True)
+        with disk_errors(dest):
+            dest.unlink(missing_ok=True)
         raise
     finally:
         os.close(target)

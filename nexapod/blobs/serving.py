@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TypeAlias
 
 import structlog
@@ -61,7 +62,11 @@ class Server:
         """Questions not answered because too many were open."""
 
     def take(self, peer: PeerId, question: Question, nursery: trio.Nursery) -> None:
-        """Queue a question; its answer is sent by a task of `nursery`."""
+        """Queue a question; its answer is sent by a task of `nursery`.
+
+        It takes the place of one for the same that still waits: who asks again has given the former up, and would
+        otherwise be sent everything twice.
+        """
         queue = self._questions.get(peer)
         if queue is None:
             if len(self._questions) >= PEERS_SERVED_MAX:
@@ -69,6 +74,8 @@ class Server:
                 return
             self._questions[peer] = deque((question,))
             nursery.start_soon(self._serve, peer)
+        elif (place := _place_of_same(queue, question)) is not None:
+            queue[place] = question
         elif len(queue) >= QUESTIONS_PER_PEER_MAX:
             self.dropped += 1
         else:
@@ -144,3 +151,8 @@ class Server:
         await self._rates.up(peer, len(data))
         with trio.fail_after(self._send_s):
             await self._send(peer, data)
+
+
+def _place_of_same(queue: deque[Question], question: Question) -> int | None:
+    same = (place for place, queued in enumerate(queue) if replace(queued, id=question.id) == question)
+    return next(same, None)

@@ -7,15 +7,15 @@ is told to it (`held`) or pinned. Does not know who wants which blob and why.
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
+from weakref import WeakValueDictionary
 
 import structlog
 import trio
@@ -91,6 +91,7 @@ class BlobStore:
         self._partials = {found.ref: found for found in load_partials(self._layout)}
         self._pins = Pins(self._layout)
         self._reading: Counter[BlobRef] = Counter()
+        self._mending: WeakValueDictionary[BlobRef, trio.Lock] = WeakValueDictionary()
         self._touched: OrderedDict[BlobRef, float] = OrderedDict()
         self._spared: OrderedDict[BlobRef, float] = OrderedDict()
         self.room = Room(root, quota or Quota(), lambda: self.bytes_here, self._evict)
@@ -147,9 +148,10 @@ class BlobStore:
         """Whether it is here: a whole blob, or all chunks of a part. One system call: needs no thread.
 
         Of a blob that is not whole, chunks that this process has not yet checked do not count: a fetch checks them.
+        Raises BlobError.
         """
         ref = wanted.blob if isinstance(wanted, Part) else wanted
-        if self._layout.object(ref).exists():
+        if self._layout.holds(ref):
             return True
         found = self._partials.get(ref)
         return found is not None and isinstance(wanted, Part) and found.has(wanted.chunks)
@@ -159,13 +161,12 @@ class BlobStore:
         return self._layout.object(ref)
 
     async def refs(self) -> list[BlobRef]:
-        """Every whole blob, in no particular order."""
-        return await self._in_thread(lambda: list(self._layout.refs()))
+        """Every whole blob, in no particular order. Raises BlobError."""
+        return list(await self._in_thread(self._layout.refs))
 
     async def stat(self) -> StoreStat:
-        """How much is here, and how much room is left."""
-        disk = await self._in_thread(lambda: os.statvfs(self._layout.root))
-        free = disk.f_bavail * disk.f_frsize
+        """How much is here, and how much room is left. Raises BlobError."""
+        free = await self._in_thread(self._layout.disk_free)
         pinned = len(self._pins.refs)
         return StoreStat(self._count, self.bytes_here, free, len(self._partials), pinned, self.room.quota.blobs_max)
 
@@ -218,7 +219,8 @@ class BlobStore:
             try:
                 await self._in_thread(lambda: self._export(ref, ranges, dest, mode, check))
             except BlobCorrupt:
-                await self.mend(ref)
+                with suppress(BlobMissing):  # somebody else has set it aside
+                    await self.mend(ref)
                 raise
 
     # --- keeping ---------------------------------------------------------------------------------------------------
@@ -278,11 +280,14 @@ class BlobStore:
         How many chunks were damaged. Raises BlobMissing, BlobError.
         """
         check = trio.from_thread.check_cancelled
+        # One after the other: what a second one found before the first set the blob aside is true no more.
+        turn = self._mending.setdefault(ref, trio.Lock())
         with self._in_use(ref):
-            found = await self._in_thread(lambda: mending.examine(self._layout, ref, check))
-            if found.is_sound:
-                return 0
-            rest = await self._in_thread(lambda: mending.set_aside(self._layout, ref, found))
+            async with turn:
+                found = await self._in_thread(lambda: mending.examine(self._layout, ref, check))
+                if found.is_sound:
+                    return 0
+                rest = await self._in_thread(lambda: mending.set_aside(self._layout, ref, found))
         if rest.gone:
             self._count -= 1
             self._bytes -= ref.size
@@ -326,7 +331,9 @@ class BlobStore:
             found = self._partials.get(ref)
             if found is not None and not found.users:
                 del self._partials[ref]
-                await self._in_thread(found.remove)
+                # Three system calls; cut off here, its files would lie there unknown and uncounted.
+                with trio.CancelScope(shield=True):
+                    await self._in_thread(found.remove)
         return ref
 
     def _now_whole(self, found: Partial, new: bool) -> None:
@@ -372,7 +379,7 @@ class BlobStore:
             with self._chunks(ref) as read:
                 reading.copy_ranges(read, ranges, dest, mode, check)
         except BlobMissing:
-            if not self._layout.object(ref).exists():
+            if not self._layout.holds(ref):
                 raise
             # It became whole in the middle of that.
             with reading.object_chunks(self._layout, ref) as read:
@@ -381,7 +388,7 @@ class BlobStore:
     @contextmanager
     def _chunks(self, ref: BlobRef) -> Iterator[ReadChunk]:
         found = self._partials.get(ref)
-        if found is not None and not self._layout.object(ref).exists():
+        if found is not None and not self._layout.holds(ref):
             yield found.chunk
         else:
             with reading.object_chunks(self._layout, ref) as read:
@@ -432,17 +439,24 @@ class PartialBlob:
         self._store = store
         self._partial = found
         self._reserved = reserved
+        self._room_for: set[int] = set()
+        """Chunks not here for which room has been made, however many want them."""
 
     async def missing(self, chunks: range) -> list[int]:
         """Those of the chunks that are not here, in order, with room made for them; those that are have been checked.
 
-        Raises QuotaExceeded, BlobError.
+        Asked for one part after the other: who does not get room may try with another part. Raises QuotaExceeded,
+        BlobError.
         """
         check = trio.from_thread.check_cancelled
         await self._store._in_thread(lambda: self._partial.check(chunks, check))
-        await self._reserved.grow(sum(files.chunk_length(self._partial.ref, index) for index in self._absent(chunks)))
+        new = set(self._absent(chunks)) - self._room_for
+        if new:
+            await self._reserved.grow(sum(files.chunk_length(self._partial.ref, index) for index in new))
         # Looked at again: some may have arrived meanwhile.
-        return self._absent(chunks)
+        absent = self._absent(chunks)
+        self._room_for.update(absent)
+        return absent
 
     def _absent(self, chunks: range) -> list[int]:
         return [index for index in chunks if not self._partial.marks[index]]
@@ -453,7 +467,8 @@ class PartialBlob:
         Raises DiskFull, BlobError.
         """
         written = await self._store._in_thread(lambda: self._partial.write(index, parts))
-        if written:
+        if written and index in self._room_for:
+            self._room_for.remove(index)
             self._reserved.take(files.chunk_length(self._partial.ref, index))
         return written
 
@@ -479,10 +494,8 @@ class PartialBlob:
 
 
 def _removed(found: Partial, unused_s: float) -> bool:
-    try:
-        recent = unused_s and time.time() - found.used_at() < unused_s
-    except FileNotFoundError:
-        recent = False
+    used_at = found.used_at()
+    recent = used_at is not None and unused_s and time.time() - used_at < unused_s
     return not recent and found.remove()
 
 

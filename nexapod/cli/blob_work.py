@@ -22,6 +22,9 @@ from nexapod.protocol.types import BlobRef
 
 VERIFY_S: Final = 3600.0
 LIST_PAGE: Final = 1_000
+FETCH_WAIT_S: Final = 20
+"""The daemon looks for a blob for so long at a time."""
+LOOK_AGAIN_S: Final = 1.0
 
 
 class NotPut(Refused):
@@ -120,17 +123,36 @@ def _checked(client: Client, ref: BlobRef) -> Iterator[bytes]:
 
 
 def _bring(client: Client, ref: BlobRef, wait_s: int) -> None:
-    """Wait until a blob is here, for as long as something of it arrives."""
-    here, since = -1, time.monotonic()
+    """Wait until a blob is here, for as long as something of it arrives: a peer that has it may come, or come back."""
+    here, since = 0, time.monotonic()
     while not client.has_blob(ref):
-        try:
-            found = client.post(f"/v1/blobs/{ref}/fetch?wait_s={min(wait_s, 20)}")
-        except NothingThere as error:
-            raise NobodyHasIt(error.facts) from None
-        if int(found["chunks_here"]) > here:
-            here, since = int(found["chunks_here"]), time.monotonic()
-        elif time.monotonic() - since > wait_s and not found["here"]:
-            raise NobodyHasIt(f"nothing more of {ref} arrived: {here} of {ref.chunks} chunks are here, and stay")
+        refusal = _look_for(client, ref, wait_s)
+        if (found := _chunks_here(client, ref)) > here:
+            here, since = found, time.monotonic()
+            continue
+        left_s = since + wait_s - time.monotonic()
+        if left_s <= 0:
+            raise NobodyHasIt(
+                refusal or f"nothing more of {ref} arrived: {here} of {ref.chunks} chunks are here, and stay"
+            )
+        if refusal:
+            time.sleep(min(LOOK_AGAIN_S, left_s))
+
+
+def _look_for(client: Client, ref: BlobRef, wait_s: int) -> str:
+    """Have the mesh asked once; why nobody gave it, or nothing when it came or was still on its way."""
+    try:
+        client.post(f"/v1/blobs/{ref}/fetch?wait_s={min(wait_s, FETCH_WAIT_S)}")
+    except NothingThere as error:
+        return error.facts
+    return ""
+
+
+def _chunks_here(client: Client, ref: BlobRef) -> int:
+    try:
+        return int(client.get(f"/v1/blobs/{ref}/stat")["chunks_here"])
+    except NothingThere:
+        return 0
 
 
 def pin(client: Client, name: str, *, as_json: bool) -> None:

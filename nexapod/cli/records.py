@@ -32,6 +32,10 @@ _CSV_QUOTES = re.compile(
     rb'[^"]*+(?:(?<![^,;|\t ])"[^"]*+(?:""[^"]*+)*+"(?![^,;|\t \r\n])[^"]*+)*+',
 )
 """RFC 4180: a quote opens only at the beginning of a field, closes only at its end, and is doubled between."""
+_UNBALANCED: Final = (
+    "unbalanced quote in the header: put a field that holds a quote in quotes and double the quote, or set"
+    " `header = false` if there is no header"
+)
 _BZIP2: Final = b"BZh"
 _BZIP2_BLOCK: Final = b"1AY&SY"
 _MAGIC: Final = {
@@ -91,15 +95,22 @@ def beginning(first: bytes, by: By, header: int, *, whole: bool) -> Beginning:
     text = _TEXT.search(first, start)
     if text is None:
         raise SplitError("it holds no record" if whole else "it begins with a mebibyte of blanks")
-    if by == "fasta" and first[text.start()] != ord(">"):
-        raise BadRecord(text.start(), "this is not the beginning of a FASTA record: one begins with '>'")
+    if by == "fasta":
+        _check_first_fasta(first, start, text.start())
     if not header:
         return Beginning(start, 0)
-    end = _csv_header(first, text.start()) if by == "csv" else _nth_line(first, header)
+    end = _csv_header(first, start, text.start(), whole) if by == "csv" else _nth_line(first, header)
     if end is None:
         lines = "header" if by == "csv" else f"{header} header lines"
         raise SplitError("it holds no record beside its header" if whole else f"its {lines} are larger than 1 MiB")
     return Beginning(end, end)
+
+
+def _check_first_fasta(first: bytes, start: int, text: int) -> None:
+    if first[text] != ord(">"):
+        raise BadRecord(text, "this is not the beginning of a FASTA record: one begins with '>'")
+    if text > start and first[text - 1] != ord("\n"):
+        raise BadRecord(text, "blanks stand before the '>' of this record: take them out, its line must begin with it")
 
 
 def _nth_line(first: bytes, count: int) -> int | None:
@@ -111,9 +122,26 @@ def _nth_line(first: bytes, count: int) -> int | None:
     return at
 
 
-def _csv_header(first: bytes, text: int) -> int | None:
-    found = _CSV.match(first, first.rfind(b"\n", 0, text) + 1)
+def _csv_header(first: bytes, start: int, text: int, whole: bool) -> int | None:
+    begin = max(start, first.rfind(b"\n", 0, text) + 1)
+    found = _CSV.match(first, begin)
+    if found:
+        is_open = _is_torn(found.group())
+    else:
+        # Closed nowhere in the file; or, of one that goes on, opened in the first line and not closed in all of this.
+        end = len(first) if whole else max(begin, first.find(b"\n", begin))
+        is_open = first.count(b'"', begin, end) % 2 == 1
+    if is_open:
+        raise BadRecord(begin, _UNBALANCED)
     return found.end() if found else None
+
+
+def _is_torn(record: bytes) -> bool:
+    """Whether a quote that is no border of a field has made one record of several lines.
+
+    Within one line such a quote does no harm.
+    """
+    return b"\n" in record[:-1] and not _CSV_QUOTES.fullmatch(record)
 
 
 def scan(by: By, start: int) -> Scan:
@@ -244,8 +272,7 @@ class _Csv:
         return starts, at
 
     def _check_quotes(self, record: bytes, at: int) -> None:
-        # Within one line a stray quote does no harm; here it has been taken for the border of a field.
-        if b"\n" in record[:-1] and not _CSV_QUOTES.fullmatch(record):
+        if _is_torn(record):
             what = "a quote stands inside a field of this record: put such a field in quotes and double the quote"
             raise BadRecord(self._at + at, what)
 

@@ -99,6 +99,27 @@ def test_what_is_not_here_is_fetched(backend: Real, cli: Run, tmp_path: Path) ->
     assert (tmp_path / "out").read_bytes() == b"far away"
 
 
+def test_a_blob_that_nobody_has_yet_is_waited_for(backend: Real, cli: Run, tmp_path: Path) -> None:
+    ref = blob_of(b"comes later")
+    tries = 0
+
+    async def from_elsewhere(wanted: BlobRef) -> None:
+        nonlocal tries
+        tries += 1
+        if tries > 1:
+            backend.elsewhere[ref] = b"comes later"
+        await backend._from_elsewhere(wanted)
+
+    backend._fetch = from_elsewhere
+    assert cli("blob", "get", ref, "-o", tmp_path / "out")[0] == 0
+    assert (tmp_path / "out").read_bytes() == b"comes later"
+    assert tries == 2
+    status, _, err = cli("blob", "get", blob_of(b"never"), "-o", tmp_path / "never", "--wait", 0)
+    assert status == 4
+    assert "no peer to ask" in err
+    assert tries == 3
+
+
 def test_pins_stats_and_lists_are_shown_to_people_and_programs(backend: Real, cli: Run, tmp_path: Path) -> None:
     (tmp_path / "in").write_bytes(b"data")
     ref = cli("blob", "put", tmp_path / "in")[1].strip()

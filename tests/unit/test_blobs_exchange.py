@@ -435,7 +435,7 @@ async def test_one_asker_cannot_crowd_out_another_and_queues_are_bounded(tmp_pat
 
         giver.exchange._server._send = send
         for number in range(1000):
-            await giver.exchange.on_frame("greedy", encode(AskChunk(number, ref, 0)))
+            await giver.exchange.on_frame("greedy", encode(AskChunk(number, BlobRef(ref.digest, 1 + number), 0)))
         server = giver.exchange._server
         assert len(server._questions["greedy"]) <= QUESTIONS_PER_PEER_MAX
         assert server.dropped >= 1000 - QUESTIONS_PER_PEER_MAX - 1
@@ -448,6 +448,32 @@ async def test_one_asker_cannot_crowd_out_another_and_queues_are_bounded(tmp_pat
         blocked.set()
         while server._questions:
             await trio.lowlevel.checkpoint()
+
+
+async def test_who_asks_again_for_what_still_waits_is_answered_once(tmp_path):
+    async with network_in(tmp_path) as network:
+        giver = network.node("giver")
+        ref = await giver.store.put_bytes(os.urandom(3 * MIB))
+        blocked = trio.Event()
+        answers = []
+
+        async def send(peer, frame):
+            await blocked.wait()
+            answers.append(decode(frame))
+
+        giver.exchange._server._send = send
+        await giver.exchange.on_frame("taker", encode(AskChunk(0, ref, 0)))
+        await trio.testing.wait_all_tasks_blocked()
+        for number in range(1, 100):
+            for question in (AskChunk(number, ref, 1 + number % 2), AskList(100 + number, ref, 0)):
+                await giver.exchange.on_frame("taker", encode(question))
+        blocked.set()
+        while giver.exchange._server._questions:
+            await trio.lowlevel.checkpoint()
+        assert giver.exchange.questions_dropped == 0
+        # The first was being answered; of the others, the last of each.
+        assert {answer.id for answer in answers} == {0, 98, 99, 199}
+        assert sum(len(answer.data) for answer in answers) == 3 * MIB + 96
 
 
 async def test_a_damaged_blob_is_not_passed_on(tmp_path):

@@ -14,7 +14,9 @@ import pytest
 import trio
 from test_blobs_exchange import MIB, fetch_in_vain, network_in
 
+from nexapod.blobs import mending
 from nexapod.blobs.errors import BlobCorrupt, BlobMissing, DiskFull, QuotaExceeded
+from nexapod.blobs.files import name_of
 from nexapod.blobs.room import DEFAULT_BYTES_MAX, DEFAULT_DISK_FREE_MIN, Quota
 from nexapod.blobs.store import BlobStore
 from nexapod.daemon.retention import Retention
@@ -126,11 +128,58 @@ async def test_a_fetch_that_cannot_fit_says_so_and_parts_are_evicted_too(tmp_pat
         other = await giver.store.put_bytes(os.urandom(4 * MIB))
         with pytest.raises(QuotaExceeded):
             await taker.fetch(other, "giver")
-        have = next(taker.store._layout.partial.glob("*.have"))
+        have = taker.store._layout.partial / f"{name_of(large)}.have"
         os.utime(have, (time.time() - 100,) * 2)
         await taker.fetch(other, "giver")
         assert not taker.store.has(Part(large, 0, 1))
         assert taker.store.room._promised == 0
+
+
+async def test_those_who_want_the_same_chunks_need_room_for_them_once(tmp_path: Path) -> None:
+    async with network_in(tmp_path) as network:
+        giver, taker = network.node("giver"), network.node("taker")
+        taker.store.room.quota = QUOTA
+        ref = await giver.store.put_bytes(os.urandom(7 * MIB))
+        async with trio.open_nursery() as nursery:
+            for part in (Part.whole(ref), Part.whole(ref), Part(ref, 0, 3), Part(ref, 2, 3), Part.whole(ref)):
+                nursery.start_soon(taker.fetch, part, "giver")
+        assert taker.store.has(ref)
+        assert taker.store.room._promised == 0
+
+
+@pytest.mark.parametrize("first", ["small", "large"])
+async def test_one_who_gets_no_room_does_not_end_the_fetch_of_the_others(tmp_path: Path, first: str) -> None:
+    async with network_in(tmp_path) as network:
+        giver, taker = network.node("giver"), network.node("taker")
+        taker.store.room.quota = QUOTA
+        ref = await giver.store.put_bytes(os.urandom(9 * MIB))
+
+        async def too_large() -> None:
+            with pytest.raises(QuotaExceeded):
+                await taker.fetch(ref, "giver")
+
+        async def small_enough() -> None:
+            await taker.fetch(Part(ref, 1, 6), "giver")
+
+        wanted = [too_large, small_enough] if first == "large" else [small_enough, too_large]
+        async with trio.open_nursery() as nursery:
+            for each in wanted:
+                nursery.start_soon(each)
+                await trio.lowlevel.checkpoint()
+        assert taker.store.has(Part(ref, 1, 6))
+        assert taker.store.room._promised == 0
+
+
+async def test_a_part_that_is_here_needs_no_room(tmp_path: Path) -> None:
+    async with network_in(tmp_path) as network:
+        giver, taker = network.node("giver"), network.node("taker")
+        part = Part(await giver.store.put_bytes(os.urandom(3 * MIB)), 0, 2)
+        await taker.fetch(part, "giver")
+        network.cut("taker")
+        taker = network.node("taker")
+        taker.store.room.quota = Quota(blobs_max=MIB)
+        await taker.fetch(part, "giver")  # to be checked, as it is from before the restart
+        assert taker.store.has(part)
 
 
 async def test_free_disk_is_kept_by_evicting_when_others_fill_it(tmp_path: Path) -> None:
@@ -223,6 +272,41 @@ async def test_what_nothing_is_left_of_goes(store: BlobStore) -> None:
     assert store.bytes_here == 0
     with pytest.raises(BlobMissing):
         await store.mend(small)
+
+
+@pytest.mark.parametrize("mib", [1, 3])
+async def test_several_who_find_the_same_damage_count_it_once(store: BlobStore, tmp_path: Path, mib: int) -> None:
+    ref, sound = await put(store, mib), await put(store, 1)
+    damage(store, ref)
+    outcomes: list[object] = []
+
+    async def mend() -> None:
+        try:
+            outcomes.append(await store.mend(ref))
+        except BlobMissing:
+            outcomes.append("gone")
+
+    async def export(number: int) -> None:
+        with pytest.raises((BlobCorrupt, BlobMissing)):
+            await store.export(ref, tmp_path / f"out{number}")
+
+    async with trio.open_nursery() as nursery:
+        for number in range(3):
+            nursery.start_soon(mend)
+            nursery.start_soon(export, number)
+    assert set(outcomes) <= {1, "gone"}
+    assert kept(store, ref, sound) == [False, True]
+    found = await store.stat()
+    assert (found.blobs, found.bytes) == (1, mib * MIB)
+
+
+async def test_what_is_deleted_while_it_is_examined_is_not_counted_again(store: BlobStore) -> None:
+    ref = await put(store, 3)
+    damage(store, ref)
+    found = mending.examine(store._layout, ref, lambda: None)
+    await store.delete(ref)
+    with pytest.raises(BlobMissing):
+        mending.set_aside(store._layout, ref, found)
 
 
 async def test_a_lost_list_is_made_again(store: BlobStore, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import pytest
 import trio
@@ -228,3 +229,60 @@ async def test_a_fetch_begun_while_another_of_the_same_blob_ends_loses_nothing(t
             assert list(taker.store._layout.partial.iterdir()) == []
             await taker.store.delete(ref)
             scope = trio.CancelScope()
+
+
+def partial_file(store, suffix):
+    return next(store._layout.partial.glob(f"*{suffix}"))
+
+
+def make_unreadable(path):
+    """What reads or removes it fails, for root too. It stands for a failing disk, or too many open files."""
+    path.unlink()
+    path.mkdir()
+
+
+async def test_a_disk_that_fails_in_a_fetch_ends_that_fetch_and_not_the_daemon(tmp_path):
+    async with network_in(tmp_path) as network:
+        giver, taker = network.node("giver"), network.node("taker")
+        ref = await giver.store.put_bytes(os.urandom(3 * MIB))
+        other = await giver.store.put_bytes(b"other")
+        await taker.fetch(Part(ref, 0, 1), "giver")
+        network.cut("taker")
+        taker = network.node("taker")
+        make_unreadable(partial_file(taker.store, ".list"))
+        with pytest.raises(BlobError, match="check its permissions and the disk"):
+            await taker.fetch(ref, "giver")
+        await taker.fetch(other, "giver")
+
+
+async def test_what_cannot_be_removed_or_measured_is_an_ordinary_error(tmp_path):
+    async with network_in(tmp_path) as network:
+        giver, taker = network.node("giver"), network.node("taker")
+        ref = await giver.store.put_bytes(os.urandom(3 * MIB))
+        await taker.fetch(Part(ref, 0, 1), "giver")
+        while taker.store._partials[ref].users:
+            await trio.lowlevel.checkpoint()
+        make_unreadable(partial_file(taker.store, ".data"))
+        with pytest.raises(BlobError):
+            await taker.store.delete(ref)
+        shutil.rmtree(taker.store._layout.root)
+        for attempt in (taker.store.stat(), taker.store.refs()):
+            with pytest.raises(BlobError, match="No such file"):
+                await attempt
+
+
+async def test_a_part_that_goes_while_it_is_touched_is_no_error(tmp_path, monkeypatch):
+    async with network_in(tmp_path) as network:
+        giver, taker = network.node("giver"), network.node("taker")
+        part = Part(await giver.store.put_bytes(os.urandom(3 * MIB)), 0, 1)
+        await taker.fetch(part, "giver")
+        have = partial_file(taker.store, ".have")
+        set_times = os.utime
+
+        def after_it_is_gone(path):
+            if path == have:
+                have.unlink()
+            set_times(path)
+
+        monkeypatch.setattr(os, "utime", after_it_is_gone)
+        assert await taker.store.touch(part)

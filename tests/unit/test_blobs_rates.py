@@ -73,3 +73,33 @@ async def test_peers_are_forgotten(autojump_clock: trio.testing.MockClock) -> No
     for number in range(PEERS_MAX + 100):
         await rates.up(PeerId(str(number)), 1)
     assert len(rates._up._peers) == PEERS_MAX
+
+
+@pytest.mark.parametrize("caps", [Caps(down_max=RATE), Caps(peer_down_max=RATE)])
+async def test_what_was_asked_for_and_does_not_come_is_the_next_one_s(
+    autojump_clock: trio.testing.MockClock, caps: Caps
+) -> None:
+    rates = Rates(caps)
+    await seconds_for(rates, [(ANN, 4 * RATE)], down=True)
+    for _ in range(10):
+        rates.not_down(ANN, 4 * RATE)
+    assert await seconds_for(rates, [(ANN, 4 * RATE)], down=True) == 0
+    assert await seconds_for(rates, [(ANN, 4 * RATE)], down=True) == pytest.approx(4, abs=0.01)
+
+
+async def test_what_comes_back_goes_to_who_waits(autojump_clock: trio.testing.MockClock) -> None:
+    rates = Rates(Caps(down_max=RATE))
+    await seconds_for(rates, [(ANN, 4 * RATE)], down=True)
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(rates.down, BOB, 4 * RATE)
+        await trio.sleep(1)
+        rates.not_down(ANN, 4 * RATE)
+    assert trio.current_time() - began == pytest.approx(1, abs=0.01)
+
+
+async def test_who_is_cancelled_while_it_waits_has_taken_nothing(autojump_clock: trio.testing.MockClock) -> None:
+    rates = Rates(Caps(down_max=RATE, peer_down_max=2 * RATE))
+    with trio.move_on_after(1):
+        await seconds_for(rates, [(ANN, 100 * RATE)] * 3 + [(ANN, RATE), (BOB, 100 * RATE)], down=True)
+    assert await seconds_for(rates, [(ANN, RATE), (BOB, RATE)], down=True) < 2

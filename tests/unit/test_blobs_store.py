@@ -16,6 +16,7 @@ import pytest
 import trio
 
 from nexapod.blobs.errors import BlobCorrupt, BlobError, BlobMissing, BlobTooLarge, DiskFull
+from nexapod.blobs.files import Writer, publish, write_blob
 from nexapod.blobs.store import BlobStore
 from nexapod.protocol.limits import CHUNK_BYTES
 from nexapod.protocol.types import BlobRef, blob_of
@@ -154,6 +155,53 @@ async def test_a_stream_that_breaks_or_is_cancelled_leaves_nothing(store):
     with trio.move_on_after(0.1):
         await store.put_stream(hangs(), 1 << 30)
     assert everything_in(store) == []
+
+
+async def test_what_is_finished_is_not_closed_again(store, tmp_path):
+    writer = Writer(store._layout, 1000)
+    writer.add(b"data")
+    ref, new = writer.finish()
+    # The number of its file is free, and this one gets it.
+    with (tmp_path / "other").open("wb") as other:
+        for _ in range(2):
+            writer.abort()
+        other.write(b"still open")
+    assert new
+    assert await store.verify(ref)
+
+
+async def test_a_blob_that_is_put_several_times_at_once_is_counted_once(store):
+    data = os.urandom(2 * CHUNK_BYTES)
+    writers = [Writer(store._layout, len(data)) for _ in range(3)]
+    for writer in writers:
+        writer.add(data)
+    # All have seen that it is not here yet.
+    news = [publish(store._layout, blob_of(data), w._digests, w._fd, w._path) for w in writers]
+    assert news == [True, False, False]
+    await store.delete(blob_of(data))
+    other = BlobStore(store._layout.root)
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(other.put_bytes, data)
+    assert (await other.stat()).blobs == 1
+    assert other.bytes_here == len(data)
+
+
+async def test_a_put_that_is_cancelled_at_its_end_leaves_nothing_of_the_part_that_was_here(store):
+    data = os.urandom(2 * CHUNK_BYTES)
+    digests = [hashlib.sha256(data[at : at + CHUNK_BYTES]).digest() for at in (0, CHUNK_BYTES)]
+    partial = await store.open_partial(blob_of(data), digests)
+    await partial.write(0, [data[:CHUNK_BYTES]])
+    partial.close()
+    with trio.CancelScope() as scope:
+
+        def write():
+            trio.from_thread.run_sync(scope.cancel)
+            return write_blob(store._layout, iter((data,)), len(data))
+
+        await store._put(write)
+    assert store.bytes_here == len(data)
+    assert list(store._layout.partial.iterdir()) == []
 
 
 async def test_only_regular_files_are_taken_in(store, tmp_path):
@@ -337,3 +385,92 @@ async def test_what_is_no_partial_blob_is_cleared(store, suffix):
     left.write_bytes(b"x")
     BlobStore(store._layout.root)
     assert not left.exists()
+
+
+PLAIN_USER = """
+import hashlib, os, signal, sys, trio
+from pathlib import Path
+from nexapod.blobs.store import BlobStore
+from nexapod.protocol.types import BlobRef, blob_root
+
+def chunk(index):
+    return bytes([index]) * (1 << 20)
+
+def die_at(name, when):
+    real = getattr(os, name)
+    def instead(*args):
+        names = [os.readlink(f"/proc/self/fd/{arg}") if isinstance(arg, int) else str(arg) for arg in args]
+        if not any(name.endswith(".data") for name in names):
+            return real(*args)
+        if when == "after":
+            real(*args)
+        os.kill(os.getpid(), signal.SIGKILL)
+    setattr(os, name, instead)
+
+async def fetch(store):
+    digests = [hashlib.sha256(chunk(index)).digest() for index in range(3)]
+    ref = BlobRef(blob_root(digests), 3 << 20)
+    partial = await store.open_partial(ref, digests)
+    for index in await partial.missing(range(3)):
+        await partial.write(index, [chunk(index)])
+    await partial.settle()
+    partial.close()
+    assert await store.verify(ref)
+    return ref
+
+async def mend(store):
+    ref = await fetch(store)
+    store.path(ref).chmod(0o600)
+    with store.path(ref).open("r+b") as file:
+        file.write(b"rotten")
+    store.path(ref).chmod(0o400)
+    if len(sys.argv) > 2:
+        die_at(*sys.argv[2:])
+    await store.mend(ref)
+
+async def main():
+    store = BlobStore(Path("blobs"))
+    if sys.argv[1] == "mend":
+        return await mend(store)
+    if len(sys.argv) > 2:
+        die_at(*sys.argv[2:])
+    await fetch(store)
+
+if os.geteuid() == 0:
+    os.setuid(65534)
+trio.run(main)
+"""
+
+
+def as_plain_user(folder, *args):
+    """Run the program above in `folder`, not as root: root may write what is read-only. Its status."""
+    folder.mkdir(exist_ok=True)
+    if os.geteuid() == 0:
+        os.chown(folder, 65534, 65534)
+    # It is given no path: a user of its own may not enter the folders above this one.
+    return subprocess.run([sys.executable, "-c", PLAIN_USER, *args], cwd=folder).returncode
+
+
+@pytest.mark.parametrize("fault", [("fsync", "before"), ("rename", "before"), ("rename", "after")])
+def test_kill_9_while_a_blob_becomes_whole_does_not_lock_it(tmp_path, fault):
+    folder = tmp_path / "home"
+    assert as_plain_user(folder, "fetch", *fault) == -signal.SIGKILL
+    for left in (folder / "blobs" / "partial").glob("*.data"):
+        assert stat.S_IMODE(left.stat().st_mode) == 0o600
+    assert as_plain_user(folder, "fetch") == 0
+
+
+def test_what_an_earlier_crash_left_read_only_is_written_again(tmp_path):
+    folder = tmp_path / "home"
+    assert as_plain_user(folder, "fetch", "rename", "before") == -signal.SIGKILL
+    for left in (folder / "blobs" / "partial").iterdir():
+        left.chmod(0o400)
+    assert as_plain_user(folder, "fetch") == 0
+
+
+def test_kill_9_while_a_damaged_blob_is_set_aside_does_not_lock_it(tmp_path):
+    folder = tmp_path / "home"
+    assert as_plain_user(folder, "mend", "rename", "after") == -signal.SIGKILL
+    [left] = (folder / "blobs" / "partial").glob("*.data")
+    assert stat.S_IMODE(left.stat().st_mode) == 0o600
+    assert as_plain_user(folder, "fetch") == 0

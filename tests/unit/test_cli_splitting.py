@@ -262,6 +262,8 @@ def test_csv_as_pythons_writer_has_it(tmp_path_factory: pytest.TempPathFactory, 
         ("lines", b"\n \n", "it holds no record"),
         ("lines", b"\xef\xbb\xbf\n", "it holds no record"),
         ("fasta", b"\n \nACGT\n>a\n", "line 3: this is not the beginning of a FASTA record"),
+        ("fasta", b"  >a\nACGT\n>b\nAC\n", "line 1: blanks stand before the '>'"),
+        ("fasta", b"\n\t>a\nACGT\n>b\nAC\n", "line 2: blanks stand before the '>'"),
         ("fasta", b">a\rACGT\r>b\rAC", "end with CR alone"),
         ("sdf", b"molecule\nM  END\n", "it has no line `$$$$`"),
         ("csv", b'a,b\n1,"x\n2,3\n', "line 2: a quote is opened in this record and not closed"),
@@ -290,6 +292,26 @@ def test_a_header_alone_is_no_data(write: Callable[[bytes], Path]) -> None:
         assert "no record" in refused(write(data), Cut("csv", size=1, header=1))
     assert "no record" in refused(write(b"a\nb\n"), Cut("lines", size=1, header=3))
     assert "header are larger than 1 MiB" in refused(write(b"x" * CHUNK_BYTES + b"\n1\n"), Cut("csv", size=1, header=1))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'id,dia(")\n1,2\n',
+        b'id,dia(")\n1,"foo"\n2,"bar"\n',
+        b'id,len (")\n1,5\n2,6\n3,7"\n4,8\n',
+        b'\n"id,len\n1,5\n2,"6"\n',
+        b'id,len (")\n' + b"1,2\n" * CHUNK_BYTES,
+    ],
+)
+def test_an_unbalanced_quote_in_the_header_is_said(write: Callable[[bytes], Path], data: bytes) -> None:
+    said = refused(write(data), Cut("csv", size=1, header=1))
+    assert re.match("line [12]: unbalanced quote in the header", said)
+
+
+@pytest.mark.parametrize("header", [b'"a\nb",c\n', b'\xef\xbb\xbf"a\nb",c\n', b'a 5",b 6"\n', b'a,"5"" pipe"\r\n'])
+def test_quotes_in_a_header_are_taken_as_in_a_record(write: Callable[[bytes], Path], header: bytes) -> None:
+    assert cut_up(write(header + b"1,2\n3,4\n"), Cut("csv", size=1, header=1)) == [header + b"1,2\n", header + b"3,4\n"]
 
 
 def test_a_missing_quote_does_not_take_the_memory_of_the_machine(
