@@ -55,7 +55,7 @@ async def test_a_peer_that_still_sends_what_was_given_up_is_not_silent(autojump_
         for part in range(4):
             await trio.sleep(9)
             peer.sends(0, part * 25, 25)
-        await trio.sleep(9)
+        await trio.sleep(9)  # a pause: of the virtual clock
         peer.sends(1, 0, SIZE)
     assert [b"".join(outcome) for outcome in outcomes if not isinstance(outcome, Failure)] == [bytes(SIZE)]
 

@@ -200,7 +200,7 @@ async def test_sources_of_a_large_blob_are_used_in_their_order(autojump_clock: t
         with pytest.raises(BlobUnavailable):
             await it.fetch(ref, [*slow, it.giver(data)])
         assert GIVER not in it.asked
-        await trio.sleep(5)  # as long as a node waits before it tries again
+        await trio.sleep(5)  # as long as a node waits before it tries again  # a pause: of the virtual clock
         assert await it.fetch(ref, [*slow, GIVER]) < 20
 
 
@@ -223,7 +223,7 @@ async def test_a_source_that_had_nothing_is_asked_for_what_is_wanted_later(
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(in_vain)
-            await trio.sleep(30)
+            await trio.sleep(30)  # a pause: of the virtual clock
             assert it.asked == [*low, *slow]
             assert await it.fetch(Part(ref, 0, 5), []) < 5
 

@@ -93,7 +93,7 @@ async def test_what_comes_back_goes_to_who_waits(autojump_clock: trio.testing.Mo
     began = trio.current_time()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(rates.down, BOB, 4 * RATE)
-        await trio.sleep(1)
+        await trio.sleep(1)  # a pause: of the virtual clock
         rates.not_down(ANN, 4 * RATE)
     assert trio.current_time() - began == pytest.approx(1, abs=0.01)
 
