@@ -160,3 +160,13 @@ def test_what_cannot_be_put_is_said_and_nothing_is_kept(backend: Real, cli: Run,
         assert status == 5, err
         assert str(arguments[0]) in err
     assert backend.store.bytes_here == 0
+
+
+def test_an_archive_that_was_cut_off_is_not_put(backend: Real, cli: Run, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT) as archive:
+        archive.addfile(tarfile.TarInfo("empty"))
+        archive.addfile(tarfile.TarInfo("lost"))
+    (tmp_path / "a.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:700])
+    status, out, err = cli("blob", "put", tmp_path / "a.tar", "--unpack")
+    assert (status, out) == (5, "")
+    assert "the archive is cut off" in err
