@@ -255,7 +255,7 @@ class Service(BlobService):
 
     async def why_job(self, job: JobId) -> Json:
         self._entry(job)
-        return explain.why_job(self._node, job)
+        return explain.why_job(self._node, job, self._bootstrap, self._foreign)
 
     def _entry(self, job: JobId) -> JobEntry:
         entry = self._node.jobs.get(job)
