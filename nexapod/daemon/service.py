@@ -110,6 +110,7 @@ class Service(BlobService):
             "slots": profile.slots if profile else 0,
             "state": self._state(),
             "uptime_s": int(time.monotonic() - self._began),
+            "pause_left_s": self._pausing.left_s,
             "home": str(self._home),
             "pid": os.getpid(),
             "stalled": self._engine.stalled,

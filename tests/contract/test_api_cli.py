@@ -322,10 +322,13 @@ def test_submit_and_watch_in_one(daemon: Daemon, cli: Cli, tmp_path: Path) -> No
     assert "complete: 3 settled, 0 failed" in cli.out
 
 
-def test_a_cancelled_job_is_not_a_success(daemon: Daemon, cli: Cli) -> None:
+def test_a_cancelled_job_is_not_a_success(daemon: Daemon, cli: Cli, tmp_path: Path) -> None:
     job = daemon.add()
     assert cli("cancel", job.hex(), "--json") == 0
     assert cli("watch", job.hex()) == 1
+    assert cli("results", job.hex(), "-o", tmp_path / "out") == 1
+    assert "what is not settled by now will not be" in cli.err
+    assert "again" not in cli.err
 
 
 def test_a_watcher_that_fell_behind_begins_anew(daemon: Daemon, cli: Cli) -> None:
@@ -508,11 +511,16 @@ def test_the_owner_pauses_this_machine_and_lets_it_go_on(daemon: Daemon, cli: Cl
     assert daemon.backend.paused_for == [5400]
     assert cli("tasks") == 0
     assert "paused" in cli.out
+    assert cli("status") == 0
+    assert "state      paused for 1 h 30 m more\nup for     1 h 2 m\n" in cli.out
     assert cli("resume", "--json") == 0
     assert cli.json == {"paused": False}
     assert cli("pause", "soon") == 5
     assert "is not a duration" in cli.err
     assert daemon.backend.paused_for == []
+    assert cli("pause") == 0
+    assert cli("status") == 0
+    assert "paused until `nexapod resume`\n" in cli.out
 
 
 def test_a_log_is_followed_to_the_end_of_its_task(daemon: Daemon, cli: Cli) -> None:
