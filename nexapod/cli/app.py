@@ -12,7 +12,7 @@ import typer
 
 from nexapod.cli.blob_commands import blob_app
 from nexapod.cli.client import Client
-from nexapod.cli.errors import FAILED, INTERRUPTED, CliError
+from nexapod.cli.errors import FAILED, INTERRUPTED, CliError, SystemTrouble
 from nexapod.cli.safe import safe
 from nexapod.version import __version__
 
@@ -269,7 +269,14 @@ def why(
 
 @app.command()
 def verify(
-    certificate: Annotated[Path, typer.Argument(metavar="FILE", help="A job's .cert file.", show_default=False)],
+    certificate: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="A job's .cert file, or the folder that it lies in with the results.",
+            show_default=False,
+        ),
+    ],
     results: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Check the result files in this folder too.", show_default=False)
     ] = None,
@@ -373,6 +380,7 @@ def _word(job: str) -> str:
 
 def main() -> None:
     """Run the command line and exit with its status."""
+    _open_closed_streams()
     try:
         app()
     except CliError as error:
@@ -381,9 +389,29 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
-        # Whoever read us has gone (`nexapod jobs | head`): what stays in the buffer has nowhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read us has gone (`nexapod jobs | head`).
+        _drop_output()
         sys.exit(FAILED)
+    except OSError as error:
+        # What no command expects: a full disk below its output, for one.
+        _drop_output()
+        place = f"{safe(os.fsdecode(error.filename))}: " if isinstance(error.filename, (str, bytes)) else ""
+        _explain(SystemTrouble(f"{place}{error.strerror or safe(error)}"))
+        sys.exit(FAILED)
+
+
+def _open_closed_streams() -> None:
+    """Whoever closed an output (`nexapod status >&-`) wants none of it: nothing else may get its number, and writing to
+    it is no error.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open to the end
+
+
+def _drop_output() -> None:
+    """What stays in the buffer has nowhere to go: Python would write it at its end, and fail once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _explain(error: CliError) -> None:

@@ -8,6 +8,7 @@ files that it names only when it is right itself, as they may be large. Bounds t
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,7 +135,7 @@ def _image(table: Table, image: str, reading: Reading) -> None:
     """An archive beside the job file, a content id, a registry's reference by digest, or the name of what was added."""
     if image.endswith(ARCHIVES):
         reading.archive = reading.folder / image
-        if not reading.archive.is_file():
+        if not os.path.isfile(reading.archive):  # unlike Path's, never an error
             table.problem("image", f"{image!r} is not a file (looked for {reading.archive})")
     elif not (IMAGE.match(image) or registry_host(image) or IMAGE_NAME.match(image)):
         ways = "a content id (sha256:...), the name of an added image, host/name@sha256:..., or an archive (.tar)"

@@ -474,6 +474,24 @@ def test_a_closed_pipe_is_no_error_message(daemon: Daemon) -> None:
         assert process.wait(20) == 1
 
 
+@pytest.mark.parametrize(
+    ("shell", "status", "said"),
+    [
+        ("status > /dev/full", 1, "the output: No space left on device"),
+        ("status --json > /dev/full", 1, "the output: No space left on device"),
+        ("--version > /dev/full", 1, "No space left on device"),
+        ("status >&-", 0, ""),
+        ("status >&- 2>&-", 0, ""),
+    ],
+)
+def test_an_output_that_takes_nothing_is_said(daemon: Daemon, shell: str, status: int, said: str) -> None:
+    command = f'exec "{sys.executable}" -m nexapod --home "{daemon.home}" {shell}'
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, said in done.stderr) == (status, True), done.stderr
+    assert "Traceback" not in done.stderr
+    assert bool(done.stderr) == bool(said)
+
+
 def test_a_daemon_that_dies_is_waited_for_a_while(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watching, "RETRY_S", 0.01)
     monkeypatch.setattr(watching, "RETRIES_MAX", 3)

@@ -179,6 +179,9 @@ def test_a_list_of_tables_is_one_task_each(folder: Path) -> None:
         ("params = { a = [1], A = [2] }", "in capitals alone"),
         ("params = { a = [[1]] }", "not a list"),
         ("params = { a = [1979-05-27] }", "not a date or time"),
+        (f"params = {{ a = [0x{'f' * 5000}] }}", "params.a: a number of 20000 bits is not possible: give it as text"),
+        (f"params = {{ a = [{'9' * 5000}] }}", "a number in it has thousands of digits"),
+        (f"count = 0x{'f' * 5000}", "a number of 20000 bits is not possible: from 1 to"),
         (f"params = {{ a = {list(range(1001))}, b = {list(range(1000))} }}", "they give 1001000 tasks"),
     ],
 )
