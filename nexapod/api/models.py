@@ -389,6 +389,8 @@ class TaskView(_View):
 
 
 class JobView(JobRow):
+    description: str
+    tags: list[str]
     placed: bool
     """Enough other peers hold the job and its inputs: this one may go offline."""
     placed_on: list[str]

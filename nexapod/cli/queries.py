@@ -163,6 +163,7 @@ def show_job(client: Client, job: str, *, as_json: bool) -> None:
     pairs = [
         ("job", view["job_id"]),
         ("name", view["name"]),
+        *_written(view),
         ("state", view["state"]),
         ("tasks", counts(view)),
         ("submitter", view["submitter"]),
@@ -180,6 +181,13 @@ def show_job(client: Client, job: str, *, as_json: bool) -> None:
         )
     if view["tasks"] > TASKS_SHOWN_MAX:
         note(f"The first {TASKS_SHOWN_MAX} tasks are shown; --json gives all.")
+
+
+def _written(view: dict[str, Any]) -> list[tuple[str, str]]:
+    """What its submitter wrote of a job, besides its name; a description may have several lines."""
+    lines = str(view["description"]).rstrip().split("\n") if view["description"] else []
+    shown = [("" if number else "description", line.expandtabs()) for number, line in enumerate(lines)]
+    return shown + ([("tags", ", ".join(view["tags"]))] if view["tags"] else [])
 
 
 def _task_row(task: dict[str, Any]) -> tuple[object, ...]:

@@ -214,8 +214,8 @@ class Table:
             return False
         return True
 
-    def strings(self, key: str, *, count_max: int, bytes_max: int = 256) -> tuple[str, ...]:
-        """A list of texts."""
+    def strings(self, key: str, *, count_max: int, bytes_max: int = 256, lines: bool = False) -> tuple[str, ...]:
+        """A list of texts, each as `text` takes it."""
         value = self._typed(key, (list,), "a list of texts")
         if value is None:
             return ()
@@ -226,7 +226,7 @@ class Table:
             if type(item) is not str:
                 self.problem(key, f"every entry must be text, not {kind_of(item)}")
                 return ()
-            if not self.check_text(key, item, bytes_max):
+            if not self.check_text(key, item, bytes_max, lines=lines):
                 return ()
         return tuple(value)
 

@@ -235,6 +235,8 @@ class FakeBackend:
     async def job(self, job: JobId, tasks: range) -> Json:
         found = self.known[job]
         return self._row(job) | {
+            "description": found.spec.description,
+            "tags": list(found.spec.tags),
             "placed": bool(found.placed_on),
             "placed_on": found.placed_on,
             "holders": len(found.placed_on),

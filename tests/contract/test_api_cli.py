@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,18 @@ def test_a_job_is_named_by_a_prefix(daemon: Daemon, cli: Cli) -> None:
     assert [task["index"] for task in cli.json["task_list"]] == [0, 1, 2]
     assert cli("why", job.hex()[:6]) == 0
     assert "Only 1 known peer can run it." in cli.out
+
+
+def test_what_was_written_of_a_job_is_shown(daemon: Daemon, cli: Cli, tmp_path: Path) -> None:
+    text = 'description = """one\n\ttwo \u2026\n"""\ntags = ["a b", "c"]\n[run]'
+    assert cli("submit", "--no-wait", "--json", write_job(tmp_path, JOB_FILE.replace("[run]", text))) == 0
+    assert cli("job", cli.json["job_id"]) == 0
+    lines = [line.rstrip() for line in cli.out.splitlines()]
+    at = lines.index("description     one")
+    assert lines[at + 1 : at + 3] == [" " * 24 + "two \u2026", "tags            a b, c"]
+    [found] = daemon.backend.known.values()
+    found.spec = replace(found.spec, description=NASTY, tags=(NASTY,))
+    assert cli("job", cli.out.split()[1]) == 0
 
 
 def test_every_task_of_a_large_job_is_listed(daemon: Daemon, cli: Cli) -> None:
