@@ -19,8 +19,9 @@ import structlog
 import trio
 from api_fake import ANN, BOB, NASTY, FakeBackend, FakeJob, FakeTask, served_in_thread
 
+from nexapod.api import task_routes
 from nexapod.cli import app as app_module
-from nexapod.cli import submitting, watching
+from nexapod.cli import submitting, watching, work_commands
 from nexapod.cli.app import main
 from nexapod.log import setup_logging
 from nexapod.protocol.limits import CHUNK_BYTES
@@ -198,6 +199,8 @@ def test_what_a_replica_printed_is_shown_harmlessly(daemon: Daemon, cli: Cli) ->
     assert "line 1" in cli.out
     assert "\\x1b[2J[red]not markup[/red]" in cli.out
     assert cli("logs", job.hex(), 3) == 4
+    assert cli("logs", job.hex(), 99999999999) == 4
+    assert "there is no task 99999999999: a job has at most 1000000" in cli.err
 
 
 def test_the_exit_status_says_what_was_wrong(daemon: Daemon, cli: Cli, tmp_path: Path) -> None:
@@ -546,8 +549,11 @@ def test_the_owner_pauses_this_machine_and_lets_it_go_on(daemon: Daemon, cli: Cl
     assert "state      paused for 1 h 30 m more\nup for     1 h 2 m\n" in cli.out
     assert cli("resume", "--json") == 0
     assert cli.json == {"paused": False}
-    assert cli("pause", "soon") == 5
-    assert "is not a duration" in cli.err
+    assert work_commands.PAUSE_MS_MAX == task_routes.PAUSE_S_MAX * 1000
+    for wrong, said in (("soon", "is not a duration"), ("0s", "0s is not possible"), ("400d", "at most 30d")):
+        assert cli("pause", wrong) == 5
+        assert said in cli.err
+        assert "until `nexapod resume`" in cli.err
     assert daemon.backend.paused_for == []
     assert cli("pause") == 0
     assert cli("status") == 0
