@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -477,6 +478,24 @@ def test_the_demo_and_the_simulator_are_loaded_only_when_asked(
     assert cli("sim", "--nonsense") == 2
     assert cli("demo", "--help") == 0
     assert "--number" in cli.out
+
+
+@pytest.mark.parametrize(
+    ("word", "options"),
+    [
+        ("doctor", {"--quick", "--require"}),
+        ("sim", {"--seeds", "--trace"}),
+        ("demo", {"--peers"}),
+        ("start", {"--slots"}),
+    ],
+)
+def test_a_shell_is_told_every_commands_options(word: str, options: set[str]) -> None:
+    asked = {"_NEXAPOD_COMPLETE": "complete_bash", "COMP_WORDS": f"nexapod {word} --", "COMP_CWORD": "2"}
+    code = "import sys; sys.argv = ['nexapod']; from nexapod.cli.app import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | asked, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert options <= set(done.stdout.split()), done.stderr
 
 
 def test_a_closed_pipe_is_no_error_message(daemon: Daemon) -> None:
