@@ -69,9 +69,16 @@ def start(flags: Flags) -> int:
     if not config.bootstrap:
         note(f"no bootstrap peer is known for the network {config.network!r}: this peer waits for others to dial it")
     # Loads libp2p, trio and the web framework: no other command pays for them.
+    import structlog
+
     from nexapod.daemon.app import run
 
-    return run(config)
+    try:
+        return run(config)
+    except OSError:
+        # A person is told in a line (app.main); where in the daemon it was, only the traceback says.
+        structlog.get_logger().exception("daemon_failed")
+        raise
 
 
 def init(flags: Flags, *, as_json: bool) -> None:
