@@ -124,23 +124,26 @@ def _run(table: Table, reading: Reading) -> dict[str, Any]:
         if image or not module:
             table.problem("module", "a wasm run names a module (a .wasm file), and no image")
         else:
-            run["module"] = plan_file(table, "module", module, reading, _check_module)
-        if "image_held" in table:
-            table.problem("image_held", _DOCKER_ONLY)
+            run["module"] = plan_file(table, "module", module, reading)
     elif module or not image:
         table.problem("image", "a docker run names an image, and no module")
     else:
         run["image"] = image
         _image(table, image, reading)
+    if run["module"] and not _begins(reading.folder / module, _WASM):
+        table.problem("module", f"{module!r} is no WebAssembly module: one begins with the bytes {_WASM.hex(' ')}")
+    if "image_held" in table and executor == "wasm":
+        table.problem("image_held", _DOCKER_ONLY)
     return run
 
 
-def _check_module(path: Path) -> str:
-    """What is wrong with a module, as far as its first bytes tell."""
-    with path.open("rb") as file:
-        return (
-            "" if file.read(len(_WASM)) == _WASM else "is no WebAssembly module: one begins with the bytes 00 61 73 6d"
-        )
+def _begins(path: Path, mark: bytes) -> bool:
+    """Of a file that has just been read as a whole: that it cannot be any more is told when it is uploaded."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(mark)) == mark
+    except OSError:
+        return True
 
 
 def _image(table: Table, image: str, reading: Reading) -> None:

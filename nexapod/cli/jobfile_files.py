@@ -68,13 +68,10 @@ class _Unfit(Exception):
     """A file or folder cannot be an input. The message says why."""
 
 
-def plan_file(table: Table, key: str, source: str, reading: Reading, wrong: Callable[[Path], str]) -> str:
-    """Hash a file beside the job file and plan its upload. "" when there is a problem, which is noted.
-
-    `wrong`: what is the matter with its content, "" if nothing is; may raise OSError.
-    """
+def plan_file(table: Table, key: str, source: str, reading: Reading) -> str:
+    """Hash a file beside the job file and plan its upload. "" when there is a problem, which is noted."""
     path = find_file(table, key, source, reading)
-    return _planned(table, key, source, path, reading, wrong) if path else ""
+    return _planned(table, key, source, path, reading) if path else ""
 
 
 def find_file(table: Table, key: str, source: str, reading: Reading) -> Path | None:
@@ -94,13 +91,8 @@ def find_file(table: Table, key: str, source: str, reading: Reading) -> Path | N
     return None
 
 
-def _planned(
-    table: Table, key: str, source: str, path: Path, reading: Reading, wrong: Callable[[Path], str] = lambda path: ""
-) -> str:
+def _planned(table: Table, key: str, source: str, path: Path, reading: Reading) -> str:
     try:
-        if what := wrong(path):
-            table.problem(key, f"{source!r} {what}")
-            return ""
         if path.stat().st_size > limits.BLOB_BYTES_MAX:
             table.problem(key, f"{source!r} is larger than {limits.BLOB_BYTES_MAX >> 40} TiB")
             return ""
