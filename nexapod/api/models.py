@@ -219,6 +219,8 @@ class Status(_View):
     slots: int
     state: Literal["starting", "running", "paused", "draining"]
     uptime_s: int
+    pause_left_s: float | None = None
+    """How long a pause still lasts; null when there is none, or none that ends by itself."""
     home: str
     pid: int
 
@@ -387,6 +389,8 @@ class TaskView(_View):
 
 
 class JobView(JobRow):
+    description: str
+    tags: list[str]
     placed: bool
     """Enough other peers hold the job and its inputs: this one may go offline."""
     placed_on: list[str]
@@ -417,9 +421,9 @@ class Results(_View):
 class ReplicaLog(_View):
     peer: str
     outcome: str
-    """How it ended; `running` while it has not."""
+    """How it ended; before that is shown `running`, then `committed` where this is known."""
     exit: int | None
-    """Null while it runs."""
+    """Null until it is shown."""
     log: str
 
 

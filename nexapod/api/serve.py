@@ -10,6 +10,7 @@ import os
 import secrets
 import socket
 import stat
+import sys
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, Final, TypeAlias
 
 import structlog
 import trio
+from h11 import RemoteProtocolError
 from hypercorn.config import Config as HypercornConfig
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
@@ -50,6 +52,24 @@ class ApiSocketError(LocalError):
     """The API cannot listen. The message says where and why."""
 
 
+_GONE: Final = (RemoteProtocolError, trio.BrokenResourceError, trio.BusyResourceError)
+"""What hypercorn makes of a client that hangs up in the middle of its request: it answers while it closes."""
+
+
+def _is_gone(error: BaseException | None) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return all(_is_gone(each) for each in error.exceptions)
+    return isinstance(error, _GONE)
+
+
+def _log_failure(event: str, error: BaseException | None, **facts: str) -> None:
+    """A client that hung up is news, anything else a fault of ours."""
+    if _is_gone(error):
+        log.info("client_gone", error=repr(error), **facts)
+    else:
+        log.error(event, exc_info=error, **facts)
+
+
 class _Log:
     """Hypercorn's log calls as events. It logs its own start and each failing request."""
 
@@ -60,7 +80,7 @@ class _Log:
         log.debug("api_request", method=request.get("method", ""), path=request["path"], ms=int(request_time * 1000))
 
     async def exception(self, message: str, *args: Any, **kwargs: Any) -> None:
-        log.exception("api_request_failed", reason=message)
+        _log_failure("api_request_failed", sys.exception(), reason=message)
 
     async def warning(self, message: str, *args: Any, **kwargs: Any) -> None:
         log.warning("api_server", reason=message)
@@ -132,9 +152,9 @@ class _Server:
         self._open.add(bounded)
         try:
             await _Connection(app, self._config, self._context, ConnectionState({}), bounded)
-        except Exception:
+        except Exception as error:
             # A client must not be able to end the daemon, whatever it makes hypercorn raise.
-            log.exception("api_connection_failed")
+            _log_failure("api_connection_failed", error)
         finally:
             bounded.abort()
             self._open.discard(bounded)

@@ -252,9 +252,25 @@ class _Member(tarfile.TarInfo):
             raise TreeRefused(f"the archive has a header of {member.size} bytes")
         return member
 
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> _Member:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the stubs lack it
+            assert isinstance(archive, _Archive)
+            archive.ended = True
+            raise
+
+
+class _Archive(tarfile.TarFile):
+    """An archive that knows whether its end mark was seen: to the library, one that was cut off just ends."""
+
+    tarinfo = _Member
+    ended = False
+
 
 def _take_tar(file: IO[bytes], mode: Any, taking: _Taking) -> None:
-    with tarfile.open(fileobj=file, mode=mode, tarinfo=_Member, errorlevel=2) as archive:
+    with _Archive.open(fileobj=file, mode=mode, errorlevel=2) as archive:
         for count, member in enumerate(archive):
             archive.members = []  # type: ignore[attr-defined]  # it would keep all of them
             if count > 2 * ENTRIES_MAX:
@@ -266,6 +282,8 @@ def _take_tar(file: IO[bytes], mode: Any, taking: _Taking) -> None:
             source = archive.extractfile(member)
             assert source is not None
             taking.file(_without_dot(member.name), bool(member.mode & 0o100), member.size, source)
+        if not archive.ended:
+            raise TreeRefused("the archive is cut off or damaged: its end mark is missing; pack or copy it again")
 
 
 def _take_zip(file: IO[bytes], taking: _Taking) -> None:

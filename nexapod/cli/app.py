@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
+from typer.core import TyperCommand
 
 from nexapod.cli.blob_commands import blob_app
 from nexapod.cli.client import Client
-from nexapod.cli.errors import FAILED, INTERRUPTED, CliError
+from nexapod.cli.errors import FAILED, INTERRUPTED, CliError, SystemTrouble
 from nexapod.cli.safe import safe
 from nexapod.version import __version__
 
@@ -29,6 +30,34 @@ Home = Annotated[Path | None, typer.Option("--home", help=_HOME_HELP, show_defau
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Job = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, or the first digits of it.", show_default=False)]
 _HANDED_ON: Final = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+class _HandedOn(TyperCommand):
+    """A command that lives in a module of its own, with its own options: it is loaded to run or to complete them."""
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        command = typer.main.get_command(_load(str(self.name)))
+        return command.shell_complete(command.make_context(self.name, [], resilient_parsing=True), incomplete)
+
+
+def _load(name: str) -> typer.Typer:
+    inner = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    inner.command()(_function(name))
+    return inner
+
+
+def _function(name: str) -> Callable[..., Any]:
+    if name == "doctor":
+        from nexapod.cli.doctor import doctor as of_doctor
+
+        return of_doctor
+    if name == "demo":
+        from nexapod.cli.demo import demo as of_demo
+
+        return of_demo
+    from nexapod.cli.sim_command import sim as of_sim
+
+    return of_sim
 
 
 app.add_typer(blob_app, name="blob")
@@ -269,7 +298,14 @@ def why(
 
 @app.command()
 def verify(
-    certificate: Annotated[Path, typer.Argument(metavar="FILE", help="A job's .cert file.", show_default=False)],
+    certificate: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="A job's .cert file, or the folder that it lies in with the results.",
+            show_default=False,
+        ),
+    ],
     results: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Check the result files in this folder too.", show_default=False)
     ] = None,
@@ -330,35 +366,27 @@ def image_remove(name: Image, home: Home = None, as_json: Json = False) -> None:
     image_commands.remove(_client(home), name, as_json=as_json)
 
 
-@app.command(context_settings=_HANDED_ON, add_help_option=False)
+@app.command(cls=_HandedOn, context_settings=_HANDED_ON, add_help_option=False)
 def doctor(context: typer.Context) -> None:
     """Try what this machine promises to volunteers, and look at what a daemon needs. Exit 1 when a promise fails."""
-    from nexapod.cli.doctor import doctor as command
-
-    _hand_on(command, context)
+    _hand_on(context)
 
 
-@app.command(context_settings=_HANDED_ON, add_help_option=False)
+@app.command(cls=_HandedOn, context_settings=_HANDED_ON, add_help_option=False)
 def demo(context: typer.Context) -> None:
     """A mesh of daemons on this machine does a real job, loses a peer, and proves the result."""
-    from nexapod.cli.demo import demo as command
-
-    _hand_on(command, context)
+    _hand_on(context)
 
 
-@app.command(context_settings=_HANDED_ON, add_help_option=False)
+@app.command(cls=_HandedOn, context_settings=_HANDED_ON, add_help_option=False)
 def sim(context: typer.Context) -> None:
     """Run the mesh in the deterministic simulator."""
-    from nexapod.cli.sim_command import sim as command
-
-    _hand_on(command, context)
+    _hand_on(context)
 
 
-def _hand_on(command: Callable[..., Any], context: typer.Context) -> None:
-    """Run a command that lives in a module of its own, with its own options, loaded only now."""
-    inner = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    inner.command()(command)
-    inner(args=context.args, prog_name=f"nexapod {context.info_name}")
+def _hand_on(context: typer.Context) -> None:
+    """Run a command that lives in a module of its own."""
+    _load(str(context.info_name))(args=context.args, prog_name=f"nexapod {context.info_name}")
 
 
 def _word(job: str) -> str:
@@ -373,6 +401,7 @@ def _word(job: str) -> str:
 
 def main() -> None:
     """Run the command line and exit with its status."""
+    _open_closed_streams()
     try:
         app()
     except CliError as error:
@@ -381,9 +410,29 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
-        # Whoever read us has gone (`nexapod jobs | head`): what stays in the buffer has nowhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read us has gone (`nexapod jobs | head`).
+        _drop_output()
         sys.exit(FAILED)
+    except OSError as error:
+        # What no command expects: a full disk below its output, for one.
+        _drop_output()
+        place = f"{safe(os.fsdecode(error.filename))}: " if isinstance(error.filename, (str, bytes)) else ""
+        _explain(SystemTrouble(f"{place}{error.strerror or safe(error)}"))
+        sys.exit(FAILED)
+
+
+def _open_closed_streams() -> None:
+    """Whoever closed an output (`nexapod status >&-`) wants none of it: nothing else may get its number, and writing to
+    it is no error.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open to the end
+
+
+def _drop_output() -> None:
+    """What stays in the buffer has nowhere to go: Python would write it at its end, and fail once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _explain(error: CliError) -> None:

@@ -98,6 +98,8 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Read blobs again. What is damaged is set aside, and fetched again when somebody needs it."""
+    if not refs and not every:
+        raise typer.BadParameter("name blobs, or all that are here with --all", param_hint="BLOB...")
     from nexapod.cli import blob_work
 
     raise typer.Exit(blob_work.verify(_client(home), list(refs or ()), every=every, as_json=as_json))

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import IO, Any, Final
 
 from nexapod.blobs import trees
@@ -43,7 +44,10 @@ def put(client: Client, path: Path, *, unpack: bool, pin: bool, as_json: bool) -
     """Store a file, or a tree of a folder or an archive."""
     entries: list[trees.Entry] = []
     with _told(path):
-        if path.is_dir() or unpack:
+        folder = _is_folder(path)
+        if folder and unpack:
+            raise NotPut(f"{safe(path)} is a folder, not an archive: leave out --unpack")
+        if folder or unpack:
 
             def put_file(source: IO[bytes], size: int) -> BlobRef:
                 return client.upload(source, size, lambda count: None)
@@ -58,10 +62,17 @@ def put(client: Client, path: Path, *, unpack: bool, pin: bool, as_json: bool) -
             client.post(f"/v1/blobs/{each}/pin")
     if as_json:
         size = sum(entry.blob.size for entry in entries) if entries else ref.size
-        tree = bool(entries) or unpack or path.is_dir()
-        print_json({"ref": str(ref), "tree": tree, "files": len(entries), "bytes": size, "pinned": pin})
+        print_json({"ref": str(ref), "tree": folder or unpack, "files": len(entries), "bytes": size, "pinned": pin})
     else:
         say(str(ref))
+
+
+def _is_folder(path: Path) -> bool:
+    """Raises NotPut for what is neither a folder nor a file: a pipe or a device has no size. Raises OSError."""
+    mode = path.stat().st_mode
+    if not (S_ISDIR(mode) or S_ISREG(mode)):
+        raise NotPut(f"{safe(path)} is neither a folder nor a regular file: write what comes from it into a file first")
+    return S_ISDIR(mode)
 
 
 def _put_file(client: Client, path: Path, *, quiet: bool) -> BlobRef:
@@ -79,10 +90,12 @@ def get(client: Client, name: str, output: Path, *, raw: bool, wait_s: int, as_j
     ref = _ref(name)
     if os.path.lexists(output):
         raise NotWritten(f"{safe(output)}: something is there already")
+    if not os.path.isdir(output.parent):
+        raise NotWritten(f"{safe(output.parent)}: there is no such folder")
     _bring(client, ref, wait_s)
     start = next(client.download(ref, 0), b"") if ref.size <= trees.MANIFEST_BYTES_MAX and not raw else b""
     entries: list[trees.Entry] | None = None
-    with _told(output):
+    with _told(output, below=False):
         if trees.is_tree(start):
             entries = trees.decode(b"".join(_checked(client, ref)))
             for entry in entries:
@@ -211,8 +224,6 @@ def verify(client: Client, names: list[str], *, every: bool, as_json: bool) -> i
     refs = [_ref(name) for name in names]
     if every:
         refs = [BlobRef.parse(str(row["ref"])) for row in _all(client) if row["whole"]]
-    elif not refs:
-        raise Refused("no blob is named", "Name some, or all with --all.")
     found = []
     for ref in refs:
         found.append(client.post(f"/v1/blobs/{ref}/verify", timeout_s=VERIFY_S))
@@ -258,15 +269,14 @@ def _ago(row: dict[str, Any]) -> str:
 def _ref(name: str) -> BlobRef:
     try:
         return BlobRef.parse(name)
-    except ValueError as error:
-        raise Refused(
-            f"{safe(name)!r}: {error}", "`nexapod blob list` shows the names of those that are here."
-        ) from None
+    except ValueError:
+        what = "is not the name of a blob: that is 64 hexadecimal digits, ':' and its size in bytes"
+        raise Refused(f"{safe(name)!r} {what}", "`nexapod blob list` shows those that are here.") from None
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Failures of files and trees, in a person's words."""
+def _told(path: Path, *, below: bool = True) -> Iterator[None]:
+    """Failures of files and trees, in a person's words. `below`: name the very file, where that is the user's."""
     try:
         yield
     except trees.TreeRefused as error:
@@ -274,6 +284,7 @@ def _told(path: Path) -> Iterator[None]:
     except BlobError as error:
         raise DiskTrouble(safe(error)) from None
     except OSError as error:
+        place = safe((below and error.filename) or path)
         if isinstance(error, FileNotFoundError):
-            raise NotPut(f"{safe(error.filename or path)}: no such file or folder") from None
-        raise DiskTrouble(f"{safe(error.filename or path)}: {error.strerror or safe(error)}") from None
+            raise NotPut(f"{place}: no such file or folder") from None
+        raise DiskTrouble(f"{place}: {error.strerror or safe(error)}") from None

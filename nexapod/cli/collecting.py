@@ -216,6 +216,8 @@ def _report(view: dict[str, Any], folder: Path, tally: Tally, certificate: Path 
         note(f"not kept: {safe(problem)}")
     if certificate:
         say(f"certificate: {safe(certificate)} (check it: nexapod verify {safe(certificate)} --results {safe(folder)})")
+    elif view["state"] == "cancelled":
+        note("the job was cancelled: what is not settled by now will not be")
     else:
         note(f"the job is {safe(view['state'])}: run this again later, it continues")
 

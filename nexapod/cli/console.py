@@ -18,14 +18,18 @@ if TYPE_CHECKING:
 
 def print_json(value: object) -> None:
     """One JSON document on one or more lines, in ASCII: nothing in it can drive a terminal."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=True, indent=2 if sys.stdout.isatty() else None) + "\n")
-    sys.stdout.flush()
+    say(json.dumps(value, ensure_ascii=True, indent=2 if sys.stdout.isatty() else None))
 
 
 def say(text: str = "") -> None:
     """A line of the answer. Text from elsewhere must have gone through safe()."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "the output") from None
 
 
 def note(text: str) -> None:

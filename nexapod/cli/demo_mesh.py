@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,8 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from nexapod.cli.client import Client
-from nexapod.cli.errors import CliError
+from nexapod.cli.errors import CliError, Refused
+from nexapod.cli.safe import safe
 
 T = TypeVar("T")
 
@@ -37,6 +38,10 @@ POLL_S = 0.05
 
 class DemoFailed(CliError):
     """The demo could not be carried out."""
+
+
+class NoNewFolder(Refused):
+    """Name a folder that is not there yet with --output, or leave it out: the demo then makes one of its own."""
 
 
 def example_folder() -> Path:
@@ -57,6 +62,14 @@ def _module(path: Path) -> ModuleType:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def _environment(environ: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """What the daemons are started with: the user's own settings are not the demo's. With `work = false` in the user's
+    config.toml nobody would work, and an address for the API can be that of one daemon only.
+    """
+    kept = {name: value for name, value in environ.items() if not name.startswith("NEXAPOD_")}
+    return kept | {"XDG_CONFIG_HOME": str((folder / "config").absolute())}
 
 
 @dataclass
@@ -119,7 +132,7 @@ class Demo:
         home.mkdir(parents=True)
         command = [sys.executable, "-m", "nexapod", "start", "--home", str(home), "--network", NETWORK]
         command += ["--listen", "/ip4/127.0.0.1/tcp/0", *more]
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("NEXAPOD_")}
+        environment = _environment(os.environ, self.folder)
         with (self.folder / f"{name}.log").open("wb") as output:
             process = subprocess.Popen(  # noqa: S603 - our own command, no shell
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True
@@ -341,10 +354,19 @@ def _fasta_names(path: Path) -> list[str]:
     return names
 
 
+def _make_folder(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError as error:
+        raise NoNewFolder(f"{safe(error.filename or folder)}: something is there already") from None
+    except OSError as error:
+        raise NoNewFolder(f"{safe(folder)}: the folder cannot be made: {error.strerror}") from None
+    return folder
+
+
 def run_demo(options: Options, say: Callable[[str], None], show: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """The whole demo. Returns its figures; the folder that `certificate` lies in stays."""
-    folder = options.keep or Path(tempfile.mkdtemp(prefix="nexapod-demo-"))
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _make_folder(options.keep) if options.keep else Path(tempfile.mkdtemp(prefix="nexapod-demo-"))
     demo = Demo(options, folder, say)
     job_file = demo.prepare()
     with demo.mesh():

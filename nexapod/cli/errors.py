@@ -80,5 +80,9 @@ class UnsafePath(CliError):
     """A worker chose this name for an output file. It was not written; the other files were."""
 
 
+class SystemTrouble(CliError):
+    """Look at what is named above, its permissions and the free space there, and run the command again."""
+
+
 class DiskTrouble(CliError):
     """Check the folder, its permissions and its free space, and run the command again: it continues where it was."""

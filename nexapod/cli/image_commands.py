@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +14,7 @@ from nexapod.cli.errors import FileChanged, NothingThere, Refused
 from nexapod.cli.jobfile import Plan
 from nexapod.cli.quantities import show_size
 from nexapod.cli.safe import safe
+from nexapod.protocol.limits import IMAGE_NAME_MAX
 from nexapod.protocol.statements import registry_host
 
 ADD_TIMEOUT_S: Final = 3600.0
@@ -23,7 +25,7 @@ DIGITS_SHOWN: Final = 19
 def add(client: Client, reference: str, platform: str, *, as_json: bool) -> None:
     """A file of that name is an archive; anything else, an image of the daemon's engine. Raises CliError."""
     path = Path(reference)
-    if path.is_file():
+    if os.path.isfile(path):  # unlike Path's, never an error
         answer = add_archive(client, path, platform, quiet=as_json)
     else:
         answer = _add_named(client, reference, platform)
@@ -43,7 +45,7 @@ def add_archive(client: Client, path: Path, platform: str, *, quiet: bool) -> di
         with path.open("rb") as source:
             size = path.stat().st_size
             with byte_progress(path.name, size, quiet=quiet) as told:
-                where = f"/v1/images/archive?platform={quote(platform, safe='')}"
+                where = f"/v1/images/archive?platform={quote(_plain(platform), safe='')}"
                 answer: dict[str, Any] = client.send(where, source, size, told, ADD_TIMEOUT_S)
                 return answer
     except OSError as error:
@@ -51,7 +53,7 @@ def add_archive(client: Client, path: Path, platform: str, *, quiet: bool) -> di
 
 
 def _add_named(client: Client, reference: str, platform: str) -> dict[str, Any]:
-    body = {"name": reference, "platform": platform}
+    body = {"name": _name(reference), "platform": _plain(platform)}
     try:
         answer: dict[str, Any] = client.post("/v1/images", body, timeout_s=ADD_TIMEOUT_S)
     except NothingThere as error:
@@ -92,7 +94,7 @@ def show(client: Client, name: str, *, as_json: bool) -> None:
 
 
 def remove(client: Client, name: str, *, as_json: bool) -> None:
-    image = client.post("/v1/images/remove", {"name": name})
+    image = client.post("/v1/images/remove", {"name": _name(name)})
     if as_json:
         print_json(image)
         return
@@ -101,8 +103,23 @@ def remove(client: Client, name: str, *, as_json: bool) -> None:
 
 
 def _find(client: Client, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = client.get(f"/v1/image?name={quote(name, safe='')}")
+    found: dict[str, Any] = client.get(f"/v1/image?name={quote(_name(name), safe='')}")
     return found
+
+
+def _name(text: str) -> str:
+    """An image's name, to be sent to the daemon. Raises Refused."""
+    if not text or len(text) > IMAGE_NAME_MAX:
+        said = f"{len(text)} characters: an image's name has from 1 to {IMAGE_NAME_MAX}"
+        raise Refused(said, "`nexapod image list` shows those that were added.")
+    return _plain(text)
+
+
+def _plain(text: str) -> str:
+    """Raises Refused for bytes of a command line that are no text: neither a URL nor JSON can carry them."""
+    if not text.isprintable():
+        raise Refused(f"{safe(text)!r} has characters that no name and no platform has")
+    return text
 
 
 def with_image(client: Client, plan: Plan, *, quiet: bool) -> Plan:

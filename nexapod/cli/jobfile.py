@@ -8,6 +8,7 @@ files that it names only when it is right itself, as they may be large. Bounds t
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,9 +39,11 @@ MEMORY_MIN: Final = 1 << 20
 IDLE_MIN_MS: Final = 1000
 _CAPABILITY = re.compile(r"[0-9]{1,3}\.[0-9]{1,3}\Z")
 _RESERVED: Final = "NEXAPOD_"
+_WASM: Final = b"\0asm"
 _DEFAULTS: Final = Limits()
 _WAYS: Final = "give one of count, params and split"
 _DOCKER_ONLY: Final = "it belongs to docker runs: a wasm task has no such thing"
+_NO_GPU: Final = "it has no effect: the tasks are given no GPU, say how many with `gpus` in [limits]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +111,7 @@ def _run(table: Table, reading: Reading) -> dict[str, Any]:
     executor = table.choice("executor", ("wasm", "docker"), "wasm" if "module" in table else "docker")
     run: dict[str, Any] = {
         "executor": executor,
-        "command": list(table.strings("command", count_max=limits.COMMAND_MAX, bytes_max=TEXT_BYTES_MAX)),
+        "command": list(table.strings("command", count_max=limits.COMMAND_MAX, bytes_max=TEXT_BYTES_MAX, lines=True)),
         "env": _env(table.table("env")),
         "workdir": _workdir(table, executor),
         "checkpoint": table.choice("checkpoint", ("local", "shared"), "local"),
@@ -127,14 +130,27 @@ def _run(table: Table, reading: Reading) -> dict[str, Any]:
     else:
         run["image"] = image
         _image(table, image, reading)
+    if run["module"] and not _begins(reading.folder / module, _WASM):
+        table.problem("module", f"{module!r} is no WebAssembly module: one begins with the bytes {_WASM.hex(' ')}")
+    if "image_held" in table and executor == "wasm":
+        table.problem("image_held", _DOCKER_ONLY)
     return run
+
+
+def _begins(path: Path, mark: bytes) -> bool:
+    """Of a file that has just been read as a whole: that it cannot be any more is told when it is uploaded."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(mark)) == mark
+    except OSError:
+        return True
 
 
 def _image(table: Table, image: str, reading: Reading) -> None:
     """An archive beside the job file, a content id, a registry's reference by digest, or the name of what was added."""
     if image.endswith(ARCHIVES):
         reading.archive = reading.folder / image
-        if not reading.archive.is_file():
+        if not os.path.isfile(reading.archive):  # unlike Path's, never an error
             table.problem("image", f"{image!r} is not a file (looked for {reading.archive})")
     elif not (IMAGE.match(image) or registry_host(image) or IMAGE_NAME.match(image)):
         ways = "a content id (sha256:...), the name of an added image, host/name@sha256:..., or an archive (.tar)"
@@ -161,7 +177,7 @@ def _env(table: Table) -> dict[str, str]:
             table.problem(name, "it is not the name of an environment variable")
         elif name.startswith(_RESERVED):
             table.problem(name, f"names that begin with {_RESERVED} are set for each task by the mesh")
-        env[name] = table.text(name, bytes_max=TEXT_BYTES_MAX)
+        env[name] = table.text(name, bytes_max=TEXT_BYTES_MAX, lines=True)
     return env
 
 
@@ -173,6 +189,9 @@ def _limits(table: Table, executor: str) -> dict[str, Any]:
         table.problem("pids", _DOCKER_ONLY)
     output = take_size(table, "output", _DEFAULTS.output, 0)
     wall = take_duration(table, "wall", _DEFAULTS.wall_ms, 1, limits.WALL_MAX_MS)
+    gpus = table.whole("gpus", 0, 0, limits.GPUS_MAX)
+    if "gpu_memory" in table and not gpus:
+        table.problem("gpu_memory", _NO_GPU)
     return {
         "cpus_milli": math.ceil(table.number("cpus", _DEFAULTS.cpus_milli / 1000, 0.001, CPUS_MAX) * 1000),
         "memory": take_size(table, "memory", _DEFAULTS.memory, MEMORY_MIN),
@@ -181,7 +200,7 @@ def _limits(table: Table, executor: str) -> dict[str, Any]:
         "wall_ms": wall,
         "idle_ms": _idle(table, wall),
         "pids": table.whole("pids", _DEFAULTS.pids, 1, limits.PIDS_MAX),
-        "gpus": table.whole("gpus", 0, 0, limits.GPUS_MAX),
+        "gpus": gpus,
         "gpu_memory": take_size(table, "gpu_memory", 0, 0),
     }
 
@@ -208,7 +227,7 @@ def _requires(table: Table, executor: str, bounds: dict[str, Any]) -> dict[str, 
         table.problem("executor", f"[run] says {executor!r}")
     for key in ("gpu_model", "gpu_capability"):
         if key in table and not bounds["gpus"]:
-            table.problem(key, "it has no effect: the tasks are given no GPU, say how many with `gpus` in [limits]")
+            table.problem(key, _NO_GPU)
     return {
         "arch": [a for a in arch if check_filled(table, "arch", a)],
         "memory": take_size(table, "memory", 0, 0),

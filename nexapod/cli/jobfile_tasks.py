@@ -16,13 +16,15 @@ from nexapod.cli.jobfile_files import SOURCE_BYTES_MAX, Reading, clashing, find_
 from nexapod.cli.jobfile_values import ENV_NAME, TEXT_BYTES_MAX, check_path, take_size
 from nexapod.cli.records import By, SplitError
 from nexapod.cli.splitting import PIECE_BYTES_MAX, Cut, shard_bounds, split_file
-from nexapod.config.document import Table, kind_of
+from nexapod.config.document import Table, kind_of, spelt
 from nexapod.protocol import limits
 from nexapod.protocol.types import blob_of
 
 PARAMS_MAX: Final = 64
 PARAMS_BYTES_MAX: Final = 64 << 20
 HEADER_LINES_MAX: Final = 10_000
+NUMBER_BITS_MAX: Final = 8192
+"""Python writes no number of more than 4300 digits."""
 PIECE_MAX: Final = 4095 << 20
 assert PIECE_MAX <= PIECE_BYTES_MAX
 _WAYS: Final = ("count", "params", "split")
@@ -185,13 +187,17 @@ def _names_fit(table: Table, names: Any) -> bool:
 def _value(table: Table, key: str, value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, int) and value.bit_length() > NUMBER_BITS_MAX:
+        table.problem(key, f"{spelt(value)} is not possible: give it as text")
+        return ""
     if isinstance(value, (int, float)):
         return repr(value)
     if not isinstance(value, str):
         table.problem(key, f"a value is text, a number or true/false, not {kind_of(value)}")
-    elif len(value.encode("utf-8")) > TEXT_BYTES_MAX or "\0" in value:
+        return ""
+    if len(value.encode("utf-8")) > TEXT_BYTES_MAX or "\0" in value:
         table.problem(key, f"a text has at most {TEXT_BYTES_MAX} bytes, and no NUL")
-    return str(value)
+    return value
 
 
 def _empty_or_kind(value: Any) -> str:

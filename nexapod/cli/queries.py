@@ -23,7 +23,8 @@ def show_status(client: Client, *, as_json: bool) -> None:
     facts(
         [
             ("peer", status["peer_id"]),
-            ("state", f"{status['state']}, for {show_duration(status['uptime_s'] * 1000)}"),
+            ("state", _state(status)),
+            ("up for", show_duration(status["uptime_s"] * 1000)),
             ("network", status["network"]),
             ("connected", f"{status['connected_peers']} of {status['known_peers']} known peers"),
             ("work", f"{status['running_tasks']} of {status['slots']} slots busy, {status['active_jobs']} active jobs"),
@@ -32,6 +33,14 @@ def show_status(client: Client, *, as_json: bool) -> None:
             *[("listening", address) for address in status["listen"]],
         ]
     )
+
+
+def _state(status: dict[str, Any]) -> str:
+    state, left_s = str(status["state"]), status.get("pause_left_s")
+    if state != "paused":
+        return state
+    end = "until `nexapod resume`" if left_s is None else f"for {show_duration(round(left_s * 1000))} more"
+    return f"{state} {end}"
 
 
 def show_peers(client: Client, *, as_json: bool) -> None:
@@ -154,6 +163,7 @@ def show_job(client: Client, job: str, *, as_json: bool) -> None:
     pairs = [
         ("job", view["job_id"]),
         ("name", view["name"]),
+        *_written(view),
         ("state", view["state"]),
         ("tasks", counts(view)),
         ("submitter", view["submitter"]),
@@ -171,6 +181,13 @@ def show_job(client: Client, job: str, *, as_json: bool) -> None:
         )
     if view["tasks"] > TASKS_SHOWN_MAX:
         note(f"The first {TASKS_SHOWN_MAX} tasks are shown; --json gives all.")
+
+
+def _written(view: dict[str, Any]) -> list[tuple[str, str]]:
+    """What its submitter wrote of a job, besides its name; a description may have several lines."""
+    lines = str(view["description"]).rstrip().split("\n") if view["description"] else []
+    shown = [("" if number else "description", line.expandtabs()) for number, line in enumerate(lines)]
+    return shown + ([("tags", ", ".join(view["tags"]))] if view["tags"] else [])
 
 
 def _task_row(task: dict[str, Any]) -> tuple[object, ...]:

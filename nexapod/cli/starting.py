@@ -9,41 +9,45 @@ from typing import Final
 from nexapod.cli.console import note, print_json, say
 from nexapod.cli.errors import BadFile, CliError, Refused
 from nexapod.cli.safe import safe
-from nexapod.config import Config, ConfigError, Flags, config_folder, load
-from nexapod.config.settings import CONFIG_FILE
+from nexapod.config import Config, ConfigError, Flags, load
+from nexapod.config.settings import config_file
 from nexapod.protocol.errors import LocalError
 
 CONFIG_TEMPLATE: Final = """\
-# NEXAPod's configuration. Every key is optional; the values shown are the defaults. Flags and the environment
-# (NEXAPOD_HOME, NEXAPOD_NETWORK, NEXAPOD_BOOTSTRAP, NEXAPOD_LOG_LEVEL, NEXAPOD_LOG_FORMAT) come before it.
+# NEXAPod's configuration. Every key is optional. A value below is the default, unless its line says what holds without
+# it. Flags and the environment come before this file; docs/configuration.md says more of each key.
 
 # network = "main"
 # listen = ["/ip4/0.0.0.0/tcp/4747"]
-# bootstrap = ["/ip4/192.0.2.7/tcp/4747/p2p/12D3KooW..."]   # instead of the network's own list
-# work = true                                              # false: never run tasks of others
-# slots = 4                                                # tasks at once; without it, one a core
+# bootstrap = ["/ip4/192.0.2.7/tcp/4747/p2p/12D3KooW..."]   # without it: the network's own list
+# work = true              # false: never run tasks of others
+# slots = 4                # tasks at once; without it: one a core
 
 [log]
-# level = "info"       # debug, info, warning, error
-# format = "auto"      # auto: for people in a terminal, else JSON lines; console, json
+# level = "info"           # debug, info, warning, error
+# format = "auto"          # auto: for people in a terminal, else JSON lines; console, json
 
 [storage]
 # blobs_max = "20GiB"      # without it: 20 GiB, or a tenth of the disk where that is less
 # disk_free_min = "1GiB"   # what must stay free: what nobody needs goes before
+# images_max = "10GiB"     # what container images loaded for tasks may take in the engine
 
 [bandwidth]
-# up_max = "10MiB/s"       # what blobs may take of the line; without it, no cap
-# down_max = "50MiB/s"
-# peer_up_max = "5MiB/s"   # for each peer by itself
-# peer_down_max = "20MiB/s"
+# up_max = "10MiB/s"       # what blobs may take of the line; without it: no cap
+# down_max = "50MiB/s"     # without it: no cap
+# peer_up_max = "5MiB/s"   # for each peer by itself; without it: no cap
+# peer_down_max = "20MiB/s"   # without it: no cap
+
+[images]
+# registries = ["docker.io"]   # whence images are pulled for jobs that name them by digest; without it: from nowhere
 
 [api]
-# tcp = "127.0.0.1:8747"   # also listen there, for holders of the token in the home folder
+# tcp = "127.0.0.1:8747"   # also for holders of the token in the home folder; without it: the unix socket alone
 
 [gpu]
 # enabled = true           # false: the GPUs of this machine are neither lent nor looked at
 # disabled = []            # GPUs that are not lent: UUIDs or indices, as nvidia-smi -L lists them
-# temperature_max_c = 85   # a GPU that is hotter is given no further task; without it, there is no such limit
+# temperature_max_c = 85   # a GPU that is hotter is given no further task; without it: no such limit
 """
 
 
@@ -65,9 +69,16 @@ def start(flags: Flags) -> int:
     if not config.bootstrap:
         note(f"no bootstrap peer is known for the network {config.network!r}: this peer waits for others to dial it")
     # Loads libp2p, trio and the web framework: no other command pays for them.
+    import structlog
+
     from nexapod.daemon.app import run
 
-    return run(config)
+    try:
+        return run(config)
+    except OSError:
+        # A person is told in a line (app.main); where in the daemon it was, only the traceback says.
+        structlog.get_logger().exception("daemon_failed")
+        raise
 
 
 def init(flags: Flags, *, as_json: bool) -> None:
@@ -80,7 +91,7 @@ def init(flags: Flags, *, as_json: bool) -> None:
         peer = identity.peer_id(identity.load_or_create(config.paths.identity))
     except LocalError as error:
         raise HomeTrouble(safe(error)) from None
-    file = config_folder(os.environ) / CONFIG_FILE
+    file = config_file(os.environ)
     made = _write_template(file)
     if as_json:
         print_json({"home": str(config.home), "peer_id": peer, "config": str(file), "config_created": made})

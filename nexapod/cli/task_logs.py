@@ -7,7 +7,9 @@ from typing import Any, Final
 
 from nexapod.cli.client import Client
 from nexapod.cli.console import note, print_json, say
+from nexapod.cli.errors import NothingThere
 from nexapod.cli.safe import safe, safe_lines
+from nexapod.protocol.limits import TASKS_MAX
 
 LOOK_S: Final = 1.0
 _OVER: Final = ("settled", "failed")
@@ -68,4 +70,6 @@ def _say_lines(log: str) -> None:
 
 
 def _path(job: str, task: int) -> str:
+    if task >= TASKS_MAX:
+        raise NothingThere(f"there is no task {task}: a job has at most {TASKS_MAX}", "`nexapod job` lists its tasks.")
     return f"/v1/jobs/{job}/tasks/{task}/log"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from nexapod.cli.collecting import MANIFEST, PART, hash_of
 from nexapod.cli.console import note, print_json, say
-from nexapod.cli.errors import FAILED, OK, BadFile, NothingThere
+from nexapod.cli.errors import FAILED, OK, NothingThere, Refused
 from nexapod.cli.quantities import show_duration
 from nexapod.cli.safe import is_plain_name, safe
 from nexapod.protocol.certificate import Report, check
@@ -19,8 +20,17 @@ MANIFEST_BYTES_MAX: Final = 256 << 20
 PROBLEMS_SHOWN: Final = 20
 
 
+class NoCertificate(Refused):
+    """Name the .cert file of a job's results, or the folder that `nexapod results` made."""
+
+
 def verify_file(path: Path, results: Path | None, *, as_json: bool) -> int:
-    """Returns the exit status: 0 only when all of it holds. Raises CliError when the file cannot be read."""
+    """A certificate, and the result files in `results`; a folder is its only certificate with the files beside it.
+
+    Returns the exit status: 0 only when all of it holds. Raises CliError when the file cannot be read.
+    """
+    if os.path.isdir(path):
+        path, results = _certificate_in(path), results or path
     # Only libsodium: this works where neither a daemon nor its libraries run.
     from nexapod.mesh.identity import verify
 
@@ -38,6 +48,19 @@ def verify_file(path: Path, results: Path | None, *, as_json: bool) -> int:
     return FAILED if problems else OK
 
 
+def _certificate_in(folder: Path) -> Path:
+    try:
+        found = sorted(name for name in os.listdir(folder) if name.endswith(".cert"))
+    except OSError as error:
+        raise NoCertificate(f"{safe(folder)} cannot be read: {error.strerror}") from None
+    if not found:
+        remedy = "`nexapod results` writes it once the job is complete: run it again, then this."
+        raise NothingThere(f"{safe(folder)}: there is no certificate (.cert) in that folder", remedy)
+    if len(found) > 1:
+        raise NoCertificate(f"{safe(folder)}: there are {len(found)} certificates in that folder")
+    return folder / found[0]
+
+
 def _read(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
@@ -45,15 +68,15 @@ def _read(path: Path) -> bytes:
     except FileNotFoundError:
         raise NothingThere(f"{safe(path)}: there is no such file", "Name the .cert file of a job's results.") from None
     except OSError as error:
-        raise BadFile(f"{safe(path)}: {error.strerror}") from None
+        raise NoCertificate(f"{safe(path)}: {error.strerror}") from None
     if len(data) > CERTIFICATE_BYTES_MAX:
-        raise BadFile(f"{safe(path)} is larger than {CERTIFICATE_BYTES_MAX >> 30} GiB: it is no certificate")
+        raise NoCertificate(f"{safe(path)} is larger than {CERTIFICATE_BYTES_MAX >> 30} GiB: it is no certificate")
     return data
 
 
 def check_files(report: Report, folder: Path) -> tuple[int, list[str], list[str]]:
     """Each settled output against the certificate: files checked, what is wrong, files that it does not speak of."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # unlike Path's, never an error
         raise NothingThere(f"{safe(folder)}: there is no such folder", "Name the folder that `nexapod results` made.")
     folders = _folders(folder, report)
     checked = 0
@@ -67,7 +90,10 @@ def check_files(report: Report, folder: Path) -> tuple[int, list[str], list[str]
             what = _compare(place / path, ref)
             if what:
                 problems.append(f"task {task.index}: {place.name}/{path} {what}")
-        extra += [f"{place.name}/{path}" for path in sorted(_files_below(place) - named.keys())]
+        try:
+            extra += [f"{place.name}/{path}" for path in sorted(_files_below(place) - named.keys())]
+        except OSError as error:
+            problems.append(f"task {task.index}: {error.filename or place} cannot be read: {error.strerror}")
     return checked, problems, extra
 
 
@@ -81,17 +107,20 @@ def _compare(path: Path, ref: Any) -> str:
 
 
 def _files_below(place: Path) -> set[str]:
-    if not place.is_dir():
+    if not os.path.isdir(place):
         return set()
     return {p.relative_to(place).as_posix() for p in _walk(place) if not p.name.endswith(PART)}
 
 
 def _walk(place: Path) -> Iterator[Path]:
-    for entry in place.iterdir():
-        if entry.is_dir() and not entry.is_symlink():
-            yield from _walk(entry)
-        else:
-            yield entry
+    """What is below a folder and no folder itself. Not by recursion: whoever made it may have nested it deeply."""
+    waiting = [place]
+    while waiting:
+        for entry in waiting.pop().iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                waiting.append(entry)
+            else:
+                yield entry
 
 
 def _folders(folder: Path, report: Report) -> dict[int, str]:
@@ -102,10 +131,10 @@ def _folders(folder: Path, report: Report) -> dict[int, str]:
         if report.job is None or manifest["job_id"] != report.job.hex():
             note(f"{MANIFEST} in that folder is another job's: tasks are looked for by their index")
             return {}
-        return {int(i): name for i, name in manifest["tasks"].items() if is_plain_name(str(name))}
+        return {int(i): str(name) for i, name in manifest["tasks"].items() if is_plain_name(str(name))}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         note(f"{MANIFEST} cannot be used ({type(error).__name__}): tasks are looked for by their index")
         return {}
 

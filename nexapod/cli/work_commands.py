@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from nexapod.cli.client import Client
 from nexapod.cli.console import note, print_json, say, short, table
 from nexapod.cli.errors import Refused
-from nexapod.cli.quantities import parse_duration, show_duration, show_size
+from nexapod.cli.quantities import parse_duration, show_duration, show_size, spell_duration
+from nexapod.cli.safe import safe
 
-PAUSE_TIMEOUT_S = 30.0
+PAUSE_TIMEOUT_S: Final = 30.0
+PAUSE_MS_MAX: Final = 30 * 86_400_000
+"""What the API takes (tests/contract/test_api_cli.py compares them)."""
+_ENDLESS: Final = "Without a duration, the pause lasts until `nexapod resume`."
 
 
 def show_tasks(client: Client, *, as_json: bool) -> None:
@@ -42,7 +46,10 @@ def pause(client: Client, duration: str | None, *, as_json: bool) -> None:
     try:
         ms = parse_duration(duration) if duration is not None else None
     except ValueError as error:
-        raise Refused(str(error), "Without a duration, the pause lasts until `nexapod resume`.") from None
+        raise Refused(safe(error), _ENDLESS) from None
+    if ms is not None and not 0 < ms <= PAUSE_MS_MAX:
+        allowed = f"a pause is longer than nothing and at most {spell_duration(PAUSE_MS_MAX)}"
+        raise Refused(f"{safe(duration)} is not possible: {allowed}", _ENDLESS)
     client.post("/v1/pause", {"for_s": None if ms is None else ms / 1000}, timeout_s=PAUSE_TIMEOUT_S)
     if as_json:
         print_json({"paused": True, "for_ms": ms})

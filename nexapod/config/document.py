@@ -16,6 +16,7 @@ from typing import Any, Final
 from nexapod.config.errors import ConfigError, Problem
 
 FILE_BYTES_MAX: Final = 4 << 20
+SPELT_BITS_MAX: Final = 256
 _KEY = r"""(?:"(?:[^"\\]|\\.)*"|'[^']*'|[A-Za-z0-9_-]+)"""
 _PATH = rf"{_KEY}(?:\s*\.\s*{_KEY})*"
 _HEADER = re.compile(rf"\s*\[\[?\s*({_PATH})\s*\]\]?")
@@ -34,6 +35,16 @@ _KINDS: Final[Mapping[type, str]] = {
 def kind_of(value: object) -> str:
     """What a TOML value is, in a person's words."""
     return _KINDS.get(type(value), "a date or time")
+
+
+def spelt(value: object) -> str:
+    """A value in an error. Python does not write numbers of thousands of digits, alone or in a list."""
+    if isinstance(value, int) and value.bit_length() > SPELT_BITS_MAX:
+        return f"a number of {value.bit_length()} bits"
+    try:
+        return repr(value)
+    except ValueError:
+        return kind_of(value)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -83,6 +94,9 @@ class Document:
             self.data: dict[str, Any] = tomllib.loads(text)
         except (tomllib.TOMLDecodeError, RecursionError) as error:
             raise ConfigError([Problem(source, 0, "", f"it is not valid TOML: {error}")]) from None
+        except ValueError:
+            # What is left of it: int() takes no more than a few thousand digits.
+            raise ConfigError([Problem(source, 0, "", "a number in it has thousands of digits")]) from None
 
     @classmethod
     def open(cls, path: Path) -> Document:
@@ -196,12 +210,12 @@ class Table:
 
     def _within(self, key: str, value: float, low: float, high: float) -> bool:
         if not low <= value <= high:
-            self.problem(key, f"{value} is not possible: from {low} to {high} is allowed")
+            self.problem(key, f"{spelt(value)} is not possible: from {low} to {high} is allowed")
             return False
         return True
 
-    def strings(self, key: str, *, count_max: int, bytes_max: int = 256) -> tuple[str, ...]:
-        """A list of texts."""
+    def strings(self, key: str, *, count_max: int, bytes_max: int = 256, lines: bool = False) -> tuple[str, ...]:
+        """A list of texts, each as `text` takes it."""
         value = self._typed(key, (list,), "a list of texts")
         if value is None:
             return ()
@@ -212,7 +226,7 @@ class Table:
             if type(item) is not str:
                 self.problem(key, f"every entry must be text, not {kind_of(item)}")
                 return ()
-            if not self.check_text(key, item, bytes_max):
+            if not self.check_text(key, item, bytes_max, lines=lines):
                 return ()
         return tuple(value)
 

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Final
 
-from nexapod.config.document import Table, kind_of
+from nexapod.config.document import Table, kind_of, spelt
 from nexapod.protocol.limits import GPUS_MAX
 
 DISABLED_MAX: Final = 64
@@ -52,7 +52,9 @@ def _disabled(table: Table, key: str) -> frozenset[str | int]:
         return frozenset()
     wrong = [entry for entry in entries if not _names_a_gpu(entry)]
     if wrong:
-        table.problem(key, f"{wrong[0]!r} names no GPU: write a UUID like 'GPU-...' or an index, as nvidia-smi -L does")
+        table.problem(
+            key, f"{spelt(wrong[0])} names no GPU: write a UUID like 'GPU-...' or an index, as nvidia-smi -L does"
+        )
         return frozenset()
     return frozenset(entry.lower() if isinstance(entry, str) else entry for entry in entries)
 

@@ -93,6 +93,11 @@ def config_folder(environ: Mapping[str, str]) -> Path:
     return _xdg(environ, "XDG_CONFIG_HOME", ".config")
 
 
+def config_file(environ: Mapping[str, str]) -> Path:
+    """$NEXAPOD_CONFIG, which must then be there, else config.toml in the configuration folder."""
+    return Path(environ.get("NEXAPOD_CONFIG") or config_folder(environ) / CONFIG_FILE)
+
+
 def default_home(environ: Mapping[str, str]) -> Path:
     """$NEXAPOD_HOME, else $XDG_DATA_HOME/nexapod, else ~/.local/share/nexapod. Always absolute."""
     named = environ.get("NEXAPOD_HOME")
@@ -109,7 +114,7 @@ def _xdg(environ: Mapping[str, str], variable: str, fallback: str) -> Path:
 def load(flags: Flags, environ: Mapping[str, str]) -> Config:
     """The configuration of a daemon. Raises ConfigError with every problem found."""
     folder = config_folder(environ)
-    file = _read_file(Path(environ.get("NEXAPOD_CONFIG") or folder / CONFIG_FILE), environ)
+    file = _read_file(config_file(environ), environ)
     problems: list[Problem] = []
     network = _network_name(flags, environ, file, problems)
     listen = _addresses("--listen", flags.listen, problems, listen=True) or file.listen or DEFAULT_LISTEN

@@ -18,6 +18,8 @@ def why_node(node: Node, stalled: str) -> dict[str, Any]:
     sentences: list[str] = []
     if stalled:
         sentences.append(f"Nothing is said to other peers at the moment: {stalled}")
+    if node.worker.paused:
+        sentences.append("This peer is paused and takes no tasks: nexapod resume lets it go on.")
     jobs = [_job_reason(node, entry) for entry in node.jobs.values() if entry.state == "active"]
     if running:
         slots = node.worker.profile.slots if node.worker.profile else 0
@@ -65,8 +67,10 @@ def _job_reason(node: Node, entry: JobEntry) -> dict[str, Any]:
     return {"job_id": job.hex(), "name": entry.spec.name, "ok": decision.ok, "reason": reason}
 
 
-def why_job(node: Node, job: JobId) -> dict[str, Any]:
-    """Why tasks of a job are not placed: how many known peers each constraint excludes."""
+def why_job(node: Node, job: JobId, bootstrap: Sequence[str], foreign: Mapping[PeerId, str]) -> dict[str, Any]:
+    """Why tasks of a job are not placed: no peer is linked (see why_alone), how many known peers each constraint
+    excludes.
+    """
     entry = node.jobs[job]
     spec = entry.spec
     excluded: Counter[str] = Counter()
@@ -88,6 +92,7 @@ def why_job(node: Node, job: JobId) -> dict[str, Any]:
     elif submission is not None:
         sentences.insert(0, _progress_sentence(spec.tasks, submission.decided, submission.views))
         if not submission.placed:
+            sentences[1:1] = why_alone(node, bootstrap, foreign)
             sentences.append("Its stewards do not hold the job and its inputs yet: keep this daemon running.")
     return {
         "job_id": job.hex(),

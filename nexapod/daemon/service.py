@@ -110,6 +110,7 @@ class Service(BlobService):
             "slots": profile.slots if profile else 0,
             "state": self._state(),
             "uptime_s": int(time.monotonic() - self._began),
+            "pause_left_s": self._pausing.left_s,
             "home": str(self._home),
             "pid": os.getpid(),
             "stalled": self._engine.stalled,
@@ -255,7 +256,7 @@ class Service(BlobService):
 
     async def why_job(self, job: JobId) -> Json:
         self._entry(job)
-        return explain.why_job(self._node, job)
+        return explain.why_job(self._node, job, self._bootstrap, self._foreign)
 
     def _entry(self, job: JobId) -> JobEntry:
         entry = self._node.jobs.get(job)

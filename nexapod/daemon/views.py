@@ -170,11 +170,14 @@ def results_view(submission: Submission, tasks: range) -> list[dict[str, Any]]:
 def log_view(submission: Submission, task: int) -> list[dict[str, Any]]:
     """What each replica of a task printed: of those that were shown, and of those that run and have said it."""
     file = submission.states[task // SHARD_TASKS].file(task)
+    active = active_tasks(submission).get(task)
+    # Where several work on it, their stewards do not say which of them has committed.
+    committed = {*file.commits, *(active.workers if active and active.committed and len(active.workers) == 1 else ())}
     return [
         {"peer": worker, "outcome": s.body.outcome, "exit": s.body.exit, "log": s.body.log}
         for worker, s in sorted(file.reveals.items())
     ] + [
-        {"peer": worker, "outcome": "running", "exit": None, "log": told.log}
+        {"peer": worker, "outcome": "committed" if worker in committed else "running", "exit": None, "log": told.log}
         for (index, worker), told in sorted(submission.logs.items(), key=lambda item: item[0])
         if index == task and task not in submission.decided and worker not in file.reveals
     ]
@@ -204,10 +207,10 @@ def local_task_view(node: Node, task: RunningTask, now: float) -> dict[str, Any]
 
 
 def active_tasks(submission: Submission) -> dict[int, ActiveTask]:
-    """What stewards last said is being worked on, less what has been decided since."""
+    """What stewards last said is being worked on, less what has been decided since; nothing once it is cancelled."""
     return {
         task.task: task
-        for view in submission.views.values()
+        for view in ([] if submission.cancelled else submission.views.values())
         for task in view.active
         if task.task not in submission.decided
     }

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
 
 import psutil
 
@@ -17,6 +19,7 @@ from nexapod.protocol.types import PeerId, key_of_peer_id
 
 _HOSTS = ("ip4", "ip6", "dns", "dns4", "dns6")
 _ADDR_CHARS_MAX = 256
+_INTERFACES: Final = Path("/sys/class/net")
 
 
 def parse_dialable(text: str) -> tuple[str, PeerId | None]:
@@ -99,11 +102,21 @@ def check_free(listen: Sequence[tuple[str, int]]) -> None:
                 ) from error
 
 
-def _interface_hosts(family: int) -> list[str]:
-    """Addresses of this machine's interfaces, loopback last, without link-local ones."""
-    hosts = [entry.address for entries in psutil.net_if_addrs().values() for entry in entries if entry.family == family]
+def by_reach(hosts: Mapping[str, str], bridges: Container[str]) -> list[str]:
+    """Addresses in the order in which another machine is likely to reach them, without link-local ones.
+
+    `hosts`: address to interface. Those of bridges come behind the others: docker0's is the same on every machine, and
+    leads nowhere from outside. Loopback is last.
+    """
     usable = [host for host in hosts if "%" not in host and not ipaddress.ip_address(host).is_link_local]
-    return sorted(dict.fromkeys(usable), key=lambda host: (ipaddress.ip_address(host).is_loopback, host))
+    return sorted(usable, key=lambda host: (ipaddress.ip_address(host).is_loopback, hosts[host] in bridges, host))
+
+
+def _interface_hosts(family: int) -> list[str]:
+    """Addresses of this machine's interfaces."""
+    found = psutil.net_if_addrs()
+    hosts = {entry.address: name for name, entries in found.items() for entry in entries if entry.family == family}
+    return by_reach(hosts, {name for name in found if (_INTERFACES / name / "bridge").is_dir()})
 
 
 def expand(listening: Iterable[str]) -> list[str]:

@@ -116,7 +116,8 @@ class FakeBackend:
             "peer_id": ME, "version": "0.1.0", "network": self.network,
             "listen": [f"/ip4/127.0.0.1/tcp/4747/p2p/{ME}"],
             "connected_peers": 2, "known_peers": 2, "active_jobs": active, "running_tasks": 0, "leases": 0, "slots": 4,
-            "state": "running", "uptime_s": 3725, "home": "/home/me", "pid": 4711,
+            "state": "paused" if self.paused_for else "running", "uptime_s": 3725, "home": "/home/me", "pid": 4711,
+            "pause_left_s": self.paused_for[-1] if self.paused_for else None,
         }  # fmt: skip
 
     async def peers(self) -> list[Json]:
@@ -234,6 +235,8 @@ class FakeBackend:
     async def job(self, job: JobId, tasks: range) -> Json:
         found = self.known[job]
         return self._row(job) | {
+            "description": found.spec.description,
+            "tags": list(found.spec.tags),
             "placed": bool(found.placed_on),
             "placed_on": found.placed_on,
             "holders": len(found.placed_on),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,9 @@ import structlog
 import trio
 from api_fake import ANN, BOB, NASTY, FakeBackend, FakeJob, FakeTask, served_in_thread
 
+from nexapod.api import task_routes
 from nexapod.cli import app as app_module
-from nexapod.cli import submitting, watching
+from nexapod.cli import submitting, watching, work_commands
 from nexapod.cli.app import main
 from nexapod.log import setup_logging
 from nexapod.protocol.limits import CHUNK_BYTES
@@ -172,6 +175,18 @@ def test_a_job_is_named_by_a_prefix(daemon: Daemon, cli: Cli) -> None:
     assert "Only 1 known peer can run it." in cli.out
 
 
+def test_what_was_written_of_a_job_is_shown(daemon: Daemon, cli: Cli, tmp_path: Path) -> None:
+    text = 'description = """one\n\ttwo \u2026\n"""\ntags = ["a b", "c"]\n[run]'
+    assert cli("submit", "--no-wait", "--json", write_job(tmp_path, JOB_FILE.replace("[run]", text))) == 0
+    assert cli("job", cli.json["job_id"]) == 0
+    lines = [line.rstrip() for line in cli.out.splitlines()]
+    at = lines.index("description     one")
+    assert lines[at + 1 : at + 3] == [" " * 24 + "two \u2026", "tags            a b, c"]
+    [found] = daemon.backend.known.values()
+    found.spec = replace(found.spec, description=NASTY, tags=(NASTY,))
+    assert cli("job", cli.out.split()[1]) == 0
+
+
 def test_every_task_of_a_large_job_is_listed(daemon: Daemon, cli: Cli) -> None:
     job = daemon.add(tasks=2100)
     assert cli("job", job.hex(), "--json") == 0
@@ -185,6 +200,8 @@ def test_what_a_replica_printed_is_shown_harmlessly(daemon: Daemon, cli: Cli) ->
     assert "line 1" in cli.out
     assert "\\x1b[2J[red]not markup[/red]" in cli.out
     assert cli("logs", job.hex(), 3) == 4
+    assert cli("logs", job.hex(), 99999999999) == 4
+    assert "there is no task 99999999999: a job has at most 1000000" in cli.err
 
 
 def test_the_exit_status_says_what_was_wrong(daemon: Daemon, cli: Cli, tmp_path: Path) -> None:
@@ -322,10 +339,13 @@ def test_submit_and_watch_in_one(daemon: Daemon, cli: Cli, tmp_path: Path) -> No
     assert "complete: 3 settled, 0 failed" in cli.out
 
 
-def test_a_cancelled_job_is_not_a_success(daemon: Daemon, cli: Cli) -> None:
+def test_a_cancelled_job_is_not_a_success(daemon: Daemon, cli: Cli, tmp_path: Path) -> None:
     job = daemon.add()
     assert cli("cancel", job.hex(), "--json") == 0
     assert cli("watch", job.hex()) == 1
+    assert cli("results", job.hex(), "-o", tmp_path / "out") == 1
+    assert "what is not settled by now will not be" in cli.err
+    assert "again" not in cli.err
 
 
 def test_a_watcher_that_fell_behind_begins_anew(daemon: Daemon, cli: Cli) -> None:
@@ -460,6 +480,24 @@ def test_the_demo_and_the_simulator_are_loaded_only_when_asked(
     assert "--number" in cli.out
 
 
+@pytest.mark.parametrize(
+    ("word", "options"),
+    [
+        ("doctor", {"--quick", "--require"}),
+        ("sim", {"--seeds", "--trace"}),
+        ("demo", {"--peers"}),
+        ("start", {"--slots"}),
+    ],
+)
+def test_a_shell_is_told_every_commands_options(word: str, options: set[str]) -> None:
+    asked = {"_NEXAPOD_COMPLETE": "complete_bash", "COMP_WORDS": f"nexapod {word} --", "COMP_CWORD": "2"}
+    code = "import sys; sys.argv = ['nexapod']; from nexapod.cli.app import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | asked, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert options <= set(done.stdout.split()), done.stderr
+
+
 def test_a_closed_pipe_is_no_error_message(daemon: Daemon) -> None:
     daemon.add()
     command = [sys.executable, "-m", "nexapod", "--home", str(daemon.home), "jobs"]
@@ -469,6 +507,24 @@ def test_a_closed_pipe_is_no_error_message(daemon: Daemon) -> None:
         process.stdout.close()
         assert b"Traceback" not in process.stderr.read()
         assert process.wait(20) == 1
+
+
+@pytest.mark.parametrize(
+    ("shell", "status", "said"),
+    [
+        ("status > /dev/full", 1, "the output: No space left on device"),
+        ("status --json > /dev/full", 1, "the output: No space left on device"),
+        ("--version > /dev/full", 1, "No space left on device"),
+        ("status >&-", 0, ""),
+        ("status >&- 2>&-", 0, ""),
+    ],
+)
+def test_an_output_that_takes_nothing_is_said(daemon: Daemon, shell: str, status: int, said: str) -> None:
+    command = f'exec "{sys.executable}" -m nexapod --home "{daemon.home}" {shell}'
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, said in done.stderr) == (status, True), done.stderr
+    assert "Traceback" not in done.stderr
+    assert bool(done.stderr) == bool(said)
 
 
 def test_a_daemon_that_dies_is_waited_for_a_while(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -508,11 +564,19 @@ def test_the_owner_pauses_this_machine_and_lets_it_go_on(daemon: Daemon, cli: Cl
     assert daemon.backend.paused_for == [5400]
     assert cli("tasks") == 0
     assert "paused" in cli.out
+    assert cli("status") == 0
+    assert "state      paused for 1 h 30 m more\nup for     1 h 2 m\n" in cli.out
     assert cli("resume", "--json") == 0
     assert cli.json == {"paused": False}
-    assert cli("pause", "soon") == 5
-    assert "is not a duration" in cli.err
+    assert work_commands.PAUSE_MS_MAX == task_routes.PAUSE_S_MAX * 1000
+    for wrong, said in (("soon", "is not a duration"), ("0s", "0s is not possible"), ("400d", "at most 30d")):
+        assert cli("pause", wrong) == 5
+        assert said in cli.err
+        assert "until `nexapod resume`" in cli.err
     assert daemon.backend.paused_for == []
+    assert cli("pause") == 0
+    assert cli("status") == 0
+    assert "paused until `nexapod resume`\n" in cli.out
 
 
 def test_a_log_is_followed_to_the_end_of_its_task(daemon: Daemon, cli: Cli) -> None:

@@ -16,7 +16,9 @@ import httpx
 import pytest
 import trio
 from api_fake import ANN, BOB, FakeBackend
+from h11 import RemoteProtocolError
 from pydantic import TypeAdapter
+from structlog.testing import capture_logs
 
 from nexapod.api import models, task_routes
 from nexapod.api import serve as serve_module
@@ -474,3 +476,33 @@ async def test_tasks_are_paused_for_a_while_or_until_they_are_let_go_on(tmp_path
         assert not (await client.get("/v1/tasks")).json()[0]["frozen"]
         for wrong in ({"for_s": 0}, {"for_s": -1}, {"for_s": "1h"}, {"for_s": 1e9}, {"until": 5}):
             assert_problem(await client.post("/v1/pause", json=wrong), 422, "invalid")
+
+
+async def test_a_client_that_hangs_up_is_no_error_of_the_daemons(tmp_path: Path) -> None:
+    path = tmp_path / "api.sock"
+    with capture_logs() as logged:
+        async with served(FakeBackend(), path) as client:
+            for where in ("/v1/blobs", "/v1/images/archive", "/v1/nothing") * 4:
+                for hang_up in (trio.SocketStream.send_eof, trio.SocketStream.aclose):
+                    stream = await trio.open_unix_socket(str(path))
+                    head = f"POST {where} HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n"
+                    await stream.send_all(head.encode() + bytes(100_000))
+                    await hang_up(stream)
+                    await stream.aclose()
+            assert (await client.get("/v1/status")).status_code == 200
+    assert "client_gone" in {entry["event"] for entry in logged}
+    assert [entry for entry in logged if entry["log_level"] in ("warning", "error")] == []
+
+
+def test_only_what_a_client_makes_by_hanging_up_is_no_error() -> None:
+    gone = [RemoteProtocolError("cut"), trio.BusyResourceError()]
+    bug = RuntimeError("boom")
+    with capture_logs() as logged:
+        for error in (ExceptionGroup("x", gone), ExceptionGroup("x", [*gone, bug]), bug):
+            serve_module._log_failure("failed", error, reason="why")
+    assert [(entry["event"], entry["log_level"]) for entry in logged] == [
+        ("client_gone", "info"),
+        ("failed", "error"),
+        ("failed", "error"),
+    ]
+    assert logged[2]["exc_info"] is bug

@@ -159,3 +159,14 @@ def test_requests_that_are_too_much_are_refused(bench: Bench) -> None:
         bench.client.post("/v1/images", {"name": "x" * 2000})
     with pytest.raises(Exception, match="at most"):
         bench.client.send("/v1/images/archive", io.BytesIO(b""), (1 << 40) + 1, lambda _: None)
+
+
+@pytest.mark.parametrize("name", ["", "x" * 300, "x" * 600, "a\udcff", "\u202e"])
+def test_a_name_that_no_image_has_is_refused(bench: Bench, name: str) -> None:
+    for command in ("add", "show", "remove"):
+        assert bench("image", command, name) in (4, 5)
+        assert "nexapod: " in bench.err
+        assert "openapi" not in bench.err
+    assert bench("image", "add", "tool", "--platform", "a\udcff") == 5
+    assert bench.submit("x" * 300 + ".tar") == 5
+    assert "is not a file" in bench.err

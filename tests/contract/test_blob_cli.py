@@ -133,7 +133,9 @@ def test_pins_stats_and_lists_are_shown_to_people_and_programs(backend: Real, cl
     assert "was not pinned" in cli("blob", "unpin", ref)[1]
     for command in ("pin", "stat"):
         assert cli("blob", command, blob_of(b"absent"))[0] == 4
-        assert cli("blob", command, "rubbish")[0] == 5
+        status, _, err = cli("blob", command, "rubbish")
+        assert status == 5
+        assert "'rubbish' is not the name of a blob: that is 64 hexadecimal digits" in err
 
 
 def test_damage_is_found_and_the_status_says_so(backend: Real, cli: Run, tmp_path: Path) -> None:
@@ -148,7 +150,8 @@ def test_damage_is_found_and_the_status_says_so(backend: Real, cli: Run, tmp_pat
     assert f"damaged: {refs[1]}" in out
     told = json.loads(cli("blob", "verify", "--all", "--json")[1])
     assert (told["checked"], told["damaged"]) == (1, 0)
-    assert cli("blob", "verify")[0] == 5
+    status, _, err = cli("blob", "verify")
+    assert (status, "--all" in err) == (2, True)
 
 
 def test_what_cannot_be_put_is_said_and_nothing_is_kept(backend: Real, cli: Run, tmp_path: Path) -> None:
@@ -160,3 +163,37 @@ def test_what_cannot_be_put_is_said_and_nothing_is_kept(backend: Real, cli: Run,
         assert status == 5, err
         assert str(arguments[0]) in err
     assert backend.store.bytes_here == 0
+
+
+def test_what_is_no_file_or_archive_is_said_and_what_to_do(backend: Real, cli: Run, tmp_path: Path) -> None:
+    make_folder(tmp_path / "folder")
+    os.mkfifo(tmp_path / "pipe")
+    for arguments, said in (
+        ([tmp_path / "folder", "--unpack"], "leave out --unpack"),
+        ([tmp_path / "pipe"], "neither a folder nor a regular file"),
+        (["/dev/zero"], "neither a folder nor a regular file"),
+        (["/dev/zero", "--unpack"], "neither a folder nor a regular file"),
+    ):
+        status, _, err = cli("blob", "put", *arguments)
+        assert (status, said in err) == (5, True), err
+
+
+def test_a_place_that_cannot_be_written_is_named_as_it_was(backend: Real, cli: Run, tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes(b"data")
+    ref = cli("blob", "put", tmp_path / "in")[1].strip()
+    status, _, err = cli("blob", "get", ref, "-o", tmp_path / "nowhere/out")
+    assert (status, f"{tmp_path}/nowhere: there is no such folder" in err) == (5, True), err
+    status, _, err = cli("blob", "get", ref, "-o", "/proc/out")
+    assert status in (1, 5)
+    assert "/proc/out: " in err
+    assert "nexapod-part" not in err
+
+
+def test_an_archive_that_was_cut_off_is_not_put(backend: Real, cli: Run, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT) as archive:
+        archive.addfile(tarfile.TarInfo("empty"))
+        archive.addfile(tarfile.TarInfo("lost"))
+    (tmp_path / "a.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:700])
+    status, out, err = cli("blob", "put", tmp_path / "a.tar", "--unpack")
+    assert (status, out) == (5, "")
+    assert "the archive is cut off" in err

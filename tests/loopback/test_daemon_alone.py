@@ -21,6 +21,7 @@ def test_a_submitter_with_nobody_around_does_not_claim_that_its_job_is_placed() 
         said = " ".join(submitter.get(f"/v1/jobs/{job_id}/why")["sentences"])
         assert "Only 1 known peers can run it, and each task needs 2 that agree" in said
         assert "keep this daemon running" in said
+        assert "No bootstrap peer is named: give a running daemon's address with --bootstrap." in said
         # A second peer is enough to go on.
         alone.add("worker", "--slots", "1")
         alone.wait_met()

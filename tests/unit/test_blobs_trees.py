@@ -225,6 +225,27 @@ def test_an_archive_cut_short_is_refused(store: Store, tmp_path: Path) -> None:
             from_archive(tmp_path / str(number), store.put)
 
 
+@pytest.mark.parametrize("cut_at", [1024, 1024 + 100, 700, 1024 + 512 + 100])
+def test_a_tar_that_lacks_its_end_mark_is_refused(store: Store, tmp_path: Path, cut_at: int) -> None:
+    """Between two files, in a header, in the data: what is left of it reads like a whole archive of fewer files."""
+    whole = tar_of(*(member(name, size=5) for name in "abcde"), data=b"12345")
+    from_archive(_written(tmp_path / "whole", whole), store.put)
+    for number, data in enumerate((whole[:cut_at], gzip.compress(whole[:cut_at]))):
+        with pytest.raises(TreeRefused, match=r"end mark is missing|unexpected end|shorter"):
+            from_archive(_written(tmp_path / str(number), data), store.put)
+
+
+def test_a_tar_with_rubbish_in_place_of_a_header_is_refused(store: Store, tmp_path: Path) -> None:
+    whole = tar_of(member("a", size=5), member("b", size=5), data=b"12345")
+    with pytest.raises(TreeRefused, match="end mark is missing"):
+        from_archive(_written(tmp_path / "a.tar", whole[:1024] + b"?" * 512 + whole[1536:]), store.put)
+
+
+def _written(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
 def test_the_same_name_twice_and_files_inside_of_files_are_refused(store: Store, tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(tar_of(member("same"), member("same")))
     with pytest.raises(TreeRefused, match="twice"):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from nexapod.cli.collecting import MANIFEST
-from nexapod.cli.errors import BadFile, NothingThere
-from nexapod.cli.verifying import verify_file
+from nexapod.cli.errors import NothingThere
+from nexapod.cli.verifying import NoCertificate, verify_file
 from nexapod.mesh.identity import Signer
 from nexapod.protocol import statements
 from nexapod.protocol.certificate import build, evidence_digest
@@ -88,7 +90,12 @@ def test_the_manifest_is_only_a_hint(results: Path, capsys: pytest.CaptureFixtur
     (results / "0").rename(results / "chain_A")
     (results / MANIFEST).write_text(json.dumps({"job_id": job, "tasks": {"0": "chain_A"}}))
     assert verify_file(results / "job.cert", results, as_json=False) == 0
-    for lie in ('{"job_id": "00", "tasks": {}}', "[]", "{", json.dumps({"job_id": job, "tasks": {"0": "../chain_A"}})):
+    lies = [
+        {"job_id": "00", "tasks": {}},
+        [],
+        *({"job_id": job, "tasks": {"0": name}} for name in ("../chain_A", 7, [])),
+    ]
+    for lie in ("{", "[" * 100_000, *map(json.dumps, lies)):
         (results / MANIFEST).write_text(lie)
         assert verify_file(results / "job.cert", results, as_json=False) == 1
     assert "is missing" in capsys.readouterr().out
@@ -97,11 +104,43 @@ def test_the_manifest_is_only_a_hint(results: Path, capsys: pytest.CaptureFixtur
 def test_what_is_not_there_or_no_certificate_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(NothingThere):
         verify_file(tmp_path / "none", None, as_json=False)
-    with pytest.raises(BadFile):
-        verify_file(tmp_path, None, as_json=False)
+    with pytest.raises(NoCertificate):
+        verify_file(tmp_path / ("x" * 300), None, as_json=False)
     (tmp_path / "x").write_bytes(b"\x1b[2J garbage")
     assert verify_file(tmp_path / "x", None, as_json=False) == 1
     assert "\x1b" not in capsys.readouterr().out
     (tmp_path / "y").write_bytes(certificate()[0])
-    with pytest.raises(NothingThere):
-        verify_file(tmp_path / "y", tmp_path / "no-folder", as_json=False)
+    for name in ("no-folder", "x" * 300):
+        with pytest.raises(NothingThere):
+            verify_file(tmp_path / "y", tmp_path / name, as_json=False)
+
+
+def test_a_folder_is_its_certificate_and_the_files_beside_it(
+    results: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert verify_file(results, None, as_json=True) == 0
+    assert json.loads(capsys.readouterr().out)["files_checked"] == 2
+    (results / "0/log").write_text("other")
+    assert verify_file(results, None, as_json=False) == 1
+    (results / "other.cert").write_bytes(b"")
+    with pytest.raises(NoCertificate, match="2 certificates"):
+        verify_file(results, None, as_json=False)
+    with pytest.raises(NothingThere, match="no certificate"):
+        verify_file(tmp_path, None, as_json=False)
+
+
+def test_a_strangers_folder_may_be_nested_deeply(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    deep = results / "0"
+    folder = os.open(deep, os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("d", dir_fd=folder)
+        inner = os.open("d", os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = inner
+    os.close(os.open("f", os.O_WRONLY | os.O_CREAT, dir_fd=folder))
+    os.close(folder)
+    try:
+        assert verify_file(results, None, as_json=True) in (0, 1)
+    finally:
+        subprocess.run(["rm", "-rf", str(results)], check=True)  # the library's rmtree is recursive
+    assert "d/d/d" in capsys.readouterr().out

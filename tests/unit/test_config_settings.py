@@ -15,7 +15,7 @@ from nexapod.config import Config, ConfigError, Flags, config_folder, default_ho
 from nexapod.config.document import Document, line_numbers
 from nexapod.config.gpus import GpuSettings
 from nexapod.config.multiaddr import parse
-from nexapod.config.settings import DEFAULT_LISTEN, loopback_address
+from nexapod.config.settings import DEFAULT_LISTEN, config_file, loopback_address
 from nexapod.protocol.types import peer_id_of_key
 
 PEER = peer_id_of_key(bytes(32))
@@ -95,6 +95,9 @@ def test_the_home_folder(environ: dict[str, str]) -> None:
         ("[gpu]\ndisabled = [16]", "gpu.disabled: 16 names no GPU"),
         ("[gpu]\ndisabled = [-1]", "gpu.disabled: -1 names no GPU"),
         ("[gpu]\ndisabled = [0.5]", "gpu.disabled: 0.5 names no GPU"),
+        (f"[gpu]\ndisabled = [0x1{'0' * 5000}]", "gpu.disabled: a number of 20001 bits names no GPU"),
+        (f"[gpu]\ndisabled = [[0x1{'0' * 5000}]]", "gpu.disabled: a list names no GPU"),
+        (f"slots = {'9' * 5000}", "a number in it has thousands of digits"),
         ("[gpu]\ndisabled = [" + "0," * 65 + "]", "gpu.disabled: 65 entries: at most 64 are allowed"),
         ("[gpu]\ntemperature_max_c = 0", "gpu.temperature_max_c: 0 is not possible: from 30 to 120 is allowed"),
         ("[gpu]\ntemperature_max_c = '85'", "gpu.temperature_max_c: expected a whole number, not text"),
@@ -129,6 +132,11 @@ def test_mistakes_in_flags_and_environment_are_told_together(environ: dict[str, 
         "--slots",
         "log format",
     ]
+
+
+def test_the_file_is_the_named_one_or_lies_in_the_configuration_folder(environ: dict[str, str]) -> None:
+    assert config_file(environ) == config_folder(environ) / "config.toml"
+    assert config_file(environ | {"NEXAPOD_CONFIG": "/etc/nexapod.toml"}) == Path("/etc/nexapod.toml")
 
 
 def test_a_named_file_must_exist(environ: dict[str, str]) -> None:

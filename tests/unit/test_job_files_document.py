@@ -115,7 +115,7 @@ def test_its_examples_are_right(tmp_path: Path, number: int) -> None:
     example = tomllib.loads(EXAMPLES[number])
     for name in ("dock.wasm", "receptor.pdbqt", "models/weights-3.bin", "reference/a", "settings/b"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(name)
+        (tmp_path / name).write_bytes(b"\0asm")
     (tmp_path / "library.sdf").write_text("m\nM  END\n$$$$\n" * 60)
     (tmp_path / "compounds.csv").write_text("id,smiles\n" + "1,CCO\n" * 5000)
     text = RIGHT.replace("[tasks]\ncount = 1\n", "") if "tasks" in example else RIGHT

@@ -125,6 +125,13 @@ def test_a_docker_run_has_a_folder_to_start_in_and_a_number_of_processes(folder:
     assert "is not absolute" in problems(folder, run.replace("/output", "output") + "[tasks]\ncount = 1")
 
 
+def test_a_script_of_several_lines_may_be_a_command(folder: Path) -> None:
+    text = SMALL + 'command = ["-c", """\nset -e\n\techo $X\n"""]\nenv = { X = "a\\nb" }\n[tasks]\ncount = 1'
+    spec = JobBody.model_validate(read(folder, text).body).spec("net")
+    statements.check_body(spec)
+    assert (spec.run.command, spec.run.env) == (("-c", "set -e\n\techo $X\n"), (("X", "a\nb"),))
+
+
 def test_disk_is_twice_the_output_where_it_is_not_said(folder: Path) -> None:
     tasks = "[tasks]\ncount = 1\n"
     assert read(folder, SMALL + tasks + '[limits]\noutput = "3GB"').body["limits"]["disk"] == 6_000_000_000
@@ -179,6 +186,9 @@ def test_a_list_of_tables_is_one_task_each(folder: Path) -> None:
         ("params = { a = [1], A = [2] }", "in capitals alone"),
         ("params = { a = [[1]] }", "not a list"),
         ("params = { a = [1979-05-27] }", "not a date or time"),
+        (f"params = {{ a = [0x{'f' * 5000}] }}", "params.a: a number of 20000 bits is not possible: give it as text"),
+        (f"params = {{ a = [{'9' * 5000}] }}", "a number in it has thousands of digits"),
+        (f"count = 0x{'f' * 5000}", "a number of 20000 bits is not possible: from 1 to"),
         (f"params = {{ a = {list(range(1001))}, b = {list(range(1000))} }}", "they give 1001000 tasks"),
     ],
 )
@@ -383,6 +393,10 @@ def test_a_large_file_is_not_read_for_a_job_file_that_is_wrong(folder: Path) -> 
         (('tags = ["a", "b"]', 'tags = ["a", 1]'), "job.tags: every entry must be text"),
         (("priority = -3", "priority = 11"), "job.priority: 11 is not possible: from -10 to 10"),
         (("[run]", "[run"), "it is not valid TOML"),
+        (("gpus = 1", "gpus = 0"), "limits.gpu_memory: it has no effect: the tasks are given no GPU"),
+        (('module = "m.wasm"', 'module = "w.bin"'), "run.module: 'w.bin' is no WebAssembly module"),
+        (("[run]", "[run]\nimage_held = true"), "run.image_held: it belongs to docker runs"),
+        (('["predict",', '["pre\\rdict",'), "run.command: control characters"),
     ],
 )
 def test_each_mistake_is_named(folder: Path, change: tuple[str, str], said: str) -> None:
@@ -468,7 +482,7 @@ def test_any_value_at_any_key_gives_a_plan_or_its_problems(
     tmp_path_factory: pytest.TempPathFactory, value: Any, key: str
 ) -> None:
     folder = tmp_path_factory.mktemp("any")
-    (folder / "m.wasm").write_bytes(b"")
+    (folder / "m.wasm").write_bytes(b"\0asm")
     head = 'job.name = "x"\nrun.executor = "wasm"\nrun.module = "m.wasm"\n'
     tasks = "" if key.startswith("tasks") else "tasks.count = 1\n"
     text = f"{head}{tasks}{key} = {toml(value)}\n"

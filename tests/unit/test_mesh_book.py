@@ -40,6 +40,12 @@ def test_an_address_has_a_tcp_part_and_perhaps_a_peer() -> None:
         addresses.parse_known("/ip4/1.2.3.4/tcp/4")
 
 
+def test_what_another_machine_reaches_comes_first() -> None:
+    hosts = {"127.0.0.1": "lo", "172.17.0.1": "docker0", "192.168.1.5": "eth0", "169.254.3.4": "eth0"}
+    assert addresses.by_reach(hosts, {"docker0"}) == ["192.168.1.5", "172.17.0.1", "127.0.0.1"]
+    assert addresses.by_reach({"fe80::1%eth0": "eth0", "2001:db8::1": "br0"}, {"br0"}) == ["2001:db8::1"]
+
+
 def test_a_wildcard_is_expanded_to_addresses_that_can_be_dialled() -> None:
     for text in addresses.expand(["/ip4/0.0.0.0/tcp/77"]):
         assert addresses.parse_dialable(text)[0] == text
