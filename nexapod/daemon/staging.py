@@ -7,10 +7,8 @@ anything. What the job itself gets wrong is an InputError; what goes wrong on th
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +24,7 @@ from nexapod.daemon.providers import Providers
 from nexapod.executor.contract import TaskRun
 from nexapod.executor.images.errors import BadImage
 from nexapod.executor.outputs import collect
+from nexapod.executor.removal import remove_tree
 from nexapod.protocol.events import Run
 from nexapod.protocol.limits import SPLIT_ENTRY_BYTES
 from nexapod.protocol.types import BlobRef, File, JobSpec, Part, PeerId, TaskId
@@ -203,7 +202,7 @@ class Staging:
     async def remove(self, task: TaskId) -> None:
         """Nothing of the task is needed here any more."""
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(remove_folder, self.folder / label_of(task))
+            await trio.to_thread.run_sync(remove_tree, self.folder / label_of(task))
 
     def clean(self, keep: frozenset[TaskId]) -> None:
         """At start: remove what tasks of a former process left, but for those that go on. Blocks."""
@@ -211,7 +210,7 @@ class Staging:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for entry in sorted(self.folder.iterdir()):
             if entry.name not in names:
-                remove_folder(entry)
+                remove_tree(entry)
 
 
 # --- what follows blocks, and runs in worker threads ---------------------------------------------------------------
@@ -234,26 +233,11 @@ def _lay_out(run: TaskRun) -> None:
     """Fresh input and output folders; a checkpoint that is there stays. Only their parent is closed to others."""
     run.input.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     for fresh in (run.input, run.output):
-        if fresh.exists():
-            remove_folder(fresh)
+        remove_tree(fresh)
         fresh.mkdir(parents=True)
     run.checkpoint.mkdir(exist_ok=True)
 
 
 def _empty(folder: Path) -> None:
-    remove_folder(folder)
+    remove_tree(folder)
     folder.mkdir(exist_ok=True)
-
-
-def remove_folder(folder: Path) -> None:
-    """What a task leaves may resist; that costs some disk until the next start, never the daemon."""
-
-    def make_writable_and_retry(function: Callable[..., Any], path: str, _: object) -> None:
-        try:
-            os.chmod(Path(path).parent, 0o700)
-            function(path)
-        except OSError as error:
-            log.warning("task_folder_not_removed", path=path, error=str(error))
-
-    if folder.exists():
-        shutil.rmtree(folder, onerror=make_writable_and_retry)
