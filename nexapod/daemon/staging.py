@@ -7,6 +7,7 @@ anything. What the job itself gets wrong is an InputError; what goes wrong on th
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,10 +18,12 @@ from typing import Any, Final
 import structlog
 import trio
 
-from nexapod.blobs.errors import BlobError
+from nexapod.blobs.errors import BlobError, disk_errors
+from nexapod.blobs.files import sync_folder
 from nexapod.blobs.store import BlobStore
 from nexapod.daemon.images import Images
 from nexapod.daemon.providers import Providers
+from nexapod.daemon.small_files import write_durably
 from nexapod.executor.contract import TaskRun
 from nexapod.executor.images.errors import BadImage
 from nexapod.executor.outputs import collect
@@ -34,6 +37,8 @@ log = structlog.get_logger()
 PARAMS_BYTES_MAX: Final = 64 << 20
 INDEX_ENTRY: Final = struct.Struct(">QI")
 NOTE: Final = "task.json"
+FRESH: Final = "checkpoint.fresh"
+"""Where another worker's checkpoint is copied to: what has the name `checkpoint` is whole."""
 assert INDEX_ENTRY.size == SPLIT_ENTRY_BYTES
 
 
@@ -72,7 +77,9 @@ class Staging:
         spec = effect.spec
         run = await self._run_of(effect)
         if goes_on:
-            return run, await trio.to_thread.run_sync(read_note, run.input.parent)
+            found = await trio.to_thread.run_sync(read_note, run.input.parent)
+            # When nobody knows, it does not count as independent.
+            return run, found or Note(continued=bool(effect.checkpoint))
         for ref in _needed(spec):
             await self._fetch(Part.whole(ref), effect.sources)
         await trio.to_thread.run_sync(_lay_out, run)
@@ -80,14 +87,12 @@ class Staging:
             await self._place(file, run.input)
         if spec.split is not None:
             await self._place_piece(effect, run.input)
-        note = Note(continued=await self._take_up(effect, run))
-        await self.note(run, note)
-        return run, note
+        return run, await self._take_up(effect, run)
 
     async def note(self, run: TaskRun, note: Note) -> None:
-        """Keep it for a later process."""
+        """Keep it for a later process; on disk when this returns. Raises BlobError."""
         data = json.dumps({"gpus": note.gpus, "continued": note.continued}).encode()
-        await trio.to_thread.run_sync((run.input.parent / NOTE).write_bytes, data)
+        await trio.to_thread.run_sync(write_durably, run.input.parent / NOTE, data)
 
     async def _run_of(self, effect: Run) -> TaskRun:
         spec, folder = effect.spec, self.folder / label_of(effect.task)
@@ -171,26 +176,43 @@ class Staging:
         await trio.to_thread.run_sync(partial(target.parent.mkdir, parents=True, exist_ok=True))
         await self._blobs.export_ranges(split.blob, ranges, target)
 
-    async def _take_up(self, effect: Run, run: TaskRun) -> bool:
-        """Whether the task goes on from what another worker had kept: now, or since an earlier start of it here.
-
-        What this machine has kept itself comes first. What cannot be had costs time only: it begins anew.
+    async def _take_up(self, effect: Run, run: TaskRun) -> Note:
+        """What is in the checkpoint as the task begins, and the note of it: what this machine has kept itself comes
+        first, then what another worker had kept. What cannot be had costs time only: it begins anew.
         """
+        found = await trio.to_thread.run_sync(read_note, run.input.parent)
         kept = await trio.to_thread.run_sync(lambda: any(run.checkpoint.iterdir()))
+        if kept and not _known_whose(found, effect):
+            log.warning("checkpoint_of_unknown_origin", task=str(effect.task))
+            await trio.to_thread.run_sync(_empty, run.checkpoint)
+            kept = False
         if kept:
-            return (await trio.to_thread.run_sync(read_note, run.input.parent)).continued
+            note = Note(continued=found is not None and found.continued)
+            await self.note(run, note)
+            return note
+        # Before there is anything of another's: whatever ends this process, the next one knows.
+        await self.note(run, Note(continued=bool(effect.checkpoint)))
+        if not effect.checkpoint or await self._copy_checkpoint(effect, run):
+            return Note(continued=bool(effect.checkpoint))
+        await self.note(run, Note())
+        return Note()
+
+    async def _copy_checkpoint(self, effect: Run, run: TaskRun) -> bool:
+        """Another worker's checkpoint, whole and on disk, or nothing of it: False."""
+        fresh = run.input.parent / FRESH
         try:
             for file in effect.checkpoint:
                 await self._fetch(Part.whole(file.blob), effect.sources)
             for file in effect.checkpoint:
-                target = run.checkpoint / file.path
+                target = fresh / file.path
                 await trio.to_thread.run_sync(partial(target.parent.mkdir, parents=True, exist_ok=True))
                 await self._blobs.export(file.blob, target, mode=0o644)
+            await trio.to_thread.run_sync(_put_in_place, fresh, run.checkpoint)
         except BlobError as error:
             log.warning("checkpoint_not_taken_up", task=str(effect.task), error=str(error))
-            await trio.to_thread.run_sync(partial(_empty, run.checkpoint))
+            await trio.to_thread.run_sync(remove_tree, fresh)
             return False
-        return bool(effect.checkpoint)
+        return True
 
     # --- after -----------------------------------------------------------------------------------------------------
     async def gather(self, run: TaskRun) -> tuple[File, ...]:
@@ -214,13 +236,26 @@ class Staging:
 
 
 # --- what follows blocks, and runs in worker threads ---------------------------------------------------------------
-def read_note(folder: Path) -> Note:
-    """What was noted of a run; nothing when it was not, or when it cannot be read."""
+def read_note(folder: Path) -> Note | None:
+    """What was noted of a run; None when it was not, or when it cannot be read."""
+    path = folder / NOTE
     try:
-        raw = json.loads((folder / NOTE).read_bytes())
+        raw = json.loads(path.read_bytes())
         return Note(tuple(str(gpu) for gpu in raw["gpus"]), bool(raw["continued"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return Note()
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("task_note_unreadable", path=str(path), error=str(error))
+        return None
+
+
+def _known_whose(note: Note | None, effect: Run) -> bool:
+    """Whether what is in a checkpoint is known to be this machine's own, or to rest on what `Run` names: only then
+    can its result be told as what it is.
+    """
+    if note is None:
+        return not effect.checkpoint
+    return bool(effect.checkpoint) or not note.continued
 
 
 def _needed(spec: JobSpec) -> list[BlobRef]:
@@ -230,14 +265,35 @@ def _needed(spec: JobSpec) -> list[BlobRef]:
 
 
 def _lay_out(run: TaskRun) -> None:
-    """Fresh input and output folders; a checkpoint that is there stays. Only their parent is closed to others."""
+    """Fresh input and output folders; a checkpoint that is there stays, but for one that was not copied to its end.
+    Only their parent is closed to others.
+    """
     run.input.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    remove_tree(run.input.parent / FRESH)
     for fresh in (run.input, run.output):
         remove_tree(fresh)
         fresh.mkdir(parents=True)
     run.checkpoint.mkdir(exist_ok=True)
 
 
+def _put_in_place(fresh: Path, checkpoint: Path) -> None:
+    """Replace an empty checkpoint by this one, in one step, once all of it is on disk. Raises BlobError."""
+    with disk_errors(checkpoint):
+        for path in (*fresh.rglob("*"), fresh):
+            _sync(path)
+        fresh.replace(checkpoint)
+        sync_folder(checkpoint.parent)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def _empty(folder: Path) -> None:
+    """Raises OSError when something cannot be removed."""
     remove_tree(folder)
-    folder.mkdir(exist_ok=True)
+    folder.mkdir()

@@ -126,6 +126,11 @@ class NoImages:
         return run.image
 
 
+def note(folder: Path, *, continued: bool) -> None:
+    """What a former process noted of a run."""
+    (folder / "task.json").write_text(json.dumps({"gpus": [], "continued": continued}))
+
+
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for what happens in another thread, or sets no event."""
     with trio.fail_after(5):
@@ -390,8 +395,89 @@ async def test_what_cannot_be_had_or_is_here_already_is_not_taken_from_others(tm
         own = it.folder / label_of(TaskId(JOB, 0)) / "checkpoint"
         own.mkdir(parents=True)
         (own / "mine").write_text("own")
+        note(own.parent, continued=False)
         ended = await _continued(it, await it.spec(), (File("a", here),))
         assert (seen[1], ended.result.continued) == (["own"], False)
+
+
+async def test_a_checkpoint_that_was_half_copied_when_the_daemon_ended_is_copied_anew_and_is_anothers(
+    tmp_path: Path,
+) -> None:
+    seen: list[list[str]] = []
+
+    async def look(run: TaskRun) -> Ended:
+        seen.append(sorted(path.name for path in run.checkpoint.iterdir()))
+        return await write_output(run)
+
+    folder = tmp_path / "tasks" / label_of(TaskId(JOB, 0))
+    async with bench(tmp_path, look) as it:
+        files = (File("a", await it.blobs.put_bytes(b"half")), File("b", await it.blobs.put_bytes(b"other")))
+        spec = await it.spec()
+        export, copying = it.blobs.export, trio.Event()
+
+        async def hang_at_b(ref: BlobRef, dest: Path, **options: int) -> None:
+            if dest.name == "b":
+                copying.set()
+                await trio.sleep_forever()
+            await export(ref, dest, **options)
+
+        it.blobs.export = hang_at_b  # type: ignore[method-assign]
+        it.tasks.start(Run(TaskId(JOB, 0), spec, SEED, (pid(1),), files))
+        await copying.wait()
+    assert list((folder / "checkpoint").iterdir()) == [], "what has that name is whole"
+    async with bench(tmp_path, look) as it:
+        it.staging.clean(frozenset({TaskId(JOB, 0)}))
+        ended = await _continued(it, spec, files)
+        assert (seen, ended.result.continued) == ([["a", "b"]], True)
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", '{"gpus": []}'])
+@pytest.mark.parametrize("given", [True, False])
+async def test_a_checkpoint_that_nobody_can_say_the_origin_of_is_no_independent_one(
+    tmp_path: Path, text: str | None, given: bool
+) -> None:
+    seen: list[list[str]] = []
+
+    async def look(run: TaskRun) -> Ended:
+        seen.append(sorted(path.name for path in run.checkpoint.iterdir()))
+        return await write_output(run)
+
+    async with bench(tmp_path, look) as it:
+        folder = it.folder / label_of(TaskId(JOB, 0))
+        (folder / "checkpoint").mkdir(parents=True)
+        (folder / "checkpoint" / "mine").touch()
+        if text is not None:
+            (folder / "task.json").write_text(text)
+        files = (File("a", await it.blobs.put_bytes(b"half")),) if given else ()
+        ended = await _continued(it, await it.spec(), files)
+        assert (seen, ended.result.continued) == ([["a"]] if given else [["mine"]], given)
+
+
+async def test_a_checkpoint_of_another_lineage_than_the_run_names_is_begun_anew(tmp_path: Path) -> None:
+    async def look(run: TaskRun) -> Ended:
+        assert list(run.checkpoint.iterdir()) == []
+        return await write_output(run)
+
+    async with bench(tmp_path, look) as it:
+        folder = it.folder / label_of(TaskId(JOB, 0))
+        (folder / "checkpoint").mkdir(parents=True)
+        (folder / "checkpoint" / "theirs").touch()
+        note(folder, continued=True)
+        ended = await _continued(it, await it.spec(), ())
+        assert (ended.result.outcome, ended.result.continued) == ("ok", False)
+
+
+@pytest.mark.parametrize("given", [True, False])
+async def test_a_run_that_goes_on_without_its_note_counts_as_continued_when_it_may_be(
+    tmp_path: Path, given: bool
+) -> None:
+    async with bench(tmp_path, write_output) as it:
+        for name in ("input/piece", "output", "checkpoint"):
+            (it.folder / label_of(TaskId(JOB, 0)) / name).mkdir(parents=True)
+        (it.folder / label_of(TaskId(JOB, 0)) / "input/piece/in.txt").touch()
+        it.tasks = it.runner(frozenset({label_of(TaskId(JOB, 0))}))
+        files = (File("a", await it.blobs.put_bytes(b"half")),) if given else ()
+        assert (await _continued(it, await it.spec(), files)).result.continued is given
 
 
 async def test_what_a_task_keeps_is_told_when_it_has_changed_and_stands_still(tmp_path: Path) -> None:
@@ -468,7 +554,7 @@ async def test_a_run_that_outlived_its_daemon_is_gone_on_with_in_its_own_folders
         for name in ("input", "output", "checkpoint"):
             (folder / name).mkdir(parents=True)
         (folder / "output" / "begun").write_text("before")
-        (folder / "task.json").write_text('{"gpus": [], "continued": true}')
+        note(folder, continued=True)
         it.tasks = it.runner(frozenset({label_of(task)}))
         ended = await it.finish(spec)
         assert (seen, ended.result.continued) == (["before"], True)
