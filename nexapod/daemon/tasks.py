@@ -27,8 +27,9 @@ from nexapod.protocol.types import File, RunResult, TaskId, Usage
 log = structlog.get_logger()
 
 REAP_S: Final = 60.0
-FREEZE_S: Final = 0.2
-"""A task that cannot be frozen yet, because its sandbox is only being made, is tried again so soon."""
+SETTLE_MIN_S: Final = 0.02
+SETTLE_MAX_S: Final = 0.5
+"""A task that cannot be frozen yet, because its sandbox is only being made, is tried again so soon; then less often."""
 Stage: TypeAlias = Literal["preparing", "running", "gathering"]
 
 
@@ -42,6 +43,8 @@ class RunningTask:
     """Trio's clock."""
     stage: Stage = "preparing"
     frozen: bool = False
+    unsure: bool = False
+    """Its sandbox was asked to stand still or to go on, and has not said that it does."""
     gpus: tuple[str, ...] = ()
     report: Report = field(default_factory=Report)
 
@@ -74,6 +77,7 @@ class TaskRunner:
         self._running: dict[TaskId, RunningTask] = {}
         self._go = trio.Event()
         self._go.set()
+        self._settling = trio.Lock()
 
     @property
     def running(self) -> Mapping[TaskId, RunningTask]:
@@ -107,28 +111,37 @@ class TaskRunner:
     def paused(self) -> bool:
         return not self._go.is_set()
 
-    async def pause(self) -> None:
-        """Freeze every task, and let none begin. Returns once all that run are frozen."""
-        if not self.paused:
+    def want(self, *, paused: bool) -> None:
+        """From now on no task begins, or they do again. `settle` has those that run follow."""
+        if paused and self._go.is_set():
             self._go = trio.Event()
-        # That a sandbox has come to be is nobody's event: it is looked for.
-        while self.paused and not all([await self._freeze(task) for task in self._in_sandboxes()]):  # noqa: ASYNC110
-            await trio.sleep(FREEZE_S)
+        elif not paused:
+            self._go.set()
 
-    async def resume(self) -> None:
-        """Let them go on."""
-        self._go.set()
-        for task in self._in_sandboxes():
-            if task.frozen:
-                await self._executor(task).resume(task.label)
-                task.frozen = False
+    async def settle(self) -> None:
+        """Returns once every running task stands still, or goes on, as is wanted by then: not what was wanted when this
+        was called. One call at a time asks the sandboxes; the others wait for it.
+        """
+        async with self._settling:
+            pause_s = SETTLE_MIN_S
+            # That a sandbox has come to be is nobody's event: it is looked for.
+            while not all([await self._follows(task) for task in self._in_sandboxes()]):
+                await trio.sleep(pause_s)
+                pause_s = min(2 * pause_s, SETTLE_MAX_S)
 
     def _in_sandboxes(self) -> list[RunningTask]:
         return [task for task in self._running.values() if task.stage == "running"]
 
-    async def _freeze(self, task: RunningTask) -> bool:
-        task.frozen = task.frozen or await self._executor(task).pause(task.label)
-        return task.frozen or self._running.get(task.effect.task) is not task or task.stage != "running"
+    async def _follows(self, task: RunningTask) -> bool:
+        wanted = self.paused
+        if task.unsure or task.frozen != wanted:
+            # Whoever is cancelled here, or told of an error, does not know what the sandbox did.
+            task.unsure = True
+            executor = self._executor(task)
+            if await (executor.pause(task.label) if wanted else executor.resume(task.label)):
+                task.unsure, task.frozen = False, wanted
+        over = self._running.get(task.effect.task) is not task or task.stage != "running"
+        return over or (not task.unsure and task.frozen == self.paused)
 
     def _executor(self, task: RunningTask) -> Executor:
         return self._executors[task.effect.spec.run.executor]
@@ -161,7 +174,8 @@ class TaskRunner:
             run = replace(run, gpus=granted)
             if granted and granted != note.gpus:
                 await self._staging.note(run, replace(note, gpus=granted))
-            await self._go.wait()
+            while self.paused:  # again, it may be, by the time that this one has its turn
+                await self._go.wait()
             task.stage = "running"
             ended = await self._execute(task, run, note)
             task.stage = "gathering"

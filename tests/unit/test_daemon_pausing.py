@@ -22,19 +22,17 @@ class Daemon:
     def __init__(self, kept: Path) -> None:
         self.told: list[Event] = []
         self.paused = False
+        self.settled = False
         self.pausing = Pausing(cast(Any, self), cast(Any, self), kept)
-
-    async def act(self, event: Event) -> None:
-        self.post(event)
 
     def post(self, event: Event) -> None:
         self.told.append(event)
 
-    async def pause(self) -> None:
-        self.paused = True
+    def want(self, *, paused: bool) -> None:
+        self.paused = paused
 
-    async def resume(self) -> None:
-        self.paused = False
+    async def settle(self) -> None:
+        self.settled = self.paused
 
 
 @pytest.fixture
@@ -117,3 +115,30 @@ async def test_a_pause_that_cannot_be_kept_is_a_pause_and_says_so(kept: Path) ->
     with pytest.raises(BlobError, match="nowhere"):
         await daemon.pausing.pause(60)
     assert daemon.pausing.paused
+    assert (daemon.settled, daemon.told) == (True, [Pause(True)])
+    with pytest.raises(BlobError, match="nowhere"):
+        await daemon.pausing.resume()
+    assert (daemon.settled, daemon.told) == (False, [Pause(True), Pause(False)])
+
+
+async def test_what_the_next_daemon_finds_is_written_before_the_tasks_follow(kept: Path) -> None:
+    daemon = Daemon(kept)
+    noted: list[bool] = []
+
+    async def settle() -> None:
+        noted.append(mode(kept) is not None)
+
+    daemon.settle = settle  # type: ignore[method-assign]
+    await daemon.pausing.pause(None)
+    await daemon.pausing.resume()
+    assert noted == [True, False]
+
+
+async def test_of_requests_that_come_together_the_last_one_is_what_the_next_daemon_finds(kept: Path) -> None:
+    daemon = Daemon(kept)
+    for _ in range(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(daemon.pausing.pause, None)
+            nursery.start_soon(daemon.pausing.resume)
+        assert (mode(kept) is not None, daemon.settled) == (daemon.pausing.paused, daemon.pausing.paused)
+        assert not daemon.told or daemon.told[-1] == Pause(daemon.pausing.paused)

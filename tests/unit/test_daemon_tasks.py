@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import trio
@@ -20,11 +21,12 @@ from nexapod.blobs.store import BlobStore
 from nexapod.config.gpus import GpuSettings
 from nexapod.daemon.gpu_desk import GpuDesk
 from nexapod.daemon.keeping import keep_checkpoints
+from nexapod.daemon.pausing import Pausing
 from nexapod.daemon.staging import INDEX_ENTRY, Staging, label_of
 from nexapod.daemon.tasks import TaskRunner
 from nexapod.executor.contract import Availability, Ended, OnReport, Report, TaskRun
 from nexapod.profile.gpus import GpuLook
-from nexapod.protocol.events import Checkpointed, Event, Finished, Progressed, Run
+from nexapod.protocol.events import Checkpointed, Event, Finished, Pause, Progressed, Run
 from nexapod.protocol.limits import CHUNK_BYTES
 from nexapod.protocol.types import (
     BlobRef,
@@ -527,17 +529,136 @@ async def test_a_pause_freezes_what_runs_and_holds_back_what_would_begin(tmp_pat
         first, second = TaskId(JOB, 0), TaskId(JOB, 1)
         it.tasks.start(Run(first, spec, SEED, ()))
         await until(lambda: len(it.executor.runs) == 1)
-        await it.tasks.pause()
+        it.tasks.want(paused=True)
+        await it.tasks.settle()
         assert it.executor.frozen == {label_of(first)}
         assert it.tasks.running[first].frozen
         it.tasks.start(Run(second, spec, SEED, ()))
         await trio.sleep(0.05)  # a pause: nothing is to happen
         assert len(it.executor.runs) == 1
-        await it.tasks.resume()
+        it.tasks.want(paused=False)
+        await it.tasks.settle()
         await until(lambda: len(it.executor.runs) == 2)
         assert it.executor.frozen == set()
         go.set()
         await until(lambda: not it.tasks.running)
+
+
+@dataclass
+class Core:
+    """Where Pausing tells the core."""
+
+    told: list[Event] = field(default_factory=list)
+
+    def post(self, event: Event) -> None:
+        self.told.append(event)
+
+
+@asynccontextmanager
+async def owned(folder: Path) -> AsyncIterator[tuple[Bench, Pausing, Core]]:
+    """Two tasks that run for ever, in sandboxes that take their time to stand still, and the owner's switch."""
+
+    async def forever(run: TaskRun) -> Ended:
+        await trio.sleep_forever()
+        raise AssertionError("unreachable")
+
+    async with bench(folder, forever) as it:
+        spec = await it.spec()
+        for index in range(2):
+            it.tasks.start(Run(TaskId(JOB, index), spec, SEED, ()))
+        await until(lambda: len(it.executor.runs) == 2)
+        core = Core()
+        yield it, Pausing(cast("Any", core), it.tasks, folder / "paused"), core
+
+
+def slowly(change: Callable[[str], Awaitable[bool]], begun: trio.Event) -> Callable[[str], Awaitable[bool]]:
+    """The same, some time after it was asked for, whatever was asked for since."""
+
+    async def later(label: str) -> bool:
+        begun.set()
+        await trio.sleep(0.05)  # a pause: the sandbox's own time
+        return await change(label)
+
+    return later
+
+
+async def test_who_resumes_while_the_tasks_are_being_frozen_has_them_all_go_on(tmp_path: Path) -> None:
+    async with owned(tmp_path) as (it, pausing, core):
+        freezing = trio.Event()
+        it.executor.pause = slowly(it.executor.pause, freezing)  # type: ignore[method-assign]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pausing.pause, None)
+            await freezing.wait()
+            await pausing.resume()
+            assert it.executor.frozen == set()
+        assert (it.executor.frozen, pausing.paused, it.tasks.paused) == (set(), False, False)
+        assert not (tmp_path / "paused").exists()
+        assert core.told == [Pause(True), Pause(False)]
+
+
+async def test_who_pauses_while_the_tasks_are_being_let_go_has_them_all_stand_still(tmp_path: Path) -> None:
+    async with owned(tmp_path) as (it, pausing, core):
+        await pausing.pause(None)
+        thawing = trio.Event()
+        it.executor.resume = slowly(it.executor.resume, thawing)  # type: ignore[method-assign]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pausing.resume)
+            await thawing.wait()
+            await pausing.pause(3600)
+            assert len(it.executor.frozen) == 2
+        assert len(it.executor.frozen) == 2
+        assert (pausing.paused, it.tasks.paused, core.told[-1]) == (True, True, Pause(True))
+        assert (tmp_path / "paused").exists()
+        assert pausing.left_s is not None
+
+
+async def test_a_freeze_that_cannot_be_had_gives_way_to_whoever_resumes(tmp_path: Path) -> None:
+    async with owned(tmp_path) as (it, pausing, _):
+        asked = trio.Event()
+
+        async def refuse(label: str) -> bool:
+            asked.set()
+            return False
+
+        it.executor.pause = refuse  # type: ignore[method-assign]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pausing.pause, None)
+            await asked.wait()
+            with trio.fail_after(5):
+                await pausing.resume()
+        assert not pausing.paused
+
+
+async def test_a_sandbox_of_which_nobody_knows_whether_it_stands_still_is_let_go_as_well(tmp_path: Path) -> None:
+    async with owned(tmp_path) as (it, pausing, _):
+        freezing = trio.Event()
+
+        async def freeze_and_fall_silent(label: str) -> bool:
+            it.executor.frozen.add(label)
+            freezing.set()
+            await trio.sleep_forever()
+            raise AssertionError("unreachable")
+
+        it.executor.pause = freeze_and_fall_silent  # type: ignore[method-assign]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pausing.pause, None)
+            await freezing.wait()
+            nursery.cancel_scope.cancel()
+        assert it.executor.frozen
+        await pausing.resume()
+        assert it.executor.frozen == set()
+
+
+async def test_a_task_that_was_held_back_is_so_again_by_a_pause_that_follows_at_once(tmp_path: Path) -> None:
+    async with bench(tmp_path, write_output) as it:
+        it.tasks.want(paused=True)
+        it.tasks.start(Run(TaskId(JOB, 0), await it.spec(), SEED, ()))
+        await until(lambda: (it.folder / label_of(TaskId(JOB, 0)) / "task.json").exists())
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        it.tasks.want(paused=False)
+        it.tasks.want(paused=True)
+        await trio.sleep(0.05)  # a pause: nothing is to happen
+        assert it.executor.runs == []
 
 
 async def test_a_run_that_outlived_its_daemon_is_gone_on_with_in_its_own_folders(tmp_path: Path) -> None:
