@@ -94,9 +94,9 @@ class Pausing:
         self._changed.set()
 
     async def _settle(self) -> None:
-        """Carry out what is wanted by the time that it is this request's turn: if another came, that one's turn is next.
-        Nothing that cannot be noted or saved keeps a task from standing still: the error is raised last, and the core
-        hears of it when it can.
+        """Carry out what is wanted when it is this request's turn: if another one came, that one is next. Nothing that
+        cannot be noted or saved keeps a task from standing still: the error is raised last, and the core hears of it
+        when it can.
         """
         async with self._settling:
             wish = self._wish
