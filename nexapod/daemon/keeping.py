@@ -17,6 +17,7 @@ import trio
 
 from nexapod.blobs.errors import BlobError
 from nexapod.blobs.store import BlobStore
+from nexapod.daemon.retention import UPLOAD_KEPT_S
 from nexapod.executor.contract import TaskRun
 from nexapod.executor.outputs import OutputFile, OutputRefused, collect
 from nexapod.protocol.limits import CHECKPOINT_FILES_MAX
@@ -50,13 +51,20 @@ async def keep_checkpoints(
             log.info("checkpoint_not_kept", label=run.label, error=str(error))
 
 
+async def put_spared(blobs: BlobStore, file: OutputFile) -> File:
+    """Into the store, and not out of it again before the core has heard of it and holds it. Raises BlobError."""
+    ref = await blobs.put_file(file.source)
+    blobs.spare(ref, UPLOAD_KEPT_S)
+    return File(file.path, ref)
+
+
 async def _look(
     run: TaskRun, blobs: BlobStore, tell: Callable[[tuple[File, ...]], None], told: _Signature
 ) -> _Signature:
     seen = await trio.to_thread.run_sync(_see, run.checkpoint, run.limits.disk)
     if not seen.files or seen.signature == told:
         return told
-    files = tuple([File(entry.path, await blobs.put_file(entry.source)) for entry in seen.files])
+    files = tuple([await put_spared(blobs, entry) for entry in seen.files])
     after = await trio.to_thread.run_sync(_see, run.checkpoint, run.limits.disk)
     if after.signature != seen.signature:
         return told

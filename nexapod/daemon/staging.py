@@ -10,7 +10,7 @@ import json
 import os
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -22,21 +22,24 @@ from nexapod.blobs.errors import BlobError, disk_errors
 from nexapod.blobs.files import sync_folder
 from nexapod.blobs.store import BlobStore
 from nexapod.daemon.images import Images
+from nexapod.daemon.keeping import put_spared
 from nexapod.daemon.providers import Providers
 from nexapod.daemon.small_files import write_durably
-from nexapod.executor.contract import TaskRun
+from nexapod.executor.contract import Ended, TaskRun
 from nexapod.executor.images.errors import BadImage
 from nexapod.executor.outputs import collect
 from nexapod.executor.removal import remove_tree
 from nexapod.protocol.events import Run
 from nexapod.protocol.limits import SPLIT_ENTRY_BYTES
-from nexapod.protocol.types import BlobRef, File, JobSpec, Part, PeerId, TaskId
+from nexapod.protocol.types import BlobRef, File, JobSpec, Part, PeerId, TaskId, Usage
 
 log = structlog.get_logger()
 
 PARAMS_BYTES_MAX: Final = 64 << 20
 INDEX_ENTRY: Final = struct.Struct(">QI")
 NOTE: Final = "task.json"
+END: Final = "end.json"
+BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 FRESH: Final = "checkpoint.fresh"
 """Where another worker's checkpoint is copied to: what has the name `checkpoint` is whole."""
 assert INDEX_ENTRY.size == SPLIT_ENTRY_BYTES
@@ -54,6 +57,14 @@ class Note:
     gpus: tuple[str, ...] = ()
     continued: bool = False
     """It went on from another worker's checkpoint, once."""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a run ended, as a later process may have to tell it; lies beside its folders."""
+
+    ended: Ended
+    continued: bool
 
 
 def label_of(task: TaskId) -> str:
@@ -95,7 +106,7 @@ class Staging:
         await trio.to_thread.run_sync(write_durably, run.input.parent / NOTE, data)
 
     async def _run_of(self, effect: Run) -> TaskRun:
-        spec, folder = effect.spec, self.folder / label_of(effect.task)
+        spec, folder = effect.spec, self._folder_of(effect.task)
         module = spec.run.module
         return TaskRun(
             label=label_of(effect.task),
@@ -215,16 +226,33 @@ class Staging:
         return True
 
     # --- after -----------------------------------------------------------------------------------------------------
-    async def gather(self, run: TaskRun) -> tuple[File, ...]:
+    async def keep_end(self, effect: Run, end: End) -> None:
+        """Its sandbox is gone, and the core does not know yet: a later process need not run it again."""
+        try:
+            await trio.to_thread.run_sync(write_end, self._folder_of(effect.task), end)
+        except (BlobError, OSError) as error:
+            # It would be lost with this process only: no reason to lose it now.
+            log.warning("task_end_not_kept", task=str(effect.task), error=str(error))
+
+    async def end_of(self, effect: Run) -> End | None:
+        """How the task ended in a former process, of which its output folder is still there."""
+        end = await trio.to_thread.run_sync(read_end, self._folder_of(effect.task))
+        # Else it rests on a checkpoint of which the core knows nothing: it cannot be told as what it is.
+        return end if end is not None and (effect.checkpoint or not end.continued) else None
+
+    async def gather(self, effect: Run) -> tuple[File, ...]:
         """The output files, as blobs, by path. Raises OutputRefused, BlobError."""
-        found = await trio.to_thread.run_sync(partial(collect, run.output, bytes_max=run.limits.output))
-        files = [File(entry.path, await self._blobs.put_file(entry.source)) for entry in found]
-        return tuple(sorted(files, key=lambda file: file.path))
+        output = self._folder_of(effect.task) / "output"
+        found = await trio.to_thread.run_sync(partial(collect, output, bytes_max=effect.spec.limits.output))
+        return tuple([await put_spared(self._blobs, entry) for entry in found])
+
+    def _folder_of(self, task: TaskId) -> Path:
+        return self.folder / label_of(task)
 
     async def remove(self, task: TaskId) -> None:
         """Nothing of the task is needed here any more."""
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(remove_tree, self.folder / label_of(task))
+            await trio.to_thread.run_sync(remove_tree, self._folder_of(task))
 
     def clean(self, keep: frozenset[TaskId]) -> None:
         """At start: remove what tasks of a former process left, but for those that go on. Blocks."""
@@ -249,6 +277,29 @@ def read_note(folder: Path) -> Note | None:
         return None
 
 
+def write_end(folder: Path, end: End) -> None:
+    """On disk when this returns. Raises BlobError, OSError."""
+    write_durably(folder / END, json.dumps({**asdict(end), "boot": BOOT.read_text()}).encode())
+
+
+def read_end(folder: Path) -> End | None:
+    """None when it has not ended, or when that cannot be read: it is run again."""
+    path = folder / END
+    try:
+        raw = json.loads(path.read_bytes())
+        if raw["boot"] != BOOT.read_text():
+            # What the task wrote may not have come to the disk before the machine went down.
+            log.warning("task_end_of_another_boot", path=str(path))
+            return None
+        ended = raw["ended"]
+        return End(Ended(**{**ended, "usage": Usage(**ended["usage"])}), bool(raw["continued"]))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("task_end_unreadable", path=str(path), error=str(error))
+        return None
+
+
 def _known_whose(note: Note | None, effect: Run) -> bool:
     """Whether what is in a checkpoint is known to be this machine's own, or to rest on what `Run` names: only then
     can its result be told as what it is.
@@ -269,7 +320,8 @@ def _lay_out(run: TaskRun) -> None:
     Only their parent is closed to others.
     """
     run.input.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    remove_tree(run.input.parent / FRESH)
+    for left in (FRESH, END):
+        remove_tree(run.input.parent / left)
     for fresh in (run.input, run.output):
         remove_tree(fresh)
         fresh.mkdir(parents=True)

@@ -6,7 +6,7 @@ machine ends as `try-elsewhere` with the reason, never as a result and never as 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, Literal, TypeAlias
@@ -17,7 +17,7 @@ import trio
 from nexapod.blobs.store import BlobStore
 from nexapod.daemon.gpu_desk import GpuDesk, NoGpu
 from nexapod.daemon.keeping import keep_checkpoints
-from nexapod.daemon.staging import InputError, Note, Staging, label_of
+from nexapod.daemon.staging import End, InputError, Note, Staging, label_of
 from nexapod.executor.contract import EXIT_TRY_ELSEWHERE, Ended, Executor, Report, TaskRun
 from nexapod.executor.outputs import OutputRefused
 from nexapod.protocol.events import Checkpointed, Event, Finished, Progressed, Run
@@ -63,15 +63,18 @@ class TaskRunner:
         executors: Mapping[str, Executor],
         gpus: GpuDesk,
         post: Callable[[Event], None],
+        hand_over: Callable[[Event], Awaitable[object]],
         nursery: trio.Nursery,
         *,
         survivors: frozenset[str] = frozenset(),
     ) -> None:
+        """`post` never waits; `hand_over` returns once what came of the event is on disk."""
         self._staging = staging
         self._blobs = blobs
         self._executors = executors
         self._gpus = gpus
         self._post = post
+        self._hand_over = hand_over
         self._nursery = nursery
         self._survivors = set(survivors)
         self._running: dict[TaskId, RunningTask] = {}
@@ -149,37 +152,28 @@ class TaskRunner:
     # --- one task --------------------------------------------------------------------------------------------------
     async def _supervise(self, task: RunningTask) -> None:
         result: RunResult | None = None
-        over = False
         try:
             with task.scope:
                 result = await self._result(task)
-            over = True
         finally:
             del self._running[task.effect.task]
             self._gpus.release(task.label)
             self._survivors.discard(task.label)
-            if over:
-                # Else the daemon ends: what the task has kept is there when it goes on.
-                await self._staging.remove(task.effect.task)
-        if result is not None:
-            self._post(Finished(task.effect.task, result))
+        # Not when the daemon ends: what the task has kept is there when it goes on.
+        if result is None or result.outcome == "try-elsewhere":
+            await self._staging.remove(task.effect.task)
+            if result is not None:
+                self._post(Finished(task.effect.task, result))
+            return
+        # What it left is there until the result is on disk: whatever ends this process, no work is lost.
+        await self._hand_over(Finished(task.effect.task, result))
+        await self._staging.remove(task.effect.task)
 
     async def _result(self, task: RunningTask) -> RunResult:
         try:
-            run, note = await self._staging.prepare(task.effect, goes_on=task.label in self._survivors)
-            granted = await self._lease(task, note)
-            if isinstance(granted, NoGpu):
-                return RunResult("try-elsewhere", EXIT_TRY_ELSEWHERE, reason=granted.reason[:TEXT_MAX])
-            task.gpus = granted
-            run = replace(run, gpus=granted)
-            if granted and granted != note.gpus:
-                await self._staging.note(run, replace(note, gpus=granted))
-            while self.paused:  # again, it may be, by the time that this one has its turn
-                await self._go.wait()
-            task.stage = "running"
-            ended = await self._execute(task, run, note)
+            end = await self._staging.end_of(task.effect) or await self._end(task)
             task.stage = "gathering"
-            return await self._gather(ended, run, note)
+            return await self._gather(task.effect, end)
         except InputError as error:
             return RunResult("failed", 1, log=str(error)[:TEXT_MAX])
         except Exception as error:
@@ -188,6 +182,24 @@ class TaskRunner:
             cause = _cause(error)
             reason = f"{type(cause).__name__}: {cause}"[:TEXT_MAX]
             return RunResult("try-elsewhere", EXIT_TRY_ELSEWHERE, reason=reason)
+
+    async def _end(self, task: RunningTask) -> End:
+        """Run it, or go on with it, to its end, and keep that."""
+        run, note = await self._staging.prepare(task.effect, goes_on=task.label in self._survivors)
+        granted = await self._lease(task, note)
+        if isinstance(granted, NoGpu):
+            return End(Ended("try-elsewhere", EXIT_TRY_ELSEWHERE, reason=granted.reason[:TEXT_MAX]), note.continued)
+        task.gpus = granted
+        run = replace(run, gpus=granted)
+        if granted and granted != note.gpus:
+            await self._staging.note(run, replace(note, gpus=granted))
+        while self.paused:  # again, it may be, by the time that this one has its turn
+            await self._go.wait()
+        task.stage = "running"
+        end = End(await self._execute(task, run, note), note.continued)
+        if end.ended.outcome != "try-elsewhere":
+            await self._staging.keep_end(task.effect, end)
+        return end
 
     async def _lease(self, task: RunningTask, note: Note) -> tuple[str, ...] | NoGpu:
         """The GPUs of this run: those that it has already, when it goes on."""
@@ -218,12 +230,13 @@ class TaskRunner:
     def _with_gpus(self, task: RunningTask, usage: Usage) -> Usage:
         return replace(usage, gpu_ms=self._gpus.gpu_ms(task.label)) if task.gpus else usage
 
-    async def _gather(self, ended: Ended, run: TaskRun, note: Note) -> RunResult:
-        result = RunResult(ended.outcome, ended.exit, (), ended.usage, ended.log, ended.reason, note.continued)
+    async def _gather(self, effect: Run, end: End) -> RunResult:
+        ended = end.ended
+        result = RunResult(ended.outcome, ended.exit, (), ended.usage, ended.log, ended.reason, end.continued)
         if ended.outcome != "ok":
             return result
         try:
-            return replace(result, files=await self._staging.gather(run))
+            return replace(result, files=await self._staging.gather(effect))
         except OutputRefused as error:
             return replace(result, outcome=error.outcome, exit=ended.exit or 1, reason=error.reason)
 

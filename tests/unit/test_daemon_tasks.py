@@ -17,12 +17,13 @@ import trio.testing
 from protocol_kit import job_spec, pid
 
 from nexapod.blobs.errors import BlobUnavailable
+from nexapod.blobs.room import Quota
 from nexapod.blobs.store import BlobStore
 from nexapod.config.gpus import GpuSettings
 from nexapod.daemon.gpu_desk import GpuDesk
 from nexapod.daemon.keeping import keep_checkpoints
 from nexapod.daemon.pausing import Pausing
-from nexapod.daemon.staging import INDEX_ENTRY, Staging, label_of
+from nexapod.daemon.staging import INDEX_ENTRY, End, Staging, label_of, write_end
 from nexapod.daemon.tasks import TaskRunner
 from nexapod.executor.contract import Availability, Ended, OnReport, Report, TaskRun
 from nexapod.profile.gpus import GpuLook
@@ -38,6 +39,8 @@ from nexapod.protocol.types import (
     Limits,
     Part,
     PeerId,
+    RunOutcome,
+    RunResult,
     Split,
     TaskId,
     Usage,
@@ -149,6 +152,8 @@ class Bench:
         self.providers = FakeProviders(self.blobs)
         self.executor = FakeExecutor(act)
         self.events: list[Event] = []
+        self.committing = trio.Event()
+        self.committing.set()
         self.staging = Staging(self.folder, self.blobs, self.providers, NoImages())  # type: ignore[arg-type]
         self.gpus = GpuDesk(GpuSettings(), NoGpus(), now_ms=lambda: 0)
         self.nursery = nursery
@@ -163,9 +168,15 @@ class Bench:
             executors,
             self.gpus,
             self.events.append,
+            self.hand_over,
             self.nursery,
             survivors=survivors,
         )
+
+    async def hand_over(self, event: Event) -> None:
+        """The core takes it, once its store does."""
+        await self.committing.wait()
+        self.events.append(event)
 
     async def spec(self, pieces: Sequence[bytes] = (b"one", b"second"), **changes: object) -> JobSpec:
         index, at = b"", len(HEADER)
@@ -223,7 +234,7 @@ async def test_a_task_finds_its_inputs_and_its_outputs_become_blobs(tmp_path: Pa
         env = dict(run.env)
         assert (env["COLOUR"], env["NEXAPOD_TASK_INDEX"], env["NEXAPOD_TASK_COUNT"]) == ("red", "1", "2")
         assert env["NEXAPOD_SEED"] == SEED.hex()
-        assert not run.input.parent.exists()
+        await until(lambda: not run.input.parent.exists())
 
 
 async def test_parameters_of_the_task_reach_its_environment(tmp_path: Path) -> None:
@@ -340,6 +351,74 @@ async def test_a_folder_that_cannot_be_removed_is_no_reason_to_end(
 
         it.executor.act = locked
         assert (await it.finish(spec)).result.outcome == "ok"
+
+
+# --- results -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("outcome", ["ok", "failed"])
+async def test_a_task_that_has_ended_is_not_run_again_when_the_daemon_ends_before_the_core_has_kept_its_result(
+    tmp_path: Path, outcome: RunOutcome
+) -> None:
+    ended = Ended(outcome, 0 if outcome == "ok" else 3, Usage(1, 2, 3, 4), "said \x1b", "why")
+
+    async def act(run: TaskRun) -> Ended:
+        await write_output(run)
+        return ended
+
+    async with bench(tmp_path, act) as it:
+        it.committing = trio.Event()
+        spec = await it.spec()
+        it.tasks.start(Run(TaskId(JOB, 0), spec, SEED, ()))
+        await until(lambda: bool(it.executor.runs) and not it.tasks.running)
+        assert it.events == []
+    async with bench(tmp_path, act) as it:
+        it.staging.clean(frozenset({TaskId(JOB, 0)}))
+        again = (await it.finish(spec)).result
+        assert it.executor.runs == []
+        assert replace(again, files=()) == RunResult(outcome, ended.exit, (), ended.usage, ended.log, ended.reason)
+        assert [file.path for file in again.files] == (["a/x.txt", "b.txt"] if outcome == "ok" else [])
+        await until(lambda: not (it.folder / label_of(TaskId(JOB, 0))).exists())
+
+
+@pytest.mark.parametrize("which", ["empty", "no end", "another boot's", "continued"])
+async def test_an_end_that_cannot_be_trusted_is_not_taken_for_a_result(tmp_path: Path, which: str) -> None:
+    async with bench(tmp_path, write_output) as it:
+        folder = it.folder / label_of(TaskId(JOB, 0))
+        folder.mkdir(parents=True)
+        (folder / "output").mkdir()
+        # Of the last one: it rests on a checkpoint, and the run names none.
+        write_end(folder, End(Ended("ok", 0), continued=which == "continued"))
+        kept = json.loads((folder / "end.json").read_text())
+        match which:
+            case "empty":
+                (folder / "end.json").write_text("")
+            case "no end":
+                (folder / "end.json").write_text("[]")
+            case "another boot's":
+                (folder / "end.json").write_text(json.dumps({**kept, "boot": "another"}))
+        assert (await it.finish(await it.spec())).result.outcome == "ok"
+        assert len(it.executor.runs) == 1
+
+
+async def test_an_end_that_cannot_be_kept_is_a_result_all_the_same(tmp_path: Path) -> None:
+    async def act(run: TaskRun) -> Ended:
+        (run.input.parent / "end.json").mkdir()
+        return await write_output(run)
+
+    async with bench(tmp_path, act) as it:
+        assert (await it.finish(await it.spec())).result.outcome == "ok"
+
+
+async def test_what_a_task_left_is_not_evicted_before_the_core_holds_it(tmp_path: Path) -> None:
+    async with bench(tmp_path, write_output) as it:
+        it.committing = trio.Event()
+        it.tasks.start(Run(TaskId(JOB, 0), await it.spec(), SEED, ()))
+        await until(lambda: bool(it.executor.runs) and not it.tasks.running)
+        for path in (tmp_path / "blobs" / "objects").iterdir():
+            os.utime(path, (0, 0))
+        it.blobs.room.quota = Quota(blobs_max=1)
+        await it.blobs.room.keep()
+        assert not it.blobs.has(blob_of(b"shared")), "an input, of which the core says nothing here"
+        assert it.blobs.has(blob_of(b"second file"))
 
 
 # --- parts ---------------------------------------------------------------------------------------------------------
