@@ -27,6 +27,8 @@ from nexapod.protocol.types import File, RunResult, TaskId, Usage
 log = structlog.get_logger()
 
 REAP_S: Final = 60.0
+TAKEN_UP_S: Final = 10.0
+"""So soon after its start the core has gone on with all that it has room for; it takes a second or two."""
 SETTLE_MIN_S: Final = 0.02
 SETTLE_MAX_S: Final = 0.5
 """A task that cannot be frozen yet, because its sandbox is only being made, is tried again so soon; then less often."""
@@ -99,15 +101,16 @@ class TaskRunner:
         if running is not None:
             running.scope.cancel()
 
-    async def run(self, wanted: Callable[[], frozenset[TaskId]]) -> None:
-        """End what a former daemon left running and nobody wants, now and then, until cancelled. An engine that was
-        away when this one started is asked again in the same way. `wanted`: the tasks that this worker has."""
+    async def run(self, *, taken_up_s: float = TAKEN_UP_S) -> None:
+        """End what a former daemon left running and the core has not gone on with, now and then, until cancelled: it
+        has no limits and no owner. An engine that was away when this daemon started is asked again in the same way.
+        """
+        await trio.sleep(taken_up_s)
         while True:
-            await trio.sleep(REAP_S)
-            names = {label_of(task) for task in wanted()}
-            self._survivors &= names
+            self._survivors &= {task.label for task in self._running.values()}
             for executor in self._executors.values():
                 await executor.reap_orphans(frozenset(self._survivors))
+            await trio.sleep(REAP_S)
 
     # --- pausing ---------------------------------------------------------------------------------------------------
     @property
@@ -193,9 +196,13 @@ class TaskRunner:
         run = replace(run, gpus=granted)
         if granted and granted != note.gpus:
             await self._staging.note(run, replace(note, gpus=granted))
-        while self.paused:  # again, it may be, by the time that this one has its turn
-            await self._go.wait()
+        if task.label not in self._survivors:
+            while self.paused:  # again, it may be, by the time that this one has its turn
+                await self._go.wait()
         task.stage = "running"
+        if self.paused:
+            # It runs already, or stands still; whichever it is, it is to stand still, and to be watched meanwhile.
+            self._nursery.start_soon(self.settle)
         end = End(await self._execute(task, run, note), note.continued)
         if end.ended.outcome != "try-elsewhere":
             await self._staging.keep_end(task.effect, end)

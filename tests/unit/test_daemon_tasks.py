@@ -761,3 +761,49 @@ async def test_a_run_that_outlived_its_daemon_is_gone_on_with_in_its_own_folders
         it.events.clear()
         await it.finish(spec)
         assert len(seen) == 1, "the next run of it begins anew"
+
+
+def lay_out(it: Bench, task: TaskId) -> None:
+    """As a former process left it."""
+    for name in ("input", "output", "checkpoint"):
+        (it.folder / label_of(task) / name).mkdir(parents=True)
+    note(it.folder / label_of(task), continued=False)
+
+
+async def test_a_run_that_outlived_its_daemon_stands_still_when_the_next_one_is_paused(tmp_path: Path) -> None:
+    go = trio.Event()
+
+    async def wait(run: TaskRun) -> Ended:
+        await go.wait()
+        return Ended("ok", 0)
+
+    async with bench(tmp_path, wait) as it:
+        survivor, other = TaskId(JOB, 0), TaskId(JOB, 1)
+        lay_out(it, survivor)
+        it.tasks = it.runner(frozenset({label_of(survivor)}))
+        it.tasks.want(paused=True)
+        for task in (survivor, other):
+            it.tasks.start(Run(task, await it.spec(), SEED, ()))
+        await until(lambda: it.executor.frozen == {label_of(survivor)})
+        assert it.tasks.running[survivor].frozen
+        assert [run.label for run in it.executor.runs] == [label_of(survivor)]
+        it.tasks.want(paused=False)
+        await it.tasks.settle()
+        assert it.executor.frozen == set()
+        go.set()
+        await until(lambda: not it.tasks.running)
+
+
+async def test_what_outlived_its_daemon_and_is_not_gone_on_with_is_ended(tmp_path: Path) -> None:
+    async def forever(run: TaskRun) -> Ended:
+        await trio.sleep_forever()
+        raise AssertionError("unreachable")
+
+    async with bench(tmp_path, forever) as it:
+        taken, left = TaskId(JOB, 0), TaskId(JOB, 1)
+        lay_out(it, taken)
+        it.tasks = it.runner(frozenset({label_of(taken), label_of(left)}))
+        it.tasks.start(Run(taken, await it.spec(), SEED, ()))
+        it.nursery.start_soon(lambda: it.tasks.run(taken_up_s=0))
+        await until(lambda: bool(it.executor.kept))
+        assert it.executor.kept == [frozenset({label_of(taken)})]
