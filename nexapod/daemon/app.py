@@ -238,7 +238,11 @@ async def _serve(
         on_bulk=joints.on_bulk,
         validate=node.admit,
     )
-    survivors = await _survivors(executors, frozenset(label_of(task) for task in node.worker.attempts))
+    # Of the others the core has the result.
+    to_go_on = frozenset(task for task, attempt in node.worker.attempts.items() if attempt.result is None)
+    # One that does not work goes on with nothing.
+    wanted = frozenset(label_of(task) for task in to_go_on) if config.work else frozenset()
+    survivors = await _survivors(executors, wanted)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_watch_signals, stop)
         nursery.start_soon(exchange.run)
@@ -253,9 +257,9 @@ async def _serve(
             me=mesh.peer_id,
         )
         staging = Staging(home.tasks, blobs, providers, images)
-        await trio.to_thread.run_sync(staging.clean, frozenset(node.worker.attempts))
+        await trio.to_thread.run_sync(staging.clean, to_go_on)
         gpus = GpuDesk(config.gpu)
-        tasks = TaskRunner(staging, blobs, executors, gpus, engine.post, nursery, survivors=survivors)
+        tasks = TaskRunner(staging, blobs, executors, gpus, engine.post, engine.act, nursery, survivors=survivors)
         performer = Performer(
             mesh=mesh,
             dht=dht,
@@ -282,12 +286,14 @@ async def _serve(
         pausing = Pausing(engine, tasks, home.paused)
         await pausing.restore()
         await machine.probe()
+        if survivors:
+            pausing.take_up()
         nursery.start_soon(performer.run)
         nursery.start_soon(engine.run, performer)
         nursery.start_soon(machine.run)
         nursery.start_soon(pausing.run)
         nursery.start_soon(gpus.run)
-        nursery.start_soon(tasks.run, lambda: frozenset(node.worker.attempts))
+        nursery.start_soon(tasks.run)
         nursery.start_soon(Discovery(mesh, dht, store, node.ctx.directory.addrs).run)
         service = Service(
             engine=engine,

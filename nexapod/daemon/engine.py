@@ -16,16 +16,29 @@ import structlog
 import trio
 
 from nexapod.protocol.errors import LocalError
-from nexapod.protocol.events import Effect, Event, Received, Save, Tick
+from nexapod.protocol.events import (
+    Checkpointed,
+    Effect,
+    Event,
+    Gossiped,
+    Progressed,
+    Received,
+    Save,
+    Tick,
+)
 from nexapod.protocol.node import Node
 from nexapod.protocol.records import Record
-from nexapod.protocol.types import Millis, PeerId
+from nexapod.protocol.types import Millis, PeerId, TaskId
 
 log = structlog.get_logger()
 
 BATCH_MAX = 256
 QUEUED_PER_PEER_MAX = 1024
 """Frames of one peer that wait at once. Messages are idempotent and repeated: more of them are dropped, and counted."""
+GOSSIP_PER_PEER_MAX = 256
+GOSSIP_QUEUED_MAX = 4096
+"""Gossip that waits at once: of one publisher, and of all. It is a hint: what is lost here, the comparison of two peers
+brings."""
 COMMIT_RETRY_S = (1.0, 2.0, 5.0, 15.0, 30.0)
 
 
@@ -60,16 +73,34 @@ class Engine:
         """Why nothing is said at the moment: the store does not take what must be kept. Empty when all is well."""
         self._store = store
         self._queue: deque[Event | Act] = deque()
-        self._queued: Counter[PeerId] = Counter()
+        self._queued: Counter[tuple[type[Event], PeerId]] = Counter()
+        self._gossip = 0
+        """How much of it is queued."""
+        self._newest: dict[tuple[type[Event], TaskId], Progressed | Checkpointed] = {}
+        """How each task stands, of which the queue holds the first one's place: the latest says it all."""
         self._wake = trio.Event()
 
     def post(self, event: Event) -> None:
-        """Hand over an event; never waits. A peer that floods loses its own frames only."""
-        if isinstance(event, Received):
-            if self._queued[event.peer] >= QUEUED_PER_PEER_MAX:
-                self.dropped["frames"] += 1
-                return
-            self._queued[event.peer] += 1
+        """Hand over an event; never waits. A peer that floods loses its own frames only, and a store that stalls does
+        not let the queue grow for ever.
+        """
+        match event:
+            case Received(peer):
+                if self._queued[Received, peer] >= QUEUED_PER_PEER_MAX:
+                    self.dropped["frames"] += 1
+                    return
+                self._queued[Received, peer] += 1
+            case Gossiped(peer):
+                if self._queued[Gossiped, peer] >= GOSSIP_PER_PEER_MAX or self._gossip >= GOSSIP_QUEUED_MAX:
+                    self.dropped["gossip"] += 1
+                    return
+                self._queued[Gossiped, peer] += 1
+                self._gossip += 1
+            case Progressed(task) | Checkpointed(task):
+                waits = (type(event), task) in self._newest
+                self._newest[type(event), task] = event
+                if waits:
+                    return
         self._queue.append(event)
         self._wake.set()
 
@@ -117,12 +148,20 @@ class Engine:
                 effects += self._act(item, now)
                 acts.append(item)
                 continue
-            if isinstance(item, Received):
-                self._queued[item.peer] -= 1
-                if not self._queued[item.peer]:
-                    del self._queued[item.peer]
-            effects += self.node.handle(item, now)
+            effects += self.node.handle(self._unqueued(item), now)
         return effects
+
+    def _unqueued(self, event: Event) -> Event:
+        """Its place is free again. The event to handle in it: how a task stands may have changed since."""
+        match event:
+            case Received(peer) | Gossiped(peer):
+                self._queued[type(event), peer] -= 1
+                if not self._queued[type(event), peer]:
+                    del self._queued[type(event), peer]
+                self._gossip -= isinstance(event, Gossiped)
+            case Progressed(task) | Checkpointed(task):
+                return self._newest.pop((type(event), task))
+        return event
 
     def _act(self, item: Act, now: Millis) -> list[Effect]:
         try:

@@ -15,6 +15,7 @@ import trio
 
 from nexapod.blobs.errors import BlobError
 from nexapod.blobs.store import BlobStore
+from nexapod.daemon.retention import UPLOAD_KEPT_S
 from nexapod.executor.contract import TaskRun
 from nexapod.executor.outputs import OutputFile, OutputRefused, collect
 from nexapod.protocol.limits import CHECKPOINT_FILES_MAX
@@ -40,6 +41,13 @@ async def keep_checkpoints(
             log.info("checkpoint_not_kept", label=run.label, error=str(error))
 
 
+async def put_spared(blobs: BlobStore, file: OutputFile) -> File:
+    """Into the store, and not out of it again before the core has heard of it and holds it. Raises BlobError."""
+    ref = await blobs.put_opened(file.open, file.source)
+    blobs.spare(ref, UPLOAD_KEPT_S)
+    return File(file.path, ref)
+
+
 async def _look(
     run: TaskRun, blobs: BlobStore, tell: Callable[[tuple[File, ...]], None], told: list[OutputFile]
 ) -> list[OutputFile]:
@@ -47,7 +55,7 @@ async def _look(
     seen = await trio.to_thread.run_sync(see)
     if not seen or seen == told:
         return told
-    files = tuple([File(entry.path, await blobs.put_opened(entry.open, entry.source)) for entry in seen])
+    files = tuple([await put_spared(blobs, entry) for entry in seen])
     if await trio.to_thread.run_sync(see) != seen:
         return told
     tell(files)

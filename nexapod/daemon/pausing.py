@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -16,76 +17,128 @@ from nexapod.blobs.errors import BlobError
 from nexapod.daemon.engine import Engine
 from nexapod.daemon.small_files import delete_durably, write_durably
 from nexapod.daemon.tasks import TaskRunner
-from nexapod.protocol.events import Pause
+from nexapod.protocol.events import Pause, Tick
 
 log = structlog.get_logger()
 
 
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the owner wants, by the last request."""
+
+    paused: bool
+    until: float | None = None
+    """Trio's clock; None: no end is set."""
+
+
 class Pausing:
-    """The one switch."""
+    """The one switch. Requests may come while another one is carried out: what the last one wants is what comes of it,
+    and each returns when it has been carried out, or overtaken."""
 
     def __init__(self, engine: Engine, tasks: TaskRunner, kept: Path) -> None:
         """`kept`: the file that is there while there is a pause."""
         self._engine = engine
         self._tasks = tasks
         self._kept = kept
-        self._until: float | None = None
-        """Trio's clock; None: no end is set."""
+        self._wish = Wish(paused=False)
         self._changed = trio.Event()
+        self._settling = trio.Lock()
+        self._told = False
+        """What the core was told."""
 
     @property
     def paused(self) -> bool:
-        return self._tasks.paused
+        return self._wish.paused
 
     @property
     def left_s(self) -> float | None:
         """How long the pause still lasts; None when it is not to end by itself."""
-        return None if self._until is None else max(0.0, self._until - trio.current_time())
+        return None if self._wish.until is None else max(0.0, self._wish.until - trio.current_time())
 
     async def restore(self) -> None:
         """Go on with the pause in which the last daemon ended, before any task has begun."""
         lasts, for_s = await trio.to_thread.run_sync(_read, self._kept)
         if lasts:
-            self._set_end(None if for_s is None else trio.current_time() + for_s)
-            await self._tasks.pause()
-            self._engine.post(Pause(True))
+            self._want(Wish(True, _at(for_s)))
+            self._tell(paused=True)
             log.info("still_paused", for_s=for_s)
+
+    def take_up(self) -> None:
+        """There are sandboxes that the last daemon began, and the core has a profile. If that daemon was killed, they
+        may not stand still: even in a pause the core goes on with them, so that they are frozen, watched, and may end.
+        """
+        if self.paused:
+            # It does so at the first tick after it hears that it may. What it asks for besides, it gives back at once.
+            self._tell(paused=False)
+            self._engine.post(Tick())
+            self._tell(paused=True)
 
     async def pause(self, for_s: float | None) -> None:
         """Returns once every running task stands still. Repeated, it sets a new end. Raises BlobError when this daemon
         is paused, but the next one would not be: its note cannot be written.
         """
-        self._set_end(None if for_s is None else trio.current_time() + for_s)
-        await self._engine.act(Pause(True))
-        await self._tasks.pause()
-        log.info("paused", for_s=for_s)
-        note = {"until_ms": None if for_s is None else round((time.time() + for_s) * 1000)}
-        await trio.to_thread.run_sync(write_durably, self._kept, json.dumps(note).encode())
+        self._want(Wish(True, _at(for_s)))
+        await self._settle()
 
     async def resume(self) -> None:
         """Let the tasks go on. Raises BlobError when the next daemon would be paused still."""
-        self._set_end(None)
-        if self.paused:
-            await self._tasks.resume()
-            await self._engine.act(Pause(False))
-            log.info("resumed")
-        await trio.to_thread.run_sync(delete_durably, self._kept)
+        self._want(Wish(False))
+        await self._settle()
 
     async def run(self) -> None:
         """End pauses whose time has come, until cancelled."""
         while True:
-            with trio.move_on_at(float("inf") if self._until is None else self._until):
+            with trio.move_on_at(float("inf") if self._wish.until is None else self._wish.until):
                 await self._changed.wait()
             self._changed = trio.Event()
-            if self._until is not None and self._until <= trio.current_time():
+            if self._wish.until is not None and self._wish.until <= trio.current_time():
                 try:
                     await self.resume()
                 except BlobError as error:
                     log.warning("pause_not_forgotten", error=str(error))  # its time is over for the next daemon too
 
-    def _set_end(self, until: float | None) -> None:
-        self._until = until
+    def _want(self, wish: Wish) -> None:
+        """A request that is being carried out follows this one from now on."""
+        self._wish = wish
+        self._tasks.want(paused=wish.paused)
         self._changed.set()
+
+    async def _settle(self) -> None:
+        """Carry out what is wanted when it is this request's turn: if another one came, that one is next. Nothing that
+        cannot be noted or saved keeps a task from standing still: the error is raised last, and the core hears of it
+        when it can.
+        """
+        async with self._settling:
+            wish = self._wish
+            error = await self._note(wish)
+            self._tell(paused=wish.paused)
+            await self._tasks.settle()
+            log.info("paused" if wish.paused else "resumed", overtaken=wish is not self._wish)
+        if error is not None:
+            raise error
+
+    async def _note(self, wish: Wish) -> BlobError | None:
+        """For the next daemon. Before the tasks follow: one that finds them otherwise puts them right."""
+        try:
+            if wish.paused:
+                for_s = None if wish.until is None else wish.until - trio.current_time()
+                note = {"until_ms": None if for_s is None else round((time.time() + for_s) * 1000)}
+                await trio.to_thread.run_sync(write_durably, self._kept, json.dumps(note).encode())
+            else:
+                await trio.to_thread.run_sync(delete_durably, self._kept)
+        except BlobError as error:
+            return error
+        return None
+
+    def _tell(self, *, paused: bool) -> None:
+        """The core, whose store may be stalled: it hears of it in its turn."""
+        if paused != self._told:
+            self._told = paused
+            self._engine.post(Pause(paused))
+
+
+def _at(for_s: float | None) -> float | None:
+    return None if for_s is None else trio.current_time() + for_s
 
 
 def _read(path: Path) -> tuple[bool, float | None]:

@@ -20,7 +20,8 @@ log = structlog.get_logger()
 
 LOOK_S: Final = 30.0
 UPLOAD_KEPT_S: Final = 3600.0
-"""An uploaded blob that no job names is kept for so long at least, whatever room is wanted: its job comes after it."""
+"""An uploaded blob that no job names is kept for so long at least, whatever room is wanted: its job comes after it. So
+is what a task leaves, until the core holds it."""
 
 
 class Retention:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import struct
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -19,22 +18,34 @@ from typing import Any, Final
 import structlog
 import trio
 
-from nexapod.blobs.errors import BlobError
+from nexapod.blobs.errors import BlobError, disk_errors
+from nexapod.blobs.files import sync_folder
 from nexapod.blobs.store import BlobStore
 from nexapod.daemon.images import Images
+from nexapod.daemon.keeping import put_spared
 from nexapod.daemon.providers import Providers
-from nexapod.executor.contract import TaskRun
+from nexapod.daemon.small_files import write_durably
+from nexapod.executor.contract import BadRun, Ended, TaskRun
 from nexapod.executor.images.errors import BadImage
 from nexapod.executor.outputs import collect
+from nexapod.executor.removal import remove_tree
 from nexapod.protocol.events import Run
-from nexapod.protocol.limits import SPLIT_ENTRY_BYTES
-from nexapod.protocol.types import BlobRef, File, JobSpec, Part, PeerId, TaskId
+from nexapod.protocol.limits import SPLIT_ENTRY_BYTES, TEXT_MAX
+from nexapod.protocol.types import BlobRef, File, JobSpec, Part, PeerId, TaskId, Usage
 
 log = structlog.get_logger()
 
+WORD_BYTES_MAX: Final = (128 << 10) - 1
+"""Of one argument or variable, on Linux (MAX_ARG_STRLEN, execve(2))."""
+WORDS_BYTES_MAX: Final = 1 << 20
+"""Of all: half of what Linux takes with the usual stack of 8 MiB."""
 PARAMS_BYTES_MAX: Final = 64 << 20
 INDEX_ENTRY: Final = struct.Struct(">QI")
 NOTE: Final = "task.json"
+END: Final = "end.json"
+BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
+FRESH: Final = "checkpoint.fresh"
+"""Where another worker's checkpoint is copied to: what has the name `checkpoint` is whole."""
 assert INDEX_ENTRY.size == SPLIT_ENTRY_BYTES
 
 
@@ -50,6 +61,14 @@ class Note:
     gpus: tuple[str, ...] = ()
     continued: bool = False
     """It went on from another worker's checkpoint, once."""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a run ended, as a later process may have to tell it; lies beside its folders."""
+
+    ended: Ended
+    continued: bool
 
 
 def label_of(task: TaskId) -> str:
@@ -73,7 +92,9 @@ class Staging:
         spec = effect.spec
         run = await self._run_of(effect)
         if goes_on:
-            return run, await trio.to_thread.run_sync(read_note, run.input.parent)
+            found = await trio.to_thread.run_sync(read_note, run.input.parent)
+            # When nobody knows, it does not count as independent.
+            return run, found or Note(continued=bool(effect.checkpoint))
         for ref in _needed(spec):
             await self._fetch(Part.whole(ref), effect.sources)
         await trio.to_thread.run_sync(_lay_out, run)
@@ -81,32 +102,36 @@ class Staging:
             await self._place(file, run.input)
         if spec.split is not None:
             await self._place_piece(effect, run.input)
-        note = Note(continued=await self._take_up(effect, run))
-        await self.note(run, note)
-        return run, note
+        return run, await self._take_up(effect, run)
 
     async def note(self, run: TaskRun, note: Note) -> None:
-        """Keep it for a later process."""
+        """Keep it for a later process; on disk when this returns. Raises BlobError."""
         data = json.dumps({"gpus": note.gpus, "continued": note.continued}).encode()
-        await trio.to_thread.run_sync((run.input.parent / NOTE).write_bytes, data)
+        await trio.to_thread.run_sync(write_durably, run.input.parent / NOTE, data)
 
     async def _run_of(self, effect: Run) -> TaskRun:
-        spec, folder = effect.spec, self.folder / label_of(effect.task)
+        spec, folder = effect.spec, self._folder_of(effect.task)
         module = spec.run.module
-        return TaskRun(
-            label=label_of(effect.task),
-            executor=spec.run.executor,
-            module=self._blobs.path(module) if module is not None else None,
-            image=await self._image(effect),
-            command=spec.run.command,
-            workdir=spec.run.workdir,
-            env=(*spec.run.env, *await self._environment(effect)),
-            input=folder / "input",
-            output=folder / "output",
-            checkpoint=folder / "checkpoint",
-            limits=spec.limits,
-            seed=effect.seed,
-        )
+        image = await self._image(effect)
+        env = (*spec.run.env, *await self._environment(effect))
+        _refuse_too_long(spec.run.command, env)
+        try:
+            return TaskRun(
+                label=label_of(effect.task),
+                executor=spec.run.executor,
+                module=self._blobs.path(module) if module is not None else None,
+                image=image,
+                command=spec.run.command,
+                workdir=spec.run.workdir,
+                env=env,
+                input=folder / "input",
+                output=folder / "output",
+                checkpoint=folder / "checkpoint",
+                limits=spec.limits,
+                seed=effect.seed,
+            )
+        except BadRun as error:
+            raise InputError(str(error)[:TEXT_MAX]) from None
 
     async def _fetch(self, part: Part, sources: Sequence[PeerId]) -> None:
         if not await self._blobs.touch(part):
@@ -175,39 +200,73 @@ class Staging:
         await trio.to_thread.run_sync(partial(target.parent.mkdir, parents=True, exist_ok=True))
         await self._blobs.export_ranges(split.blob, ranges, target)
 
-    async def _take_up(self, effect: Run, run: TaskRun) -> bool:
-        """Whether the task goes on from what another worker had kept: now, or since an earlier start of it here.
-
-        What this machine has kept itself comes first. What cannot be had costs time only: it begins anew.
+    async def _take_up(self, effect: Run, run: TaskRun) -> Note:
+        """What is in the checkpoint as the task begins, and the note of it: what this machine has kept itself comes
+        first, then what another worker had kept. What cannot be had costs time only: it begins anew.
         """
+        found = await trio.to_thread.run_sync(read_note, run.input.parent)
         kept = await trio.to_thread.run_sync(lambda: any(run.checkpoint.iterdir()))
+        if kept and not _known_whose(found, effect):
+            log.warning("checkpoint_of_unknown_origin", task=str(effect.task))
+            await trio.to_thread.run_sync(_empty, run.checkpoint)
+            kept = False
         if kept:
-            return (await trio.to_thread.run_sync(read_note, run.input.parent)).continued
+            note = Note(continued=found is not None and found.continued)
+            await self.note(run, note)
+            return note
+        # Before there is anything of another's: whatever ends this process, the next one knows.
+        await self.note(run, Note(continued=bool(effect.checkpoint)))
+        if not effect.checkpoint or await self._copy_checkpoint(effect, run):
+            return Note(continued=bool(effect.checkpoint))
+        await self.note(run, Note())
+        return Note()
+
+    async def _copy_checkpoint(self, effect: Run, run: TaskRun) -> bool:
+        """Another worker's checkpoint, whole and on disk, or nothing of it: False."""
+        fresh = run.input.parent / FRESH
         try:
             for file in effect.checkpoint:
                 await self._fetch(Part.whole(file.blob), effect.sources)
             for file in effect.checkpoint:
-                target = run.checkpoint / file.path
+                target = fresh / file.path
                 await trio.to_thread.run_sync(partial(target.parent.mkdir, parents=True, exist_ok=True))
                 await self._blobs.export(file.blob, target, mode=0o644)
+            await trio.to_thread.run_sync(_put_in_place, fresh, run.checkpoint)
         except BlobError as error:
             log.warning("checkpoint_not_taken_up", task=str(effect.task), error=str(error))
-            await trio.to_thread.run_sync(partial(_empty, run.checkpoint))
+            await trio.to_thread.run_sync(remove_tree, fresh)
             return False
-        return bool(effect.checkpoint)
+        return True
 
     # --- after -----------------------------------------------------------------------------------------------------
-    async def gather(self, run: TaskRun) -> tuple[File, ...]:
+    async def keep_end(self, effect: Run, end: End) -> None:
+        """Its sandbox is gone, and the core does not know yet: a later process need not run it again."""
+        try:
+            await trio.to_thread.run_sync(write_end, self._folder_of(effect.task), end)
+        except (BlobError, OSError) as error:
+            # It would be lost with this process only: no reason to lose it now.
+            log.warning("task_end_not_kept", task=str(effect.task), error=str(error))
+
+    async def end_of(self, effect: Run) -> End | None:
+        """How the task ended in a former process, of which its output folder is still there."""
+        end = await trio.to_thread.run_sync(read_end, self._folder_of(effect.task))
+        # Else it rests on a checkpoint of which the core knows nothing: it cannot be told as what it is.
+        return end if end is not None and (effect.checkpoint or not end.continued) else None
+
+    async def gather(self, effect: Run) -> tuple[File, ...]:
         """The output files, as blobs, by path. Raises OutputRefused, BlobError."""
-        found = await trio.to_thread.run_sync(partial(collect, run.output, bytes_max=run.limits.output))
-        files = [File(entry.path, await self._blobs.put_opened(entry.open, entry.source)) for entry in found]
-        return tuple(sorted(files, key=lambda file: file.path))
+        output = self._folder_of(effect.task) / "output"
+        found = await trio.to_thread.run_sync(partial(collect, output, bytes_max=effect.spec.limits.output))
+        return tuple([await put_spared(self._blobs, entry) for entry in found])
+
+    def _folder_of(self, task: TaskId) -> Path:
+        return self.folder / label_of(task)
 
     async def remove(self, task: TaskId) -> None:
         """Nothing of the task is needed here any more."""
         self._images.release(label_of(task))
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(remove_folder, self.folder / label_of(task))
+            await trio.to_thread.run_sync(remove_tree, self._folder_of(task))
 
     def clean(self, keep: frozenset[TaskId]) -> None:
         """At start: remove what tasks of a former process left, but for those that go on. Blocks."""
@@ -215,17 +274,65 @@ class Staging:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for entry in sorted(self.folder.iterdir()):
             if entry.name not in names:
-                remove_folder(entry)
+                remove_tree(entry)
 
 
 # --- what follows blocks, and runs in worker threads ---------------------------------------------------------------
-def read_note(folder: Path) -> Note:
-    """What was noted of a run; nothing when it was not, or when it cannot be read."""
+def read_note(folder: Path) -> Note | None:
+    """What was noted of a run; None when it was not, or when it cannot be read."""
+    path = folder / NOTE
     try:
-        raw = json.loads((folder / NOTE).read_bytes())
+        raw = json.loads(path.read_bytes())
         return Note(tuple(str(gpu) for gpu in raw["gpus"]), bool(raw["continued"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return Note()
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("task_note_unreadable", path=str(path), error=str(error))
+        return None
+
+
+def write_end(folder: Path, end: End) -> None:
+    """On disk when this returns. Raises BlobError, OSError."""
+    write_durably(folder / END, json.dumps({**asdict(end), "boot": BOOT.read_text()}).encode())
+
+
+def read_end(folder: Path) -> End | None:
+    """None when it has not ended, or when that cannot be read: it is run again."""
+    path = folder / END
+    try:
+        raw = json.loads(path.read_bytes())
+        if raw["boot"] != BOOT.read_text():
+            # What the task wrote may not have come to the disk before the machine went down.
+            log.warning("task_end_of_another_boot", path=str(path))
+            return None
+        ended = raw["ended"]
+        return End(Ended(**{**ended, "usage": Usage(**ended["usage"])}), bool(raw["continued"]))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("task_end_unreadable", path=str(path), error=str(error))
+        return None
+
+
+def _known_whose(note: Note | None, effect: Run) -> bool:
+    """Whether what is in a checkpoint is known to be this machine's own, or to rest on what `Run` names: only then
+    can its result be told as what it is.
+    """
+    if note is None:
+        return not effect.checkpoint
+    return bool(effect.checkpoint) or not note.continued
+
+
+def _refuse_too_long(command: Sequence[str], env: Sequence[tuple[str, str]]) -> None:
+    """What no kernel hands to a program is refused here, in every sandbox alike. Raises InputError."""
+    words = {f"the variable {name}": f"{name}={value}" for name, value in env}
+    words |= {f"word {at} of the command": word for at, word in enumerate(command)}
+    sizes = {what: len(word.encode("utf-8", "surrogatepass")) for what, word in words.items()}
+    for what, size in sizes.items():
+        if size > WORD_BYTES_MAX:
+            raise InputError(f"{what} has {size} bytes: at most {WORD_BYTES_MAX} can be handed to a program")
+    if sum(sizes.values()) > WORDS_BYTES_MAX:
+        raise InputError(f"its command and variables have more than {WORDS_BYTES_MAX} bytes: put them into a file")
 
 
 def _needed(spec: JobSpec) -> list[BlobRef]:
@@ -235,29 +342,36 @@ def _needed(spec: JobSpec) -> list[BlobRef]:
 
 
 def _lay_out(run: TaskRun) -> None:
-    """Fresh input and output folders; a checkpoint that is there stays. Only their parent is closed to others."""
+    """Fresh input and output folders; a checkpoint that is there stays, but for one that was not copied to its end.
+    Only their parent is closed to others.
+    """
     run.input.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for left in (FRESH, END):
+        remove_tree(run.input.parent / left)
     for fresh in (run.input, run.output):
-        if fresh.exists():
-            remove_folder(fresh)
+        remove_tree(fresh)
         fresh.mkdir(parents=True)
     run.checkpoint.mkdir(exist_ok=True)
 
 
+def _put_in_place(fresh: Path, checkpoint: Path) -> None:
+    """Replace an empty checkpoint by this one, in one step, once all of it is on disk. Raises BlobError."""
+    with disk_errors(checkpoint):
+        for path in (*fresh.rglob("*"), fresh):
+            _sync(path)
+        fresh.replace(checkpoint)
+        sync_folder(checkpoint.parent)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def _empty(folder: Path) -> None:
-    remove_folder(folder)
-    folder.mkdir(exist_ok=True)
-
-
-def remove_folder(folder: Path) -> None:
-    """What a task leaves may resist; that costs some disk until the next start, never the daemon."""
-
-    def make_writable_and_retry(function: Callable[..., Any], path: str, _: object) -> None:
-        try:
-            os.chmod(Path(path).parent, 0o700)
-            function(path)
-        except OSError as error:
-            log.warning("task_folder_not_removed", path=path, error=str(error))
-
-    if folder.exists():
-        shutil.rmtree(folder, onerror=make_writable_and_retry)
+    """Raises OSError when something cannot be removed."""
+    remove_tree(folder)
+    folder.mkdir()

@@ -6,7 +6,7 @@ machine ends as `try-elsewhere` with the reason, never as a result and never as 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, Literal, TypeAlias
@@ -17,18 +17,23 @@ import trio
 from nexapod.blobs.store import BlobStore
 from nexapod.daemon.gpu_desk import GpuDesk, NoGpu
 from nexapod.daemon.keeping import keep_checkpoints
-from nexapod.daemon.staging import InputError, Note, Staging, label_of
+from nexapod.daemon.staging import End, InputError, Note, Staging, label_of
 from nexapod.executor.contract import Ended, Executor, Report, TaskRun
 from nexapod.executor.outputs import OutputRefused
 from nexapod.protocol.events import Checkpointed, Event, Finished, Progressed, Run
 from nexapod.protocol.limits import TEXT_MAX
-from nexapod.protocol.types import EXIT_TRY_ELSEWHERE, File, RunResult, TaskId, Usage
+from nexapod.protocol.types import File, RunResult, TaskId, Usage
 
 log = structlog.get_logger()
 
+EXIT_UNAVAILABLE: Final = 69
+"""EX_UNAVAILABLE: this machine could not run the task; not the task's own word, which is EXIT_TRY_ELSEWHERE."""
 REAP_S: Final = 60.0
-FREEZE_S: Final = 0.2
-"""A task that cannot be frozen yet, because its sandbox is only being made, is tried again so soon."""
+TAKEN_UP_S: Final = 10.0
+"""So soon after its start the core has gone on with all that it has room for; it takes a second or two."""
+SETTLE_MIN_S: Final = 0.02
+SETTLE_MAX_S: Final = 0.5
+"""A task that cannot be frozen yet, because its sandbox is only being made, is tried again so soon; then less often."""
 Stage: TypeAlias = Literal["preparing", "running", "gathering"]
 
 
@@ -42,6 +47,8 @@ class RunningTask:
     """Trio's clock."""
     stage: Stage = "preparing"
     frozen: bool = False
+    unsure: bool = False
+    """Its sandbox was asked to stand still or to go on, and has not said that it does."""
     gpus: tuple[str, ...] = ()
     report: Report = field(default_factory=Report)
 
@@ -60,20 +67,24 @@ class TaskRunner:
         executors: Mapping[str, Executor],
         gpus: GpuDesk,
         post: Callable[[Event], None],
+        hand_over: Callable[[Event], Awaitable[object]],
         nursery: trio.Nursery,
         *,
         survivors: frozenset[str] = frozenset(),
     ) -> None:
+        """`post` never waits; `hand_over` returns once what came of the event is on disk."""
         self._staging = staging
         self._blobs = blobs
         self._executors = executors
         self._gpus = gpus
         self._post = post
+        self._hand_over = hand_over
         self._nursery = nursery
         self._survivors = set(survivors)
         self._running: dict[TaskId, RunningTask] = {}
         self._go = trio.Event()
         self._go.set()
+        self._settling = trio.Lock()
 
     @property
     def running(self) -> Mapping[TaskId, RunningTask]:
@@ -92,43 +103,53 @@ class TaskRunner:
         if running is not None:
             running.scope.cancel()
 
-    async def run(self, wanted: Callable[[], frozenset[TaskId]]) -> None:
-        """End what a former daemon left running and nobody wants, now and then, until cancelled. An engine that was
-        away when this one started is asked again in the same way. `wanted`: the tasks that this worker has."""
+    async def run(self, *, taken_up_s: float = TAKEN_UP_S) -> None:
+        """End what a former daemon left running and the core has not gone on with, now and then, until cancelled: it
+        has no limits and no owner. An engine that was away when this daemon started is asked again in the same way.
+        """
+        await trio.sleep(taken_up_s)
         while True:
-            await trio.sleep(REAP_S)
-            names = {label_of(task) for task in wanted()}
-            self._survivors &= names
+            self._survivors &= {task.label for task in self._running.values()}
             for executor in self._executors.values():
                 await executor.reap_orphans(frozenset(self._survivors))
+            await trio.sleep(REAP_S)
 
     # --- pausing ---------------------------------------------------------------------------------------------------
     @property
     def paused(self) -> bool:
         return not self._go.is_set()
 
-    async def pause(self) -> None:
-        """Freeze every task, and let none begin. Returns once all that run are frozen."""
-        if not self.paused:
+    def want(self, *, paused: bool) -> None:
+        """From now on no task begins, or they do again. `settle` has those that run follow."""
+        if paused and self._go.is_set():
             self._go = trio.Event()
-        # That a sandbox has come to be is nobody's event: it is looked for.
-        while self.paused and not all([await self._freeze(task) for task in self._in_sandboxes()]):  # noqa: ASYNC110
-            await trio.sleep(FREEZE_S)
+        elif not paused:
+            self._go.set()
 
-    async def resume(self) -> None:
-        """Let them go on."""
-        self._go.set()
-        for task in self._in_sandboxes():
-            if task.frozen:
-                await self._executor(task).resume(task.label)
-                task.frozen = False
+    async def settle(self) -> None:
+        """Returns once every running task stands still, or goes on, as is wanted by then: not what was wanted when this
+        was called. One call at a time asks the sandboxes; the others wait for it.
+        """
+        async with self._settling:
+            pause_s = SETTLE_MIN_S
+            # That a sandbox has come to be is nobody's event: it is looked for.
+            while not all([await self._follows(task) for task in self._in_sandboxes()]):
+                await trio.sleep(pause_s)
+                pause_s = min(2 * pause_s, SETTLE_MAX_S)
 
     def _in_sandboxes(self) -> list[RunningTask]:
         return [task for task in self._running.values() if task.stage == "running"]
 
-    async def _freeze(self, task: RunningTask) -> bool:
-        task.frozen = task.frozen or await self._executor(task).pause(task.label)
-        return task.frozen or self._running.get(task.effect.task) is not task or task.stage != "running"
+    async def _follows(self, task: RunningTask) -> bool:
+        wanted = self.paused
+        if task.unsure or task.frozen != wanted:
+            # Whoever is cancelled here, or told of an error, does not know what the sandbox did.
+            task.unsure = True
+            executor = self._executor(task)
+            if await (executor.pause(task.label) if wanted else executor.resume(task.label)):
+                task.unsure, task.frozen = False, wanted
+        over = self._running.get(task.effect.task) is not task or task.stage != "running"
+        return over or (not task.unsure and task.frozen == self.paused)
 
     def _executor(self, task: RunningTask) -> Executor:
         return self._executors[task.effect.spec.run.executor]
@@ -136,36 +157,28 @@ class TaskRunner:
     # --- one task --------------------------------------------------------------------------------------------------
     async def _supervise(self, task: RunningTask) -> None:
         result: RunResult | None = None
-        over = False
         try:
             with task.scope:
                 result = await self._result(task)
-            over = True
         finally:
             del self._running[task.effect.task]
             self._gpus.release(task.label)
             self._survivors.discard(task.label)
-            if over:
-                # Else the daemon ends: what the task has kept is there when it goes on.
-                await self._staging.remove(task.effect.task)
-        if result is not None:
-            self._post(Finished(task.effect.task, result))
+        # Not when the daemon ends: what the task has kept is there when it goes on.
+        if result is None or result.outcome == "try-elsewhere":
+            await self._staging.remove(task.effect.task)
+            if result is not None:
+                self._post(Finished(task.effect.task, result))
+            return
+        # What it left is there until the result is on disk: whatever ends this process, no work is lost.
+        await self._hand_over(Finished(task.effect.task, result))
+        await self._staging.remove(task.effect.task)
 
     async def _result(self, task: RunningTask) -> RunResult:
         try:
-            run, note = await self._staging.prepare(task.effect, goes_on=task.label in self._survivors)
-            granted = await self._lease(task, note)
-            if isinstance(granted, NoGpu):
-                return RunResult("try-elsewhere", EXIT_TRY_ELSEWHERE, reason=granted.reason[:TEXT_MAX])
-            task.gpus = granted
-            run = replace(run, gpus=granted)
-            if granted and granted != note.gpus:
-                await self._staging.note(run, replace(note, gpus=granted))
-            await self._go.wait()
-            task.stage = "running"
-            ended = await self._execute(task, run, note)
+            end = await self._staging.end_of(task.effect) or await self._end(task)
             task.stage = "gathering"
-            return await self._gather(ended, run, note)
+            return await self._gather(task.effect, end)
         except InputError as error:
             return RunResult("failed", 1, log=str(error)[:TEXT_MAX])
         except Exception as error:
@@ -173,7 +186,29 @@ class TaskRunner:
             log.exception("task_not_run", task=str(task.effect.task))
             cause = _cause(error)
             reason = f"{type(cause).__name__}: {cause}"[:TEXT_MAX]
-            return RunResult("try-elsewhere", EXIT_TRY_ELSEWHERE, reason=reason)
+            return RunResult("try-elsewhere", EXIT_UNAVAILABLE, reason=reason)
+
+    async def _end(self, task: RunningTask) -> End:
+        """Run it, or go on with it, to its end, and keep that."""
+        run, note = await self._staging.prepare(task.effect, goes_on=task.label in self._survivors)
+        granted = await self._lease(task, note)
+        if isinstance(granted, NoGpu):
+            return End(Ended("try-elsewhere", EXIT_UNAVAILABLE, reason=granted.reason[:TEXT_MAX]), note.continued)
+        task.gpus = granted
+        run = replace(run, gpus=granted)
+        if granted and granted != note.gpus:
+            await self._staging.note(run, replace(note, gpus=granted))
+        if task.label not in self._survivors:
+            while self.paused:  # again, it may be, by the time that this one has its turn
+                await self._go.wait()
+        task.stage = "running"
+        if self.paused:
+            # It runs already, or stands still; whichever it is, it is to stand still, and to be watched meanwhile.
+            self._nursery.start_soon(self.settle)
+        end = End(await self._execute(task, run, note), note.continued)
+        if end.ended.outcome != "try-elsewhere":
+            await self._staging.keep_end(task.effect, end)
+        return end
 
     async def _lease(self, task: RunningTask, note: Note) -> tuple[str, ...] | NoGpu:
         """The GPUs of this run: those that it has already, when it goes on."""
@@ -204,12 +239,13 @@ class TaskRunner:
     def _with_gpus(self, task: RunningTask, usage: Usage) -> Usage:
         return replace(usage, gpu_ms=self._gpus.gpu_ms(task.label)) if task.gpus else usage
 
-    async def _gather(self, ended: Ended, run: TaskRun, note: Note) -> RunResult:
-        result = RunResult(ended.outcome, ended.exit, (), ended.usage, ended.log, ended.reason, note.continued)
+    async def _gather(self, effect: Run, end: End) -> RunResult:
+        ended = end.ended
+        result = RunResult(ended.outcome, ended.exit, (), ended.usage, ended.log, ended.reason, end.continued)
         if ended.outcome != "ok":
             return result
         try:
-            return replace(result, files=await self._staging.gather(run))
+            return replace(result, files=await self._staging.gather(effect))
         except OutputRefused as error:
             return replace(result, outcome=error.outcome, exit=ended.exit or 1, reason=error.reason)
 

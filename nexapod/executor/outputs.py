@@ -158,12 +158,14 @@ def _entries(
 ) -> Iterator[tuple[str, os.stat_result]]:
     try:
         fd = _open_below(directory, prefix)
-    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
-        # The task removed, replaced or closed it meanwhile. In the top directory that is our own mistake.
+    except PermissionError:
+        # Where tasks run as our own user, they can close any directory to us, the top one too.
+        where = f"output directory {_shown(prefix)}" if prefix else "the directory"
+        raise OutputRefused("failed", f"{where} cannot be read") from None
+    except (FileNotFoundError, NotADirectoryError):
+        # The task removed or replaced it meanwhile. In the top directory that is our own mistake.
         if not prefix:
             raise
-        if isinstance(error, PermissionError):
-            raise OutputRefused("failed", f"output directory {_shown(prefix)} cannot be read") from None
         return
     try:
         if follow:

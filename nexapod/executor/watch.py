@@ -8,7 +8,6 @@ hostile bytes. Does not know how to stop a task: it returns the reason for which
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 import threading
 from collections.abc import Callable
@@ -22,6 +21,7 @@ import trio
 from nexapod.executor.capture import PROGRESS_BYTES_MAX, Capture, ProgressLines, progress_of, render
 from nexapod.executor.contract import OnReport, Report, TaskRun
 from nexapod.executor.outputs import Left, OutputRefused, measure
+from nexapod.executor.removal import remove_tree
 from nexapod.executor.writes import Writes
 from nexapod.protocol.limits import OUTPUT_FILES_MAX
 from nexapod.protocol.types import RunOutcome, Usage
@@ -89,8 +89,7 @@ class Scratch:
 
     def remove(self) -> None:
         """Harmless when there is none."""
-        if self.root.exists():
-            shutil.rmtree(self.root, onerror=_log_undeleted)
+        remove_tree(self.root)
 
 
 def scratches(parent: Path) -> frozenset[str]:
@@ -103,7 +102,7 @@ def scratches(parent: Path) -> frozenset[str]:
 
 def remove_scratches(parent: Path, labels: frozenset[str]) -> None:
     for label in labels:
-        shutil.rmtree(parent / label, onerror=_log_undeleted)
+        remove_tree(parent / label)
 
 
 class Clock:
@@ -365,7 +364,3 @@ def _next_look_s(grown: int, elapsed_s: float, room: int, *, least_s: float, sud
     takes one that begins to write fast, but for the first `sudden_s`."""
     steady_s = WATCH_S if grown <= 0 else room * elapsed_s / grown / 2
     return min(WATCH_S, max(least_s, min(steady_s, max(sudden_s, room / FAST_BYTES_PER_S))))
-
-
-def _log_undeleted(_: object, path: str, error: tuple[object, BaseException, object]) -> None:
-    log.warning("scratch_not_removed", path=path, error=str(error[1]))

@@ -4,17 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import pytest
 import trio
 import trio.testing
 from protocol_kit import NETWORK, job_spec, pid, profile, signer, verify
 
-from nexapod.daemon.engine import BATCH_MAX, COMMIT_RETRY_S, QUEUED_PER_PEER_MAX, Engine
+from nexapod.daemon.engine import (
+    BATCH_MAX,
+    COMMIT_RETRY_S,
+    GOSSIP_PER_PEER_MAX,
+    GOSSIP_QUEUED_MAX,
+    QUEUED_PER_PEER_MAX,
+    Engine,
+)
 from nexapod.protocol.errors import LocalError
-from nexapod.protocol.events import Effect, ProfileChanged, Publish, Received, Save, Submit, Trace
+from nexapod.protocol.events import (
+    Checkpointed,
+    Effect,
+    Event,
+    Finished,
+    Gossiped,
+    ProfileChanged,
+    Progressed,
+    Publish,
+    Received,
+    Save,
+    Submit,
+    Trace,
+)
 from nexapod.protocol.node import Node
 from nexapod.protocol.records import Record
+from nexapod.protocol.types import JobId, RunResult, TaskId
 
 
 class DiskFull(LocalError):
@@ -40,6 +62,18 @@ class FakeStore:
             self.failures -= 1
             raise DiskFull("the disk is full")
         self.committed.append(list(records))
+
+
+@dataclass
+class Core:
+    """Takes note of what it is told."""
+
+    deadline: None = None
+    handled: list[Event] = field(default_factory=list)
+
+    def handle(self, event: Event, now: int) -> list[Effect]:
+        self.handled.append(event)
+        return []
 
 
 def new_engine(store: FakeStore) -> Engine:
@@ -156,6 +190,44 @@ async def test_a_peer_that_floods_loses_its_own_frames_only() -> None:
     # The places are free again.
     engine.post(Received(pid(1), b"garbage"))
     assert engine.dropped == {"frames": 7}
+
+
+async def test_gossip_that_waits_is_bounded_for_each_publisher_and_for_all() -> None:
+    engine = new_engine(FakeStore())
+    for _ in range(GOSSIP_PER_PEER_MAX + 7):
+        engine.post(Gossiped(pid(0), "job", b"garbage"))
+    assert engine.dropped == {"gossip": 7}
+    publishers = GOSSIP_QUEUED_MAX // GOSSIP_PER_PEER_MAX
+    for peer in range(1, publishers + 1):
+        for _ in range(GOSSIP_PER_PEER_MAX):
+            engine.post(Gossiped(pid(peer), "job", b"garbage"))
+    assert engine.dropped == {"gossip": 7 + GOSSIP_PER_PEER_MAX}
+    engine.post(Received(pid(publishers), b"garbage"))
+    done = await run_with(engine, lambda: None)
+    heard = [e.facts["peer"] for e in done if isinstance(e, Trace) and e.name == "penalty"]
+    assert heard.count(pid(0)) == GOSSIP_PER_PEER_MAX
+    assert heard.count(pid(publishers)) == 1
+    # The places are free again.
+    engine.post(Gossiped(pid(publishers), "job", b"garbage"))
+    assert engine.dropped == {"gossip": 7 + GOSSIP_PER_PEER_MAX}
+
+
+async def test_of_how_a_task_stands_only_the_newest_waits() -> None:
+    core = Core()
+    engine = Engine(cast("Any", core), FakeStore())
+    first, second = (TaskId(JobId(bytes(32)), index) for index in range(2))
+    for progress in range(1000):
+        engine.post(Progressed(first, progress))
+        engine.post(Progressed(second, progress, "log"))
+        engine.post(Checkpointed(first, (), progress % 2 == 0))
+    finished = Finished(first, RunResult("ok", 0))
+    engine.post(finished)
+    await run_with(engine, lambda: None)
+    waited = [Progressed(first, 999), Progressed(second, 999, "log"), Checkpointed(first, (), False), finished]
+    assert core.handled == waited
+    engine.post(Progressed(first, 5))
+    await run_with(engine, lambda: None)
+    assert core.handled == [*waited, Progressed(first, 5)]
 
 
 async def test_a_flood_does_not_keep_the_rest_of_the_daemon_from_its_turn() -> None:

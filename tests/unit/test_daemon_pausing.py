@@ -10,10 +10,13 @@ from typing import Any, cast
 import pytest
 import trio
 import trio.testing
+from protocol_kit import NETWORK, Mesh, job_spec, pid, profile, signer, verify
 
 from nexapod.blobs.errors import BlobError
 from nexapod.daemon.pausing import Pausing
-from nexapod.protocol.events import Event, Pause
+from nexapod.protocol.events import Event, Pause, ProfileChanged, Run, Submit, Tick
+from nexapod.protocol.node import Node
+from nexapod.protocol.records import Record
 
 
 class Daemon:
@@ -22,19 +25,17 @@ class Daemon:
     def __init__(self, kept: Path) -> None:
         self.told: list[Event] = []
         self.paused = False
+        self.settled = False
         self.pausing = Pausing(cast(Any, self), cast(Any, self), kept)
-
-    async def act(self, event: Event) -> None:
-        self.post(event)
 
     def post(self, event: Event) -> None:
         self.told.append(event)
 
-    async def pause(self) -> None:
-        self.paused = True
+    def want(self, *, paused: bool) -> None:
+        self.paused = paused
 
-    async def resume(self) -> None:
-        self.paused = False
+    async def settle(self) -> None:
+        self.settled = self.paused
 
 
 @pytest.fixture
@@ -117,3 +118,59 @@ async def test_a_pause_that_cannot_be_kept_is_a_pause_and_says_so(kept: Path) ->
     with pytest.raises(BlobError, match="nowhere"):
         await daemon.pausing.pause(60)
     assert daemon.pausing.paused
+    assert (daemon.settled, daemon.told) == (True, [Pause(True)])
+    with pytest.raises(BlobError, match="nowhere"):
+        await daemon.pausing.resume()
+    assert (daemon.settled, daemon.told) == (False, [Pause(True), Pause(False)])
+
+
+async def test_what_the_next_daemon_finds_is_written_before_the_tasks_follow(kept: Path) -> None:
+    daemon = Daemon(kept)
+    noted: list[bool] = []
+
+    async def settle() -> None:
+        noted.append(mode(kept) is not None)
+
+    daemon.settle = settle  # type: ignore[method-assign]
+    await daemon.pausing.pause(None)
+    await daemon.pausing.resume()
+    assert noted == [True, False]
+
+
+async def test_of_requests_that_come_together_the_last_one_is_what_the_next_daemon_finds(kept: Path) -> None:
+    daemon = Daemon(kept)
+    for _ in range(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(daemon.pausing.pause, None)
+            nursery.start_soon(daemon.pausing.resume)
+        assert (mode(kept) is not None, daemon.settled) == (daemon.pausing.paused, daemon.pausing.paused)
+        assert not daemon.told or daemon.told[-1] == Pause(daemon.pausing.paused)
+
+
+@pytest.mark.parametrize("survivors", [True, False])
+async def test_a_core_goes_on_in_a_pause_with_what_the_last_daemon_left_running_and_with_nothing_else(
+    kept: Path, survivors: bool
+) -> None:
+    mesh = Mesh(range(2))
+    mesh.result = lambda peer, run: None
+    mesh.do(0, Submit(job_spec()))
+    assert mesh.run(5_000, lambda: bool(mesh.running[pid(1)]))
+    (task,) = mesh.running[pid(1)]
+    saved = [Record(kind, key, value) for (kind, key), value in sorted(mesh.records[pid(1)].items())]
+    core = Node(signer(1), verify, NETWORK, lambda n: b"\x06" * n, records=saved, now=mesh.now)
+    await Daemon(kept).pausing.pause(None)
+    daemon = await restarted(kept)
+    daemon.post(ProfileChanged(profile(stamp=mesh.now + 10)))
+    if survivors:
+        daemon.pausing.take_up()
+    effects = [effect for event in daemon.told for effect in core.handle(event, mesh.now)]
+    effects += [effect for later in (1, 2_000) for effect in core.handle(Tick(), mesh.now + later)]
+    assert [effect.task for effect in effects if isinstance(effect, Run)] == ([task] if survivors else [])
+    assert core.worker.paused
+    assert [attempt.task for attempt in core.worker.attempts.values()] == [task]
+
+
+async def test_a_daemon_that_is_not_paused_says_nothing_of_what_it_goes_on_with(kept: Path) -> None:
+    daemon = await restarted(kept)
+    daemon.pausing.take_up()
+    assert daemon.told == []

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
@@ -17,15 +17,17 @@ import trio.testing
 from protocol_kit import job_spec, pid
 
 from nexapod.blobs.errors import BlobUnavailable
+from nexapod.blobs.room import Quota
 from nexapod.blobs.store import BlobStore
 from nexapod.config.gpus import GpuSettings
 from nexapod.daemon.gpu_desk import GpuDesk
 from nexapod.daemon.keeping import keep_checkpoints
-from nexapod.daemon.staging import INDEX_ENTRY, Staging, label_of
+from nexapod.daemon.pausing import Pausing
+from nexapod.daemon.staging import INDEX_ENTRY, End, Staging, label_of, write_end
 from nexapod.daemon.tasks import TaskRunner
 from nexapod.executor.contract import Availability, Ended, OnReport, Report, TaskRun
 from nexapod.profile.gpus import GpuLook
-from nexapod.protocol.events import Checkpointed, Event, Finished, Progressed, Run
+from nexapod.protocol.events import Checkpointed, Event, Finished, Pause, Progressed, Run
 from nexapod.protocol.limits import CHUNK_BYTES
 from nexapod.protocol.types import (
     BlobRef,
@@ -37,6 +39,8 @@ from nexapod.protocol.types import (
     Limits,
     Part,
     PeerId,
+    RunOutcome,
+    RunResult,
     Split,
     TaskId,
     Usage,
@@ -134,6 +138,11 @@ class NoImages:
         self.users.discard(user)
 
 
+def note(folder: Path, *, continued: bool) -> None:
+    """What a former process noted of a run."""
+    (folder / "task.json").write_text(json.dumps({"gpus": [], "continued": continued}))
+
+
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for what happens in another thread, or sets no event."""
     with trio.fail_after(5):
@@ -151,6 +160,8 @@ class Bench:
         self.executor = FakeExecutor(act)
         self.events: list[Event] = []
         self.images = NoImages()
+        self.committing = trio.Event()
+        self.committing.set()
         self.staging = Staging(self.folder, self.blobs, self.providers, self.images)  # type: ignore[arg-type]
         self.gpus = GpuDesk(GpuSettings(), NoGpus(), now_ms=lambda: 0)
         self.nursery = nursery
@@ -165,9 +176,15 @@ class Bench:
             executors,
             self.gpus,
             self.events.append,
+            self.hand_over,
             self.nursery,
             survivors=survivors,
         )
+
+    async def hand_over(self, event: Event) -> None:
+        """The core takes it, once its store does."""
+        await self.committing.wait()
+        self.events.append(event)
 
     async def spec(self, pieces: Sequence[bytes] = (b"one", b"second"), **changes: object) -> JobSpec:
         index, at = b"", len(HEADER)
@@ -225,7 +242,7 @@ async def test_a_task_finds_its_inputs_and_its_outputs_become_blobs(tmp_path: Pa
         env = dict(run.env)
         assert (env["COLOUR"], env["NEXAPOD_TASK_INDEX"], env["NEXAPOD_TASK_COUNT"]) == ("red", "1", "2")
         assert env["NEXAPOD_SEED"] == SEED.hex()
-        assert not run.input.parent.exists()
+        await until(lambda: not run.input.parent.exists())
 
 
 async def test_parameters_of_the_task_reach_its_environment(tmp_path: Path) -> None:
@@ -244,7 +261,7 @@ async def test_a_missing_input_is_fetched_and_one_that_nobody_has_is_no_result(t
         assert spec.run.module is not None
         await it.blobs.delete(spec.run.module)
         missing = await it.finish(spec)
-        assert missing.result.outcome == "try-elsewhere"
+        assert (missing.result.outcome, missing.result.exit) == ("try-elsewhere", 69), "not the task's own word"
         assert "nobody gave it" in missing.result.reason
         assert it.providers.asked == [(Part.whole(spec.run.module), (pid(1), pid(2)))]
         assert it.executor.runs == []
@@ -262,6 +279,27 @@ async def test_a_job_that_contradicts_itself_fails_with_the_reason(tmp_path: Pat
         ended = await it.finish(await it.spec(split=broken))
         assert ended.result.outcome == "failed"
         assert "split index" in ended.result.log
+        assert it.executor.runs == []
+
+
+@pytest.mark.parametrize(
+    ("params", "why"),
+    [
+        ({"x": "a\0b"}, "NEXAPOD_PARAM_X"),
+        ({"a=b": "1"}, "NEXAPOD_PARAM_A=B"),
+        ({"x": "a" * (128 << 10)}, "at most 131071"),
+        ({f"x{n}": "a" * 100_000 for n in range(6)}, "put them into a file"),
+    ],
+)
+async def test_parameters_that_no_program_can_be_given_fail_with_the_reason(
+    tmp_path: Path, params: dict[str, str], why: str
+) -> None:
+    """They are so on every machine: to try them elsewhere would never end."""
+    async with bench(tmp_path, write_output) as it:
+        table = await it.blobs.put_bytes(json.dumps([params]).encode())
+        ended = await it.finish(await it.spec(params=table))
+        assert ended.result.outcome == "failed"
+        assert why in ended.result.log
         assert it.executor.runs == []
 
 
@@ -360,6 +398,74 @@ async def test_a_folder_that_cannot_be_removed_is_no_reason_to_end(
         assert (await it.finish(spec)).result.outcome == "ok"
 
 
+# --- results -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("outcome", ["ok", "failed"])
+async def test_a_task_that_has_ended_is_not_run_again_when_the_daemon_ends_before_the_core_has_kept_its_result(
+    tmp_path: Path, outcome: RunOutcome
+) -> None:
+    ended = Ended(outcome, 0 if outcome == "ok" else 3, Usage(1, 2, 3, 4), "said \x1b", "why")
+
+    async def act(run: TaskRun) -> Ended:
+        await write_output(run)
+        return ended
+
+    async with bench(tmp_path, act) as it:
+        it.committing = trio.Event()
+        spec = await it.spec()
+        it.tasks.start(Run(TaskId(JOB, 0), spec, SEED, ()))
+        await until(lambda: bool(it.executor.runs) and not it.tasks.running)
+        assert it.events == []
+    async with bench(tmp_path, act) as it:
+        it.staging.clean(frozenset({TaskId(JOB, 0)}))
+        again = (await it.finish(spec)).result
+        assert it.executor.runs == []
+        assert replace(again, files=()) == RunResult(outcome, ended.exit, (), ended.usage, ended.log, ended.reason)
+        assert [file.path for file in again.files] == (["a/x.txt", "b.txt"] if outcome == "ok" else [])
+        await until(lambda: not (it.folder / label_of(TaskId(JOB, 0))).exists())
+
+
+@pytest.mark.parametrize("which", ["empty", "no end", "another boot's", "continued"])
+async def test_an_end_that_cannot_be_trusted_is_not_taken_for_a_result(tmp_path: Path, which: str) -> None:
+    async with bench(tmp_path, write_output) as it:
+        folder = it.folder / label_of(TaskId(JOB, 0))
+        folder.mkdir(parents=True)
+        (folder / "output").mkdir()
+        # Of the last one: it rests on a checkpoint, and the run names none.
+        write_end(folder, End(Ended("ok", 0), continued=which == "continued"))
+        kept = json.loads((folder / "end.json").read_text())
+        match which:
+            case "empty":
+                (folder / "end.json").write_text("")
+            case "no end":
+                (folder / "end.json").write_text("[]")
+            case "another boot's":
+                (folder / "end.json").write_text(json.dumps({**kept, "boot": "another"}))
+        assert (await it.finish(await it.spec())).result.outcome == "ok"
+        assert len(it.executor.runs) == 1
+
+
+async def test_an_end_that_cannot_be_kept_is_a_result_all_the_same(tmp_path: Path) -> None:
+    async def act(run: TaskRun) -> Ended:
+        (run.input.parent / "end.json").mkdir()
+        return await write_output(run)
+
+    async with bench(tmp_path, act) as it:
+        assert (await it.finish(await it.spec())).result.outcome == "ok"
+
+
+async def test_what_a_task_left_is_not_evicted_before_the_core_holds_it(tmp_path: Path) -> None:
+    async with bench(tmp_path, write_output) as it:
+        it.committing = trio.Event()
+        it.tasks.start(Run(TaskId(JOB, 0), await it.spec(), SEED, ()))
+        await until(lambda: bool(it.executor.runs) and not it.tasks.running)
+        for path in (tmp_path / "blobs" / "objects").iterdir():
+            os.utime(path, (0, 0))
+        it.blobs.room.quota = Quota(blobs_max=1)
+        await it.blobs.room.keep()
+        assert not it.blobs.has(blob_of(b"shared")), "an input, of which the core says nothing here"
+        assert it.blobs.has(blob_of(b"second file"))
+
+
 # --- parts ---------------------------------------------------------------------------------------------------------
 async def test_of_a_split_file_a_task_fetches_its_own_piece_only(tmp_path: Path) -> None:
     async with bench(tmp_path, write_output) as it:
@@ -415,8 +521,89 @@ async def test_what_cannot_be_had_or_is_here_already_is_not_taken_from_others(tm
         own = it.folder / label_of(TaskId(JOB, 0)) / "checkpoint"
         own.mkdir(parents=True)
         (own / "mine").write_text("own")
+        note(own.parent, continued=False)
         ended = await _continued(it, await it.spec(), (File("a", here),))
         assert (seen[1], ended.result.continued) == (["own"], False)
+
+
+async def test_a_checkpoint_that_was_half_copied_when_the_daemon_ended_is_copied_anew_and_is_anothers(
+    tmp_path: Path,
+) -> None:
+    seen: list[list[str]] = []
+
+    async def look(run: TaskRun) -> Ended:
+        seen.append(sorted(path.name for path in run.checkpoint.iterdir()))
+        return await write_output(run)
+
+    folder = tmp_path / "tasks" / label_of(TaskId(JOB, 0))
+    async with bench(tmp_path, look) as it:
+        files = (File("a", await it.blobs.put_bytes(b"half")), File("b", await it.blobs.put_bytes(b"other")))
+        spec = await it.spec()
+        export, copying = it.blobs.export, trio.Event()
+
+        async def hang_at_b(ref: BlobRef, dest: Path, **options: int) -> None:
+            if dest.name == "b":
+                copying.set()
+                await trio.sleep_forever()
+            await export(ref, dest, **options)
+
+        it.blobs.export = hang_at_b  # type: ignore[method-assign]
+        it.tasks.start(Run(TaskId(JOB, 0), spec, SEED, (pid(1),), files))
+        await copying.wait()
+    assert list((folder / "checkpoint").iterdir()) == [], "what has that name is whole"
+    async with bench(tmp_path, look) as it:
+        it.staging.clean(frozenset({TaskId(JOB, 0)}))
+        ended = await _continued(it, spec, files)
+        assert (seen, ended.result.continued) == ([["a", "b"]], True)
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", '{"gpus": []}'])
+@pytest.mark.parametrize("given", [True, False])
+async def test_a_checkpoint_that_nobody_can_say_the_origin_of_is_no_independent_one(
+    tmp_path: Path, text: str | None, given: bool
+) -> None:
+    seen: list[list[str]] = []
+
+    async def look(run: TaskRun) -> Ended:
+        seen.append(sorted(path.name for path in run.checkpoint.iterdir()))
+        return await write_output(run)
+
+    async with bench(tmp_path, look) as it:
+        folder = it.folder / label_of(TaskId(JOB, 0))
+        (folder / "checkpoint").mkdir(parents=True)
+        (folder / "checkpoint" / "mine").touch()
+        if text is not None:
+            (folder / "task.json").write_text(text)
+        files = (File("a", await it.blobs.put_bytes(b"half")),) if given else ()
+        ended = await _continued(it, await it.spec(), files)
+        assert (seen, ended.result.continued) == ([["a"]] if given else [["mine"]], given)
+
+
+async def test_a_checkpoint_of_another_lineage_than_the_run_names_is_begun_anew(tmp_path: Path) -> None:
+    async def look(run: TaskRun) -> Ended:
+        assert list(run.checkpoint.iterdir()) == []
+        return await write_output(run)
+
+    async with bench(tmp_path, look) as it:
+        folder = it.folder / label_of(TaskId(JOB, 0))
+        (folder / "checkpoint").mkdir(parents=True)
+        (folder / "checkpoint" / "theirs").touch()
+        note(folder, continued=True)
+        ended = await _continued(it, await it.spec(), ())
+        assert (ended.result.outcome, ended.result.continued) == ("ok", False)
+
+
+@pytest.mark.parametrize("given", [True, False])
+async def test_a_run_that_goes_on_without_its_note_counts_as_continued_when_it_may_be(
+    tmp_path: Path, given: bool
+) -> None:
+    async with bench(tmp_path, write_output) as it:
+        for name in ("input/piece", "output", "checkpoint"):
+            (it.folder / label_of(TaskId(JOB, 0)) / name).mkdir(parents=True)
+        (it.folder / label_of(TaskId(JOB, 0)) / "input/piece/in.txt").touch()
+        it.tasks = it.runner(frozenset({label_of(TaskId(JOB, 0))}))
+        files = (File("a", await it.blobs.put_bytes(b"half")),) if given else ()
+        assert (await _continued(it, await it.spec(), files)).result.continued is given
 
 
 async def test_what_a_task_keeps_is_told_when_it_has_changed_and_stands_still(tmp_path: Path) -> None:
@@ -501,17 +688,136 @@ async def test_a_pause_freezes_what_runs_and_holds_back_what_would_begin(tmp_pat
         first, second = TaskId(JOB, 0), TaskId(JOB, 1)
         it.tasks.start(Run(first, spec, SEED, ()))
         await until(lambda: len(it.executor.runs) == 1)
-        await it.tasks.pause()
+        it.tasks.want(paused=True)
+        await it.tasks.settle()
         assert it.executor.frozen == {label_of(first)}
         assert it.tasks.running[first].frozen
         it.tasks.start(Run(second, spec, SEED, ()))
         await trio.sleep(0.05)  # a pause: nothing is to happen
         assert len(it.executor.runs) == 1
-        await it.tasks.resume()
+        it.tasks.want(paused=False)
+        await it.tasks.settle()
         await until(lambda: len(it.executor.runs) == 2)
         assert it.executor.frozen == set()
         go.set()
         await until(lambda: not it.tasks.running)
+
+
+@dataclass
+class Core:
+    """Where Pausing tells the core."""
+
+    told: list[Event] = field(default_factory=list)
+
+    def post(self, event: Event) -> None:
+        self.told.append(event)
+
+
+@asynccontextmanager
+async def owned(folder: Path) -> AsyncIterator[tuple[Bench, Pausing, Core]]:
+    """Two tasks that run for ever, in sandboxes that take their time to stand still, and the owner's switch."""
+
+    async def forever(run: TaskRun) -> Ended:
+        await trio.sleep_forever()
+        raise AssertionError("unreachable")
+
+    async with bench(folder, forever) as it:
+        spec = await it.spec()
+        for index in range(2):
+            it.tasks.start(Run(TaskId(JOB, index), spec, SEED, ()))
+        await until(lambda: len(it.executor.runs) == 2)
+        core = Core()
+        yield it, Pausing(cast("Any", core), it.tasks, folder / "paused"), core
+
+
+def slowly(change: Callable[[str], Awaitable[bool]], begun: trio.Event) -> Callable[[str], Awaitable[bool]]:
+    """The same, some time after it was asked for, whatever was asked for since."""
+
+    async def later(label: str) -> bool:
+        begun.set()
+        await trio.sleep(0.05)  # a pause: the sandbox's own time
+        return await change(label)
+
+    return later
+
+
+async def test_who_resumes_while_the_tasks_are_being_frozen_has_them_all_go_on(tmp_path: Path) -> None:
+    async with owned(tmp_path) as (it, pausing, core):
+        freezing = trio.Event()
+        it.executor.pause = slowly(it.executor.pause, freezing)  # type: ignore[method-assign]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pausing.pause, None)
+            await freezing.wait()
+            await pausing.resume()
+            assert it.executor.frozen == set()
+        assert (it.executor.frozen, pausing.paused, it.tasks.paused) == (set(), False, False)
+        assert not (tmp_path / "paused").exists()
+        assert core.told == [Pause(True), Pause(False)]
+
+
+async def test_who_pauses_while_the_tasks_are_being_let_go_has_them_all_stand_still(tmp_path: Path) -> None:
+    async with owned(tmp_path) as (it, pausing, core):
+        await pausing.pause(None)
+        thawing = trio.Event()
+        it.executor.resume = slowly(it.executor.resume, thawing)  # type: ignore[method-assign]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pausing.resume)
+            await thawing.wait()
+            await pausing.pause(3600)
+            assert len(it.executor.frozen) == 2
+        assert len(it.executor.frozen) == 2
+        assert (pausing.paused, it.tasks.paused, core.told[-1]) == (True, True, Pause(True))
+        assert (tmp_path / "paused").exists()
+        assert pausing.left_s is not None
+
+
+async def test_a_freeze_that_cannot_be_had_gives_way_to_whoever_resumes(tmp_path: Path) -> None:
+    async with owned(tmp_path) as (it, pausing, _):
+        asked = trio.Event()
+
+        async def refuse(label: str) -> bool:
+            asked.set()
+            return False
+
+        it.executor.pause = refuse  # type: ignore[method-assign]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pausing.pause, None)
+            await asked.wait()
+            with trio.fail_after(5):
+                await pausing.resume()
+        assert not pausing.paused
+
+
+async def test_a_sandbox_of_which_nobody_knows_whether_it_stands_still_is_let_go_as_well(tmp_path: Path) -> None:
+    async with owned(tmp_path) as (it, pausing, _):
+        freezing = trio.Event()
+
+        async def freeze_and_fall_silent(label: str) -> bool:
+            it.executor.frozen.add(label)
+            freezing.set()
+            await trio.sleep_forever()
+            raise AssertionError("unreachable")
+
+        it.executor.pause = freeze_and_fall_silent  # type: ignore[method-assign]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pausing.pause, None)
+            await freezing.wait()
+            nursery.cancel_scope.cancel()
+        assert it.executor.frozen
+        await pausing.resume()
+        assert it.executor.frozen == set()
+
+
+async def test_a_task_that_was_held_back_is_so_again_by_a_pause_that_follows_at_once(tmp_path: Path) -> None:
+    async with bench(tmp_path, write_output) as it:
+        it.tasks.want(paused=True)
+        it.tasks.start(Run(TaskId(JOB, 0), await it.spec(), SEED, ()))
+        await until(lambda: (it.folder / label_of(TaskId(JOB, 0)) / "task.json").exists())
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        it.tasks.want(paused=False)
+        it.tasks.want(paused=True)
+        await trio.sleep(0.05)  # a pause: nothing is to happen
+        assert it.executor.runs == []
 
 
 async def test_a_run_that_outlived_its_daemon_is_gone_on_with_in_its_own_folders(tmp_path: Path) -> None:
@@ -528,10 +834,56 @@ async def test_a_run_that_outlived_its_daemon_is_gone_on_with_in_its_own_folders
         for name in ("input", "output", "checkpoint"):
             (folder / name).mkdir(parents=True)
         (folder / "output" / "begun").write_text("before")
-        (folder / "task.json").write_text('{"gpus": [], "continued": true}')
+        note(folder, continued=True)
         it.tasks = it.runner(frozenset({label_of(task)}))
         ended = await it.finish(spec)
         assert (seen, ended.result.continued) == (["before"], True)
         it.events.clear()
         await it.finish(spec)
         assert len(seen) == 1, "the next run of it begins anew"
+
+
+def lay_out(it: Bench, task: TaskId) -> None:
+    """As a former process left it."""
+    for name in ("input", "output", "checkpoint"):
+        (it.folder / label_of(task) / name).mkdir(parents=True)
+    note(it.folder / label_of(task), continued=False)
+
+
+async def test_a_run_that_outlived_its_daemon_stands_still_when_the_next_one_is_paused(tmp_path: Path) -> None:
+    go = trio.Event()
+
+    async def wait(run: TaskRun) -> Ended:
+        await go.wait()
+        return Ended("ok", 0)
+
+    async with bench(tmp_path, wait) as it:
+        survivor, other = TaskId(JOB, 0), TaskId(JOB, 1)
+        lay_out(it, survivor)
+        it.tasks = it.runner(frozenset({label_of(survivor)}))
+        it.tasks.want(paused=True)
+        for task in (survivor, other):
+            it.tasks.start(Run(task, await it.spec(), SEED, ()))
+        await until(lambda: it.executor.frozen == {label_of(survivor)})
+        assert it.tasks.running[survivor].frozen
+        assert [run.label for run in it.executor.runs] == [label_of(survivor)]
+        it.tasks.want(paused=False)
+        await it.tasks.settle()
+        assert it.executor.frozen == set()
+        go.set()
+        await until(lambda: not it.tasks.running)
+
+
+async def test_what_outlived_its_daemon_and_is_not_gone_on_with_is_ended(tmp_path: Path) -> None:
+    async def forever(run: TaskRun) -> Ended:
+        await trio.sleep_forever()
+        raise AssertionError("unreachable")
+
+    async with bench(tmp_path, forever) as it:
+        taken, left = TaskId(JOB, 0), TaskId(JOB, 1)
+        lay_out(it, taken)
+        it.tasks = it.runner(frozenset({label_of(taken), label_of(left)}))
+        it.tasks.start(Run(taken, await it.spec(), SEED, ()))
+        it.nursery.start_soon(lambda: it.tasks.run(taken_up_s=0))
+        await until(lambda: bool(it.executor.kept))
+        assert set(it.executor.kept) == {frozenset({label_of(taken)})}, "by every executor"

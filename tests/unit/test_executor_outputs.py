@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from user_kit import as_an_ordinary_user
 
 from nexapod.executor.outputs import DEPTH_MAX, DIRECTORIES_MAX, Left, OutputRefused, collect, measure
 from nexapod.protocol.limits import OUTPUT_FILES_MAX, PATH_MAX
@@ -196,3 +197,15 @@ def test_any_name_is_collected_or_refused(name: bytes) -> None:
         except OutputRefused as refused:
             found = [Path(refused.outcome)]
         assert found in ([path], [Path("failed")])
+
+
+def test_a_directory_that_the_task_has_closed_to_us_is_its_own_failure(tmp_path: Path) -> None:
+    """As an ordinary user; root reads it all the same."""
+
+    def look() -> None:
+        Path("output").mkdir(mode=0)
+        with pytest.raises(OutputRefused, match="cannot be read") as refused:
+            measure(Path("output"), bytes_max=1)
+        assert refused.value.outcome == "failed"
+
+    as_an_ordinary_user(tmp_path, look)

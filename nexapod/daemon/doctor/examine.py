@@ -7,7 +7,6 @@ process, which is removed at the end, or by the next examination when this one w
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from nexapod.daemon.doctor import machine, network
 from nexapod.daemon.doctor.check import Check, Desk, Finding, Look, take
 from nexapod.daemon.doctor.network import Running
 from nexapod.daemon.doctor.sandboxes import look_at_docker, look_at_wasm
+from nexapod.executor.removal import remove_tree
 from nexapod.log import setup_logging
 
 log = structlog.get_logger()
@@ -119,7 +119,7 @@ def _workplace(home: Path) -> Iterator[Path]:
     try:
         yield place
     finally:
-        shutil.rmtree(place, onerror=lambda _, path, error: log.error("not_removed", path=path, error=str(error[1])))
+        remove_tree(place)
 
 
 def _base(home: Path) -> Path:
@@ -135,4 +135,4 @@ def _sweep(base: Path) -> None:
     for path in base.glob(f"{_PREFIX}[0-9]*-*"):
         pid = path.name.removeprefix(_PREFIX).partition("-")[0]
         if pid.isdigit() and not os.path.exists(f"/proc/{pid}") and path.stat().st_uid == os.geteuid():
-            shutil.rmtree(path, ignore_errors=True)
+            remove_tree(path)

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-import structlog
 import trio
 
 from nexapod.executor.contract import Ended, Report, TaskRun
@@ -21,9 +19,8 @@ from nexapod.executor.outputs import OutputRefused, collect
 from nexapod.executor.probe.engine import EngineAway
 from nexapod.executor.probe.promises import Folders, Promise, Seen, Traces, Unknown, Verdict
 from nexapod.executor.probe.sandboxes import Sandbox
+from nexapod.executor.removal import remove_tree
 from nexapod.protocol.errors import LocalError
-
-log = structlog.get_logger()
 
 ATTEMPT_S: Final = 40.0
 READY_S: Final = 15.0
@@ -174,10 +171,4 @@ def _refusal(output: Path, bytes_max: int) -> str:
 
 async def _remove(folder: Path) -> None:
     with trio.CancelScope(shield=True):
-        await trio.to_thread.run_sync(_remove_tree, folder)
-
-
-def _remove_tree(folder: Path) -> None:
-    shutil.rmtree(
-        folder, onerror=lambda _, path, error: log.warning("probe_folder_left", path=path, error=str(error[1]))
-    )
+        await trio.to_thread.run_sync(remove_tree, folder)
