@@ -10,6 +10,7 @@ others.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ SOURCES_MAX = 16
 SOURCES_ACTIVE_MAX = 8
 LANES = 4
 """Chunks open at one source for one fetch."""
+AT_WORK_HEDGES = 5
+"""A source that brought a chunk within so many times the hedge is at work on the next."""
 REFUSALS_MAX = 16
 """A source that does not have so many chunks, one after the other, has none for us."""
 WRONG_BYTES_PENALTY = 34
@@ -95,6 +98,8 @@ class _Source:
     used: bool = False
     active: bool = False
     """Used, and no longer waiting for its turn."""
+    delivered: float = -math.inf
+    """When its last chunk came."""
     refusals: int = 0
     """Chunks that it did not have, since the last one that it had."""
 
@@ -363,6 +368,7 @@ class Fetch:
             self._blame(source, "blob-bytes")
         else:
             self._sources[source].refusals = 0
+            self._sources[source].delivered = trio.current_time()
             self._out.pop(index, None)
             self._missing.pop(index, None)
             for waiter in self._waiters:
@@ -409,16 +415,23 @@ class Fetch:
         )
 
     def _late(self, source: PeerId) -> int | None:
-        """A chunk that others have been asked for long ago: one more for each `hedge_s`, since they may all be slow on
-        purpose.
+        """A chunk that others have been asked for long ago.
+
+        One more is asked for each `hedge_s`, since all of them may be slow on purpose; but a third not while one of
+        them is at work: a source sends its chunks one after the other, and each repetition costs a whole one.
         """
         now = trio.current_time()
         for index, out in self._out.items():
             if source in out.sources or source in self._refused.get(index, ()):
                 continue
+            if len(out.sources) > 1 and any(self._is_at_work(other) for other in out.sources):
+                continue
             if now - min(out.sources.values()) >= self._hedge_s * len(out.sources):
                 return index
         return None
+
+    def _is_at_work(self, source: PeerId) -> bool:
+        return trio.current_time() - self._sources[source].delivered < AT_WORK_HEDGES * self._hedge_s
 
     def _put_back(self, source: PeerId, index: int) -> None:
         """The question is over. If that did not bring the chunk, it is free for others."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -86,6 +87,7 @@ class Mesh:
         self.store = Store()
         self.answers: dict[PeerId, Answer] = {}
         self.asked: list[PeerId] = []
+        self.chunks_asked: Counter[int] = Counter()
         self.exchange = Exchange(cast(BlobStore, self.store), self._send, rates=rates)
         self._nursery = nursery
         nursery.start_soon(self.exchange.run)
@@ -94,6 +96,7 @@ class Mesh:
         question = decode(frame)
         assert isinstance(question, AskChunk)
         self.asked.append(peer)
+        self.chunks_asked[question.chunk] += 1
         self._nursery.start_soon(self.answers[peer], peer, question)
 
     async def tell(self, peer: PeerId, frame: ChunkPart | NotHere) -> None:
@@ -152,6 +155,21 @@ async def test_several_that_trickle_do_not_keep_a_chunk_from_who_has_it(
         ref = it.store.know(data)
         slow = it.peers("slow", 5, it.trickles)
         assert await it.fetch(ref, [*slow, it.giver(data)]) <= 20
+
+
+async def test_a_chunk_is_asked_of_no_third_while_one_of_two_is_at_work(autojump_clock: trio.testing.MockClock) -> None:
+    async with mesh() as it:
+        data = os.urandom(16 * MIB)
+        ref = it.store.know(data)
+        lines = defaultdict[PeerId, trio.Lock](trio.Lock)
+
+        async def slowly(peer: PeerId, question: AskChunk) -> None:
+            async with lines[peer]:
+                await trio.sleep(3)
+            await it.gives(peer, question, data)
+
+        await it.fetch(ref, it.peers("honest", 4, slowly), 120)
+        assert max(it.chunks_asked.values()) == 2
 
 
 async def test_who_was_asked_in_vain_is_asked_last_the_next_time(autojump_clock: trio.testing.MockClock) -> None:
