@@ -35,10 +35,9 @@ from nexapod.protocol.types import BlobRef, File, JobSpec, Part, PeerId, TaskId,
 
 log = structlog.get_logger()
 
-WORD_BYTES_MAX: Final = (128 << 10) - 1
-"""Of one argument or variable, on Linux (MAX_ARG_STRLEN, execve(2))."""
-WORDS_BYTES_MAX: Final = 1 << 20
-"""Of all: half of what Linux takes with the usual stack of 8 MiB."""
+VARIABLE_BYTES_MAX: Final = (128 << 10) - 1
+"""Of one variable, on Linux (MAX_ARG_STRLEN, execve(2)). All parameters of a task are one, so that nothing that a job
+can say comes near the bound of all together."""
 PARAMS_BYTES_MAX: Final = 64 << 20
 INDEX_ENTRY: Final = struct.Struct(">QI")
 NOTE: Final = "task.json"
@@ -114,7 +113,7 @@ class Staging:
         module = spec.run.module
         image = await self._image(effect)
         env = (*spec.run.env, *await self._environment(effect))
-        _refuse_too_long(spec.run.command, env)
+        _refuse_too_long(env)
         try:
             return TaskRun(
                 label=label_of(effect.task),
@@ -323,16 +322,14 @@ def _known_whose(note: Note | None, effect: Run) -> bool:
     return bool(effect.checkpoint) or not note.continued
 
 
-def _refuse_too_long(command: Sequence[str], env: Sequence[tuple[str, str]]) -> None:
+def _refuse_too_long(env: Sequence[tuple[str, str]]) -> None:
     """What no kernel hands to a program is refused here, in every sandbox alike. Raises InputError."""
-    words = {f"the variable {name}": f"{name}={value}" for name, value in env}
-    words |= {f"word {at} of the command": word for at, word in enumerate(command)}
-    sizes = {what: len(word.encode("utf-8", "surrogatepass")) for what, word in words.items()}
-    for what, size in sizes.items():
-        if size > WORD_BYTES_MAX:
-            raise InputError(f"{what} has {size} bytes: at most {WORD_BYTES_MAX} can be handed to a program")
-    if sum(sizes.values()) > WORDS_BYTES_MAX:
-        raise InputError(f"its command and variables have more than {WORDS_BYTES_MAX} bytes: put them into a file")
+    for name, value in env:
+        size = len(f"{name}={value}".encode("utf-8", "surrogatepass"))
+        if size > VARIABLE_BYTES_MAX:
+            raise InputError(
+                f"the variable {name} has {size} bytes: at most {VARIABLE_BYTES_MAX} can be handed to a program"
+            )
 
 
 def _needed(spec: JobSpec) -> list[BlobRef]:
