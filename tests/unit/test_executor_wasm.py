@@ -29,9 +29,10 @@ from nexapod.executor.wasm import cache as module_cache
 from nexapod.executor.wasm.board import Board
 from nexapod.executor.wasm.cache import engine_config
 from nexapod.executor.wasm.guest import CLOCK_BASE_NS, CLOCK_STEP_NS, Guest
-from nexapod.executor.wasm.runner import DATA_SLACK
+from nexapod.executor.wasm.runner import DATA_SLACK, EXIT_UNWATCHED
 from nexapod.executor.wasm.runners import Reply, Runner, RunnerLost
 from nexapod.executor.wasm.sandbox import WasmExecutor
+from nexapod.protocol.limits import WALL_MAX_MS
 from nexapod.protocol.types import Limits
 
 WAT = Path(__file__).parent.parent / "wasm"
@@ -283,6 +284,7 @@ import sys, trio, psutil
 from pathlib import Path
 from nexapod.executor.contract import TaskRun
 from nexapod.executor.wasm.sandbox import WasmExecutor
+from nexapod.protocol.limits import WALL_MAX_MS
 from nexapod.protocol.types import Limits
 
 scratch, module, *folders = map(Path, sys.argv[1:])
@@ -360,6 +362,29 @@ async def test_a_stopped_runner_is_killed_at_the_wall_limit(bench: Bench) -> Non
     assert ends[0].outcome == "wall-limit"
     assert ends[0].usage.cpu_ms > 0
     assert not runner.is_running()
+
+
+async def test_a_wall_limit_of_a_month_leaves_the_watchdog_at_work(bench: Bench) -> None:
+    assert (await bench.do("empty", limits=replace(LIMITS, wall_ms=WALL_MAX_MS))).outcome == "ok"
+    (pid,) = bench.executor.idle_pids
+    ended = await bench.do("progress_then_spin", limits=replace(LIMITS, wall_ms=700))
+    assert (ended.outcome, ended.reason) == ("wall-limit", "not done after 700 ms")
+    assert bench.executor.idle_pids == {pid}, "it ended the run by itself"
+
+
+_UNWATCHED = """
+import time
+from nexapod.executor.wasm.runner import Watchdog
+Watchdog(None, lambda: 1 / 0)
+time.sleep(30)
+"""
+
+
+def test_a_runner_whose_watchdog_fails_ends_and_says_why() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _UNWATCHED], capture_output=True, timeout=20, check=False, text=True
+    )
+    assert (done.returncode, done.stderr) == (EXIT_UNWATCHED, "the watchdog failed: ZeroDivisionError: division by zero\n")
 
 
 async def test_a_trap_is_the_module_s_failure(bench: Bench) -> None:

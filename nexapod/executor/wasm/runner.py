@@ -43,11 +43,16 @@ INSTANCES_MAX: Final = 3
 """The module's and the shim's two."""
 DATA_SLACK: Final = 512 << 20
 """Writable memory beyond the module's own, in bytes: the interpreter, compiled code, compiling."""
+WATCH_S_MAX: Final = 3600.0
+"""The watchdog looks up at least so often. What poll waits is a C int: 24 days in milliseconds, and a run may have 30."""
+EXIT_UNWATCHED: Final = 70
+"""EX_SOFTWARE: what this process ends with when its watchdog fails."""
 _NEVER: Final = float("inf")
 
 
 class Watchdog:
-    """Ends a run at its wall limit by moving the engine's epoch, and this process when its parent is gone.
+    """Ends a run at its wall limit by moving the engine's epoch, and this process when its parent is gone. The process
+    ends as well when the watchdog itself fails: an endless loop would outlive the daemon otherwise.
 
     `paused_ns`: for how long the run has stood still, which is no part of its time.
     """
@@ -60,7 +65,7 @@ class Watchdog:
         self._deadline = _NEVER
         self._sleeps_until = _NEVER
         self.fired = False
-        _thread.start_new_thread(self._watch, ())
+        _thread.start_new_thread(self._watch_or_end, ())
 
     def start(self, seconds: float) -> None:
         with self._lock:
@@ -77,6 +82,15 @@ class Watchdog:
             self._deadline = _NEVER
             return self.fired
 
+    def _watch_or_end(self) -> None:
+        try:
+            self._watch()
+        except BaseException as error:
+            # The parent shows our stderr. No exit handler is waited for: the module may be in an endless loop.
+            os.write(2, f"the watchdog failed: {type(error).__name__}: {error}\n".encode())
+        finally:
+            os._exit(EXIT_UNWATCHED)
+
     def _watch(self) -> None:
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
@@ -89,8 +103,8 @@ class Watchdog:
                     self._deadline = _NEVER
                     self._engine.increment_epoch()
                 self._sleeps_until = self._deadline + paused_s
-            wait_ms = None if self._sleeps_until == _NEVER else (self._sleeps_until - now) * 1000 + 1
-            ready = dict(poll.poll(wait_ms))
+            wait_s = min(self._sleeps_until - now, WATCH_S_MAX)
+            ready = dict(poll.poll(wait_s * 1000 + 1))
             if 0 in ready:
                 os._exit(0)
             if self._wake in ready:
