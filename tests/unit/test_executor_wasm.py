@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from io import BytesIO
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any
@@ -32,7 +33,7 @@ from nexapod.executor.wasm.guest import CLOCK_BASE_NS, CLOCK_STEP_NS, Guest
 from nexapod.executor.wasm.runner import DATA_SLACK, EXIT_UNWATCHED
 from nexapod.executor.wasm.runners import Reply, Runner, RunnerLost
 from nexapod.executor.wasm.sandbox import WasmExecutor
-from nexapod.protocol.limits import WALL_MAX_MS
+from nexapod.protocol.limits import MODULE_BYTES_MAX, WALL_MAX_MS
 from nexapod.protocol.types import Limits
 
 WAT = Path(__file__).parent.parent / "wasm"
@@ -281,10 +282,11 @@ async def test_a_paused_runner_ends_with_its_daemon(bench: Bench) -> None:
 
 _DAEMON = """
 import sys, trio, psutil
+from io import BytesIO
 from pathlib import Path
 from nexapod.executor.contract import TaskRun
 from nexapod.executor.wasm.sandbox import WasmExecutor
-from nexapod.protocol.limits import WALL_MAX_MS
+from nexapod.protocol.limits import MODULE_BYTES_MAX, WALL_MAX_MS
 from nexapod.protocol.types import Limits
 
 scratch, module, *folders = map(Path, sys.argv[1:])
@@ -381,10 +383,9 @@ time.sleep(30)
 
 
 def test_a_runner_whose_watchdog_fails_ends_and_says_why() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _UNWATCHED], capture_output=True, timeout=20, check=False, text=True
-    )
-    assert (done.returncode, done.stderr) == (EXIT_UNWATCHED, "the watchdog failed: ZeroDivisionError: division by zero\n")
+    done = subprocess.run([sys.executable, "-c", _UNWATCHED], capture_output=True, timeout=20, check=False, text=True)
+    assert done.returncode == EXIT_UNWATCHED
+    assert done.stderr == "the watchdog failed: ZeroDivisionError: division by zero\n"
 
 
 async def test_a_trap_is_the_module_s_failure(bench: Bench) -> None:
@@ -414,6 +415,37 @@ async def test_what_is_no_wasi_command_fails_with_the_reason(bench: Bench, conte
     assert said in ended.reason
     assert (await bench.do("empty")).outcome == "ok"
     assert len(bench.executor.idle_pids) == 1, "the runner survived"
+
+
+async def test_a_module_too_large_is_refused_unread(bench: Bench) -> None:
+    """On every machine, whatever it could hold."""
+    run = replace(bench.task("empty"), module=bench.root / "large.wasm")
+    assert run.module is not None
+    run.module.write_bytes(b"\0asm\x01\0\0\0")
+    os.truncate(run.module, 1 << 40)
+    ended = await bench.run(run)
+    assert (ended.outcome, ended.reason) == ("failed", "the module cannot run: a module has at most 96 MiB")
+    (pid,) = bench.executor.idle_pids
+    assert psutil.Process(pid).memory_info().rss < 256 << 20
+
+
+async def test_the_largest_module_is_compiled_and_cached_beside_the_smallest_memory(bench: Bench) -> None:
+    """A job may carry it, so no runner may run out of memory over it."""
+    data = MODULE_BYTES_MAX - (1 << 20)
+    segment = b"\x01\x01" + _leb(data) + bytes(data)  # a passive one
+    run = replace(bench.task("empty", limits=replace(LIMITS, memory=1 << 20)), module=bench.root / "large.wasm")
+    assert run.module is not None
+    empty = wat2wasm('(module (memory (export "memory") 1) (func (export "_start")))')
+    run.module.write_bytes(empty + b"\x0b" + _leb(len(segment)) + segment)
+    for _ in range(2):
+        assert (await bench.run(run)).outcome == "ok"
+        await bench.executor.aclose()
+    assert len(list((bench.root / "cache").iterdir())) == 1
+
+
+def _leb(number: int) -> bytes:
+    low, rest = number & 0x7F, number >> 7
+    return bytes([low | 0x80]) + _leb(rest) if rest else bytes([low])
 
 
 async def test_a_module_that_is_missing_means_elsewhere(bench: Bench) -> None:
@@ -508,10 +540,10 @@ async def test_more_modules_than_a_runner_holds(bench: Bench) -> None:
 _COMPILE = """
 import sys, wasmtime
 from nexapod.executor.wasm.cache import compiled, engine_config
-raw = open(sys.argv[1], "rb").read()
+module = open(sys.argv[1], "rb")
 sys.stdin.read(1)
 for _ in range(3):
-    compiled(wasmtime.Engine(engine_config()), raw, sys.argv[2])
+    compiled(wasmtime.Engine(engine_config()), module, sys.argv[2])
 """
 
 
@@ -549,7 +581,7 @@ def test_what_cannot_be_cached_leaves_nothing_and_costs_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    assert module_cache.compiled(wasmtime.Engine(engine_config()), wat(""), str(tmp_path)) is not None
+    assert module_cache.compiled(wasmtime.Engine(engine_config()), BytesIO(wat("")), str(tmp_path)) is not None
     assert list(tmp_path.iterdir()) == []
     assert "No space left" in capsys.readouterr().err
 

@@ -25,6 +25,7 @@ import select
 import sys
 import time
 from collections.abc import Callable
+from io import BufferedIOBase
 from typing import Any, Final, NamedTuple
 
 import msgpack
@@ -35,6 +36,7 @@ from nexapod.executor.wasm.cache import compiled, engine_config
 from nexapod.executor.wasm.confine import confine
 from nexapod.executor.wasm.files import HOOKED, Files, Overrun, Shim
 from nexapod.executor.wasm.guest import WASI, Guest, Senses, TaskExit
+from nexapod.protocol.limits import MODULE_BYTES_MAX
 
 TABLE_ELEMENTS_MAX: Final = 1 << 20
 TABLES_MAX: Final = 17
@@ -42,9 +44,10 @@ TABLES_MAX: Final = 17
 INSTANCES_MAX: Final = 3
 """The module's and the shim's two."""
 DATA_SLACK: Final = 512 << 20
-"""Writable memory beyond the module's own, in bytes: the interpreter, compiled code, compiling."""
+"""Writable memory beyond the module's own, in bytes: the interpreter, compiled code, compiling. The last is what
+MODULE_BYTES_MAX goes by: a module is there four times meanwhile."""
 WATCH_S_MAX: Final = 3600.0
-"""The watchdog looks up at least so often. What poll waits is a C int: 24 days in milliseconds, and a run may have 30."""
+"""The watchdog looks up at least so often. poll waits a C int of milliseconds, 24 days, and a run may have 30."""
 EXIT_UNWATCHED: Final = 70
 """EX_SOFTWARE: what this process ends with when its watchdog fails."""
 _NEVER: Final = float("inf")
@@ -139,13 +142,17 @@ class Runner:
         """Compile a module, or take it from the cache; hold it under `key` until told to `drop` it."""
         for key in request["drop"]:
             self._modules.pop(key, None)
-        with open(request["path"], "rb") as file:
-            raw = file.read()
-        if not raw.startswith(b"\0asm"):
-            return {"kind": "refused", "message": "not a WebAssembly module"}
         _limit_process(request["memory"], request["file_bytes"])
+        with open(request["path"], "rb") as file:
+            return self._load(request["key"], file, request["cache"])
+
+    def _load(self, key: str, file: BufferedIOBase, cache: str | None) -> dict[str, Any]:
+        if os.fstat(file.fileno()).st_size > MODULE_BYTES_MAX:
+            return {"kind": "refused", "message": f"a module has at most {MODULE_BYTES_MAX >> 20} MiB"}
+        if file.read(4) != b"\0asm":
+            return {"kind": "refused", "message": "not a WebAssembly module"}
         try:
-            module = compiled(self._engine, raw, request["cache"])
+            module = compiled(self._engine, file, cache)
             if not _is_command(module):
                 return {"kind": "refused", "message": "it must export _start and memory (a WASI command)"}
             # Also where the imports are files, which are linked anew for each run: what is missing shows now.
@@ -153,7 +160,7 @@ class Runner:
         except wasmtime.WasmtimeError as error:
             return {"kind": "refused", "message": _message(error)}
         hooked = frozenset(i.name for i in module.imports if i.module == WASI and i.name in HOOKED)
-        self._modules[request["key"]] = Loaded(module, None if hooked else pre, hooked)
+        self._modules[key] = Loaded(module, None if hooked else pre, hooked)
         return {"kind": "loaded"}
 
     def run(self, request: dict[str, Any]) -> dict[str, Any]:
