@@ -32,7 +32,8 @@ from nexapod.executor.wasm.cache import engine_config
 from nexapod.executor.wasm.guest import CLOCK_BASE_NS, CLOCK_STEP_NS, Guest
 from nexapod.executor.wasm.runner import DATA_SLACK, EXIT_UNWATCHED
 from nexapod.executor.wasm.runners import Reply, Runner, RunnerLost
-from nexapod.executor.wasm.sandbox import WasmExecutor
+from nexapod.executor.wasm.sandbox import WasmExecutor, _load_request, _run_request
+from nexapod.executor.watch import Scratch
 from nexapod.protocol.limits import MODULE_BYTES_MAX, WALL_MAX_MS
 from nexapod.protocol.types import Limits
 
@@ -190,7 +191,32 @@ async def test_a_runner_is_fenced_in(bench: Bench) -> None:
         "LC_ALL",
         "LC_CTYPE",
         "LD_LIBRARY_PATH",
+        "TOKIO_WORKER_THREADS",
     }
+    assert "TOKIO_WORKER_THREADS=1" in environment.split("\0"), "as many as CPUs would use up the memory that is ours"
+
+
+_HOLDER = """
+import mmap
+from nexapod.executor.wasm.runner import DATA_SLACK, RUN_BYTES, main
+held = mmap.mmap(-1, DATA_SLACK - RUN_BYTES, flags=mmap.MAP_PRIVATE)
+main()
+"""
+
+
+async def test_a_runner_that_holds_too_much_itself_leaves_the_run_to_another(bench: Bench, tmp_path: Path) -> None:
+    """Its module would be denied memory before the job's limit, and could go on to another result."""
+    run, board = bench.task("empty"), Board()
+    argv = [sys.executable, "-c", _HOLDER, "60", "normal", str(board.fd)]
+    process = await trio.lowlevel.open_process(argv, stdin=PIPE, stdout=PIPE, pass_fds=(board.fd,))
+    runner = Runner(process, os.memfd_create("stderr"), board, ())
+    with trio.fail_after(30):
+        await runner.wait_ready()
+        assert (await runner.ask(_load_request(run, [], None))).kind == "loaded"
+        with pytest.raises(RunnerLost, match=r"itself holds 4\d\d MiB") as lost:
+            await runner.ask(_run_request(run, Scratch(tmp_path, "none")))
+    assert not lost.value.started
+    await runner.end()
 
 
 async def test_what_is_printed_is_told_while_the_module_runs(bench: Bench) -> None:
@@ -285,7 +311,8 @@ import sys, trio, psutil
 from io import BytesIO
 from pathlib import Path
 from nexapod.executor.contract import TaskRun
-from nexapod.executor.wasm.sandbox import WasmExecutor
+from nexapod.executor.wasm.sandbox import WasmExecutor, _load_request, _run_request
+from nexapod.executor.watch import Scratch
 from nexapod.protocol.limits import MODULE_BYTES_MAX, WALL_MAX_MS
 from nexapod.protocol.types import Limits
 

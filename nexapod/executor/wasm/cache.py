@@ -33,7 +33,7 @@ def engine_config() -> wasmtime.Config:
     config.wasm_multi_memory = False
     config.wasm_memory64 = False
     config.wasm_gc = False
-    # A volunteer gave cpus_milli, not every core. It also leaves this process with no threads but ours.
+    # A volunteer gave cpus_milli, not every core. (WASI starts a thread of its own when a run first uses a file.)
     config.parallel_compilation = False
     return config
 

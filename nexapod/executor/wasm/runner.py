@@ -46,6 +46,10 @@ INSTANCES_MAX: Final = 3
 DATA_SLACK: Final = 512 << 20
 """Writable memory beyond the module's own, in bytes: the interpreter, compiled code, compiling. The last is what
 MODULE_BYTES_MAX goes by: a module is there four times meanwhile."""
+RUN_BYTES: Final = 64 << 20
+"""Of that, what is left for a run besides its module's memory: the stacks of WASI's threads, what is read or written at
+once, listings."""
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 WATCH_S_MAX: Final = 3600.0
 """The watchdog looks up at least so often. poll waits a C int of milliseconds, 24 days, and a run may have 30."""
 EXIT_UNWATCHED: Final = 70
@@ -164,7 +168,9 @@ class Runner:
         return {"kind": "loaded"}
 
     def run(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Run a loaded module's `_start` once, in a store of its own."""
+        """Run a loaded module's `_start` once, in a store of its own; `full`: this process cannot hold it."""
+        if (held := _data_bytes()) > DATA_SLACK - RUN_BYTES:
+            return {"kind": "full", "message": f"the wasm runner itself holds {held >> 20} MiB"}
         self._pen.clear()
         self._senses.guest = guest = Guest(request["seed"])
         self._files.begin(request["dirs"], request["disk"], guest.start_ns)
@@ -244,6 +250,15 @@ def _limit_process(memory: int, file_bytes: int) -> None:
     """Soft limits, since the next run may be granted more. See the module's text for why RLIMIT_DATA."""
     resource.setrlimit(resource.RLIMIT_DATA, (memory + DATA_SLACK, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, resource.RLIM_INFINITY))
+
+
+def _data_bytes() -> int:
+    """What RLIMIT_DATA counts of this process, and its stack. Near the limit a module would be denied memory that its
+    job grants, see that and go on: its result would not be that of other machines."""
+    if sys.platform != "linux":
+        return 0
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[5]) * _PAGE_BYTES
 
 
 def _message(error: Exception) -> str:
