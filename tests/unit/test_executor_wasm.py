@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -479,6 +480,30 @@ async def test_a_module_that_is_missing_means_elsewhere(bench: Bench) -> None:
     ended = await bench.run(replace(bench.task("empty"), module=bench.root / "none.wasm"))
     assert ended.outcome == "try-elsewhere"
     assert "FileNotFoundError" in ended.reason
+
+
+async def test_a_machine_that_has_no_room_for_a_memory_says_nothing_about_the_task(bench: Bench) -> None:
+    """A limit of address space (ulimit -v, LimitAS of systemd), or a kernel that never overcommits."""
+    assert (await bench.executor.probe()).ok
+    (pid,) = bench.executor.idle_pids
+    resource.prlimit(pid, resource.RLIMIT_AS, (3 << 30, 3 << 30))
+    for name in ("empty", "files"):  # without the shim and with it
+        ended = await bench.do(name)
+        assert ended.outcome == "try-elsewhere", ended
+        assert "Cannot allocate memory (os error 12)" in ended.reason
+    found = await bench.executor.probe()
+    assert not found.ok
+    assert found.reason.startswith("no module can run here")
+    assert "Cannot allocate memory" in found.reason
+    assert bench.executor.idle_pids == {pid}
+
+
+async def test_a_module_cannot_pass_for_an_error_of_the_system(bench: Bench) -> None:
+    """It fails on every machine, and is to be told so."""
+    odd = '(module (import "a" "(os error 12)" (func)) (memory (export "memory") 1) (func (export "_start")))'
+    path = bench.root / "odd.wasm"
+    path.write_bytes(wat2wasm(odd))
+    assert (await bench.run(replace(bench.task("empty"), module=path))).outcome == "failed"
 
 
 async def test_memory_asked_for_at_once_is_denied_as_well(bench: Bench) -> None:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import _thread
 import os
+import re
 import resource
 import select
 import sys
@@ -55,6 +56,10 @@ WATCH_S_MAX: Final = 3600.0
 EXIT_UNWATCHED: Final = 70
 """EX_SOFTWARE: what this process ends with when its watchdog fails."""
 _NEVER: Final = float("inf")
+_OS_ERROR: Final = re.compile(r"\(os error \d+\)$")
+"""How Rust ends what it says of an error of the system."""
+_ONE_MEMORY: Final = b"\0asm\x01\0\0\0" + b"\x05\x03\x01\x00\x01"
+"""A module: a memory of one page, and nothing else."""
 
 
 class Watchdog:
@@ -162,7 +167,7 @@ class Runner:
             # Also where the imports are files, which are linked anew for each run: what is missing shows now.
             pre = self._linker.instantiate_pre(module)
         except wasmtime.WasmtimeError as error:
-            return {"kind": "refused", "message": _message(error)}
+            return _refusal(error)
         hooked = frozenset(i.name for i in module.imports if i.module == WASI and i.name in HOOKED)
         self._modules[key] = Loaded(module, None if hooked else pre, hooked)
         return {"kind": "loaded"}
@@ -196,6 +201,14 @@ class Runner:
             "memory": memory,
         }
 
+    def prove(self, _request: dict[str, Any]) -> dict[str, Any]:
+        """That a module can be compiled and have a memory here, for which 4 GiB of addresses are reserved."""
+        _limit_process(1 << 20, 1 << 20)
+        store = wasmtime.Store(self._engine)
+        wasmtime.Instance(store, wasmtime.Module(self._engine, _ONE_MEMORY), [])
+        store.close()
+        return {"kind": "proved"}
+
     def _call(self, store: wasmtime.Store, loaded: Loaded) -> tuple[dict[str, Any], int]:
         """How it ended, and the bytes of its linear memory, which never shrinks: its peak."""
         memory = None
@@ -215,7 +228,7 @@ class Runner:
             ended = {"kind": "trap", "message": _message(trap)}
         except wasmtime.WasmtimeError as error:
             # Instantiating went over a limit (the message names it), or the start function is not callable so.
-            ended = {"kind": "trap" if memory else "refused", "message": _message(error)}
+            ended = {"kind": "trap", "message": _message(error)} if memory else _refusal(error)
         size = memory.data_len(store) if isinstance(memory, wasmtime.Memory) else 0
         return ended, size
 
@@ -261,6 +274,12 @@ def _data_bytes() -> int:
         return int(file.read().split()[5]) * _PAGE_BYTES
 
 
+def _refusal(error: wasmtime.WasmtimeError) -> dict[str, Any]:
+    """What is wrong with a module is so everywhere; what the system denied (memory, as a rule) another may have."""
+    message = _message(error)
+    return {"kind": "error" if _OS_ERROR.search(message) else "refused", "message": message}
+
+
 def _message(error: Exception) -> str:
     """wasmtime tells the whole way to an error, and its cause at the end."""
     return str(error).rpartition("Caused by:")[2].strip()[-4096:]
@@ -287,19 +306,21 @@ def main() -> None:
     """Serve until stdin ends, or until no request came for argv[1] seconds. The other arguments: the priority, the
     descriptor of the page, and the directories that may be used, each after an r or a w.
 
-    A frame is u32 length and msgpack. First out: {kind: ready}. Then each request, `load` or `run` by its
-    `op`, gets one reply whose `kind` says how it went; `error` is a mistake of ours, all else the module's doing.
+    A frame is u32 length and msgpack. First out: {kind: ready}. Then each request, `prove`, `load` or `run` by its
+    `op`, gets one reply whose `kind` says how it went; `error` is a mistake of ours or this machine's, all else the
+    module's doing.
     """
     idle_s, priority, board, *roots = float(sys.argv[1]), *sys.argv[2:]
     out = os.dup(1)
     os.dup2(2, 1)  # nothing that prints may break the framing
     fences = confine(priority, roots)
     runner = Runner(Pen(int(board)))
+    operations = {"prove": runner.prove, "load": runner.load, "run": runner.run}
     _send(out, {"kind": "ready", "fences": fences})
     while select.select([0], [], [], idle_s)[0]:
         request = msgpack.unpackb(_read_exactly(0, int.from_bytes(_read_exactly(0, 4), "big")))
         try:
-            reply = runner.run(request) if request["op"] == "run" else runner.load(request)
+            reply = operations[request["op"]](request)
         except Exception as error:
             reply = {"kind": "error", "message": f"{type(error).__name__}: {error}"[:4096]}
         _send(out, reply)

@@ -93,7 +93,7 @@ class WasmExecutor:
         return self._pool.idle_pids
 
     async def probe(self) -> Availability:
-        """Starts a runner (kept for the first task), which proves that wasmtime works on this machine."""
+        """Starts a runner (kept for the first task) and has it prove that wasmtime works on this machine."""
         try:
             found = version("wasmtime")
         except PackageNotFoundError:
@@ -101,8 +101,14 @@ class WasmExecutor:
         try:
             async with self._pool.runner() as runner:
                 await _start(runner, Leash())
+                with trio.fail_after(START_S):
+                    proof = await runner.ask({"op": "prove"})
         except (RunnerLost, OSError) as error:
             return Availability(False, found, reason_text(f"wasm runners do not start: {error}"))
+        except trio.TooSlowError:
+            return Availability(False, found, f"the wasm runner says nothing for {START_S:.0f} s")
+        if proof.kind != "proved":
+            return Availability(False, found, reason_text(f"no module can run here: {proof.message}"))
         return Availability(True, found)
 
     async def run(self, run: TaskRun, on_report: OnReport) -> Ended:
