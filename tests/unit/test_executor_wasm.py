@@ -19,6 +19,7 @@ import msgpack
 import psutil
 import pytest
 import trio
+import trio.testing
 import wasmtime
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -305,6 +306,30 @@ async def test_a_paused_runner_ends_with_its_daemon(bench: Bench) -> None:
         daemon.stdout.close()
     await _until(lambda: not runner.is_running() or runner.status() == psutil.STATUS_ZOMBIE)
     assert await bench.executor.reap_orphans() == 1
+
+
+async def test_a_run_that_begins_while_leftovers_are_removed_keeps_its_scratch(bench: Bench) -> None:
+    """Also one that an earlier daemon began: its label is that of what is left."""
+    scratch, again, new = bench.root / "scratch", bench.task("empty"), bench.task("empty")
+    for label in (again.label, "abc"):
+        Scratch(scratch, label).make()
+    ends: list[Ended] = []
+
+    async def execute(run: TaskRun) -> None:
+        ends.append(await bench.run(run))
+
+    threads = trio.to_thread.current_default_thread_limiter()
+    threads.total_tokens = 1
+    async with trio.open_nursery() as nursery:
+        threads.acquire_on_behalf_of_nowait("nobody else")  # until both runs have begun
+        nursery.start_soon(bench.executor.reap_orphans)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(execute, again)
+        nursery.start_soon(execute, new)
+        await trio.testing.wait_all_tasks_blocked()
+        assert {again.label, new.label} <= {path.name for path in scratch.iterdir()}
+        threads.release_on_behalf_of("nobody else")
+    assert [ended.outcome for ended in ends] == ["ok", "ok"], ends
 
 
 _DAEMON = """

@@ -6,7 +6,9 @@ means. The processes are runners.py's, what happens inside one runner.py's.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import os
+import secrets
+from collections.abc import AsyncIterator, Callable, Set
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -37,7 +39,6 @@ from nexapod.executor.watch import (
     MustStop,
     Scratch,
     Watch,
-    remove_leftovers,
 )
 from nexapod.protocol.limits import OUTPUT_FILES_MAX
 from nexapod.protocol.types import ExecutorName, Usage
@@ -148,7 +149,10 @@ class WasmExecutor:
 
     async def reap_orphans(self, keep: frozenset[str] = frozenset()) -> int:
         """Runners end with their daemon (they watch their stdin), so only scratch can be left behind."""
-        return await trio.to_thread.run_sync(remove_leftovers, self._scratch, keep | frozenset(self._runs))
+        # In one step, before a run can begin: it may even have the label of what is left.
+        left = _set_aside(self._scratch, keep | self._runs.keys())
+        await trio.to_thread.run_sync(_remove, left)
+        return len(left)
 
     async def aclose(self) -> None:
         await self._pool.aclose()
@@ -205,6 +209,21 @@ class WasmExecutor:
             if self._compiling.get(module) is done:
                 del self._compiling[module]
             done.set()
+
+
+def _set_aside(parent: Path, live: Set[str]) -> list[Scratch]:
+    """Give all scratch but that of these labels a name that no run has."""
+    with os.scandir(parent) as entries:
+        left = [entry.path for entry in entries if entry.name not in live and entry.is_dir(follow_symlinks=False)]
+    aside = [Scratch(parent, f"left-{secrets.token_hex(8)}") for _ in left]
+    for path, scratch in zip(left, aside, strict=True):
+        os.rename(path, scratch.root)
+    return aside
+
+
+def _remove(scratches: list[Scratch]) -> None:
+    for scratch in scratches:
+        scratch.remove()
 
 
 async def _start(runner: Runner, leash: Leash) -> None:
