@@ -124,7 +124,7 @@ def _run(table: Table, reading: Reading) -> dict[str, Any]:
         if image or not module:
             table.problem("module", "a wasm run names a module (a .wasm file), and no image")
         else:
-            run["module"] = plan_file(table, "module", module, reading)
+            run["module"] = plan_file(table, "module", module, reading, bytes_max=limits.MODULE_BYTES_MAX)
     elif module or not image:
         table.problem("image", "a docker run names an image, and no module")
     else:

@@ -68,10 +68,10 @@ class _Unfit(Exception):
     """A file or folder cannot be an input. The message says why."""
 
 
-def plan_file(table: Table, key: str, source: str, reading: Reading) -> str:
+def plan_file(table: Table, key: str, source: str, reading: Reading, *, bytes_max: int = limits.BLOB_BYTES_MAX) -> str:
     """Hash a file beside the job file and plan its upload. "" when there is a problem, which is noted."""
     path = find_file(table, key, source, reading)
-    return _planned(table, key, source, path, reading) if path else ""
+    return _planned(table, key, source, path, reading, bytes_max) if path else ""
 
 
 def find_file(table: Table, key: str, source: str, reading: Reading) -> Path | None:
@@ -91,10 +91,12 @@ def find_file(table: Table, key: str, source: str, reading: Reading) -> Path | N
     return None
 
 
-def _planned(table: Table, key: str, source: str, path: Path, reading: Reading) -> str:
+def _planned(
+    table: Table, key: str, source: str, path: Path, reading: Reading, bytes_max: int = limits.BLOB_BYTES_MAX
+) -> str:
     try:
-        if path.stat().st_size > limits.BLOB_BYTES_MAX:
-            table.problem(key, f"{source!r} is larger than {limits.BLOB_BYTES_MAX >> 40} TiB")
+        if path.stat().st_size > bytes_max:
+            table.problem(key, f"{source!r} is larger than {bytes_max >> 20} MiB")
             return ""
         with reading.progress(f"reading {source}", path.stat().st_size) as told:
             return reading.keep(source, path, hash_file(path, told))

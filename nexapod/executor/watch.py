@@ -8,9 +8,10 @@ hostile bytes. Does not know how to stop a task: it returns the reason for which
 from __future__ import annotations
 
 import os
+import secrets
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -92,17 +93,22 @@ class Scratch:
         remove_tree(self.root)
 
 
-def scratches(parent: Path) -> frozenset[str]:
-    """Labels of the runs that have scratch there, of this daemon or an earlier one."""
+def set_aside(parent: Path, live: Set[str]) -> list[Scratch]:
+    """Give all scratch but that of these labels a name that no run has: it can then be removed at leisure, whatever
+    begins meanwhile. Blocks for a moment."""
     if not parent.is_dir():
-        return frozenset()
+        return []
     with os.scandir(parent) as entries:
-        return frozenset(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+        left = [entry.path for entry in entries if entry.name not in live and entry.is_dir(follow_symlinks=False)]
+    aside = [Scratch(parent, f"left-{secrets.token_hex(8)}") for _ in left]
+    for path, scratch in zip(left, aside, strict=True):
+        os.rename(path, scratch.root)
+    return aside
 
 
-def remove_scratches(parent: Path, labels: frozenset[str]) -> None:
-    for label in labels:
-        remove_tree(parent / label)
+def remove_all(scratches: Sequence[Scratch]) -> None:
+    for scratch in scratches:
+        scratch.remove()
 
 
 class Clock:

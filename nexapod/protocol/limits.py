@@ -33,6 +33,9 @@ EXECUTORS_MAX: Final = 8
 CHUNK_BYTES: Final = 1024 * 1024
 """A blob is hashed and moved in pieces of this size."""
 BLOB_BYTES_MAX: Final = 1 << 40
+MODULE_BYTES_MAX: Final = 96 * 1024 * 1024
+"""A wasm module, with the data that it carries. It is compiled in memory that no task was granted, and is there four
+times meanwhile. Whole interpreters have some tens of MiB; more data than that is an input."""
 LAYERS_MAX: Final = 127
 """Layers of a container image: what engines take."""
 IMAGE_NAME_MAX: Final = 512

@@ -224,6 +224,8 @@ def _checked_run(**fields: Any) -> types.Run:
     run = types.Run(**fields)
     if (run.executor == "wasm") != (run.module is not None) or (run.executor == "docker") != (run.image is not None):
         raise ValueError("a wasm run names a module, a docker run an image, and neither the other's")
+    if run.module is not None and run.module.size > limits.MODULE_BYTES_MAX:
+        raise ValueError(f"a module has at most {limits.MODULE_BYTES_MAX} bytes")
     if run.image is not None and not is_content_id(run.image) and registry_host(run.image) is None:
         raise ValueError("an image is a content id (sha256:<64 hex digits>) or host/name@sha256:<64 hex digits>")
     if run.image_blobs and (run.image is None or not _is_configuration(run.image, run.image_blobs[0])):

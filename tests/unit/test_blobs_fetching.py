@@ -165,7 +165,7 @@ async def test_a_chunk_is_asked_of_no_third_while_one_of_two_is_at_work(autojump
 
         async def slowly(peer: PeerId, question: AskChunk) -> None:
             async with lines[peer]:
-                await trio.sleep(3)
+                await trio.sleep(3)  # a pause: of the virtual clock
             await it.gives(peer, question, data)
 
         await it.fetch(ref, it.peers("honest", 4, slowly), 120)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from io import BytesIO
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any
@@ -17,6 +19,7 @@ import msgpack
 import psutil
 import pytest
 import trio
+import trio.testing
 import wasmtime
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -29,9 +32,11 @@ from nexapod.executor.wasm import cache as module_cache
 from nexapod.executor.wasm.board import Board
 from nexapod.executor.wasm.cache import engine_config
 from nexapod.executor.wasm.guest import CLOCK_BASE_NS, CLOCK_STEP_NS, Guest
-from nexapod.executor.wasm.runner import DATA_SLACK
+from nexapod.executor.wasm.runner import DATA_SLACK, EXIT_UNWATCHED
 from nexapod.executor.wasm.runners import Reply, Runner, RunnerLost
-from nexapod.executor.wasm.sandbox import WasmExecutor
+from nexapod.executor.wasm.sandbox import WasmExecutor, _load_request, _run_request
+from nexapod.executor.watch import Scratch
+from nexapod.protocol.limits import MODULE_BYTES_MAX, WALL_MAX_MS
 from nexapod.protocol.types import Limits
 
 WAT = Path(__file__).parent.parent / "wasm"
@@ -188,7 +193,32 @@ async def test_a_runner_is_fenced_in(bench: Bench) -> None:
         "LC_ALL",
         "LC_CTYPE",
         "LD_LIBRARY_PATH",
+        "TOKIO_WORKER_THREADS",
     }
+    assert "TOKIO_WORKER_THREADS=1" in environment.split("\0"), "as many as CPUs would use up the memory that is ours"
+
+
+_HOLDER = """
+import mmap
+from nexapod.executor.wasm.runner import DATA_SLACK, RUN_BYTES, main
+held = mmap.mmap(-1, DATA_SLACK - RUN_BYTES, flags=mmap.MAP_PRIVATE)
+main()
+"""
+
+
+async def test_a_runner_that_holds_too_much_itself_leaves_the_run_to_another(bench: Bench, tmp_path: Path) -> None:
+    """Its module would be denied memory before the job's limit, and could go on to another result."""
+    run, board = bench.task("empty"), Board()
+    argv = [sys.executable, "-c", _HOLDER, "60", "normal", str(board.fd)]
+    process = await trio.lowlevel.open_process(argv, stdin=PIPE, stdout=PIPE, pass_fds=(board.fd,))
+    runner = Runner(process, os.memfd_create("stderr"), board, ())
+    with trio.fail_after(30):
+        await runner.wait_ready()
+        assert (await runner.ask(_load_request(run, [], None))).kind == "loaded"
+        with pytest.raises(RunnerLost, match=r"itself holds 4\d\d MiB") as lost:
+            await runner.ask(_run_request(run, Scratch(tmp_path, "none")))
+    assert not lost.value.started
+    await runner.end()
 
 
 async def test_what_is_printed_is_told_while_the_module_runs(bench: Bench) -> None:
@@ -278,11 +308,38 @@ async def test_a_paused_runner_ends_with_its_daemon(bench: Bench) -> None:
     assert await bench.executor.reap_orphans() == 1
 
 
+async def test_a_run_that_begins_while_leftovers_are_removed_keeps_its_scratch(bench: Bench) -> None:
+    """Also one that an earlier daemon began: its label is that of what is left."""
+    scratch, again, new = bench.root / "scratch", bench.task("empty"), bench.task("empty")
+    for label in (again.label, "abc"):
+        Scratch(scratch, label).make()
+    ends: list[Ended] = []
+
+    async def execute(run: TaskRun) -> None:
+        ends.append(await bench.run(run))
+
+    threads = trio.to_thread.current_default_thread_limiter()
+    threads.total_tokens = 1
+    async with trio.open_nursery() as nursery:
+        threads.acquire_on_behalf_of_nowait("nobody else")  # until both runs have begun
+        nursery.start_soon(bench.executor.reap_orphans)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(execute, again)
+        nursery.start_soon(execute, new)
+        await trio.testing.wait_all_tasks_blocked()
+        assert {again.label, new.label} <= {path.name for path in scratch.iterdir()}
+        threads.release_on_behalf_of("nobody else")
+    assert [ended.outcome for ended in ends] == ["ok", "ok"], ends
+
+
 _DAEMON = """
 import sys, trio, psutil
+from io import BytesIO
 from pathlib import Path
 from nexapod.executor.contract import TaskRun
-from nexapod.executor.wasm.sandbox import WasmExecutor
+from nexapod.executor.wasm.sandbox import WasmExecutor, _load_request, _run_request
+from nexapod.executor.watch import Scratch
+from nexapod.protocol.limits import MODULE_BYTES_MAX, WALL_MAX_MS
 from nexapod.protocol.types import Limits
 
 scratch, module, *folders = map(Path, sys.argv[1:])
@@ -362,6 +419,28 @@ async def test_a_stopped_runner_is_killed_at_the_wall_limit(bench: Bench) -> Non
     assert not runner.is_running()
 
 
+async def test_a_wall_limit_of_a_month_leaves_the_watchdog_at_work(bench: Bench) -> None:
+    assert (await bench.do("empty", limits=replace(LIMITS, wall_ms=WALL_MAX_MS))).outcome == "ok"
+    (pid,) = bench.executor.idle_pids
+    ended = await bench.do("progress_then_spin", limits=replace(LIMITS, wall_ms=700))
+    assert (ended.outcome, ended.reason) == ("wall-limit", "not done after 700 ms")
+    assert bench.executor.idle_pids == {pid}, "it ended the run by itself"
+
+
+_UNWATCHED = """
+import time
+from nexapod.executor.wasm.runner import Watchdog
+Watchdog(None, lambda: 1 / 0)
+time.sleep(30)
+"""
+
+
+def test_a_runner_whose_watchdog_fails_ends_and_says_why() -> None:
+    done = subprocess.run([sys.executable, "-c", _UNWATCHED], capture_output=True, timeout=20, check=False, text=True)
+    assert done.returncode == EXIT_UNWATCHED
+    assert done.stderr == "the watchdog failed: ZeroDivisionError: division by zero\n"
+
+
 async def test_a_trap_is_the_module_s_failure(bench: Bench) -> None:
     ended = await bench.do("trap")
     assert (ended.outcome, ended.exit) == ("failed", 134)
@@ -391,10 +470,65 @@ async def test_what_is_no_wasi_command_fails_with_the_reason(bench: Bench, conte
     assert len(bench.executor.idle_pids) == 1, "the runner survived"
 
 
+async def test_a_module_too_large_is_refused_unread(bench: Bench) -> None:
+    """On every machine, whatever it could hold."""
+    run = replace(bench.task("empty"), module=bench.root / "large.wasm")
+    assert run.module is not None
+    run.module.write_bytes(b"\0asm\x01\0\0\0")
+    os.truncate(run.module, 1 << 40)
+    ended = await bench.run(run)
+    assert (ended.outcome, ended.reason) == ("failed", "the module cannot run: a module has at most 96 MiB")
+    (pid,) = bench.executor.idle_pids
+    assert psutil.Process(pid).memory_info().rss < 256 << 20
+
+
+async def test_the_largest_module_is_compiled_and_cached_beside_the_smallest_memory(bench: Bench) -> None:
+    """A job may carry it, so no runner may run out of memory over it."""
+    data = MODULE_BYTES_MAX - (1 << 20)
+    segment = b"\x01\x01" + _leb(data) + bytes(data)  # a passive one
+    run = replace(bench.task("empty", limits=replace(LIMITS, memory=1 << 20)), module=bench.root / "large.wasm")
+    assert run.module is not None
+    empty = wat2wasm('(module (memory (export "memory") 1) (func (export "_start")))')
+    run.module.write_bytes(empty + b"\x0b" + _leb(len(segment)) + segment)
+    for _ in range(2):
+        assert (await bench.run(run)).outcome == "ok"
+        await bench.executor.aclose()
+    assert len(list((bench.root / "cache").iterdir())) == 1
+
+
+def _leb(number: int) -> bytes:
+    low, rest = number & 0x7F, number >> 7
+    return bytes([low | 0x80]) + _leb(rest) if rest else bytes([low])
+
+
 async def test_a_module_that_is_missing_means_elsewhere(bench: Bench) -> None:
     ended = await bench.run(replace(bench.task("empty"), module=bench.root / "none.wasm"))
     assert ended.outcome == "try-elsewhere"
     assert "FileNotFoundError" in ended.reason
+
+
+async def test_a_machine_that_has_no_room_for_a_memory_says_nothing_about_the_task(bench: Bench) -> None:
+    """A limit of address space (ulimit -v, LimitAS of systemd), or a kernel that never overcommits."""
+    assert (await bench.executor.probe()).ok
+    (pid,) = bench.executor.idle_pids
+    resource.prlimit(pid, resource.RLIMIT_AS, (3 << 30, 3 << 30))
+    for name in ("empty", "files"):  # without the shim and with it
+        ended = await bench.do(name)
+        assert ended.outcome == "try-elsewhere", ended
+        assert "Cannot allocate memory (os error 12)" in ended.reason
+    found = await bench.executor.probe()
+    assert not found.ok
+    assert found.reason.startswith("no module can run here")
+    assert "Cannot allocate memory" in found.reason
+    assert bench.executor.idle_pids == {pid}
+
+
+async def test_a_module_cannot_pass_for_an_error_of_the_system(bench: Bench) -> None:
+    """It fails on every machine, and is to be told so."""
+    odd = '(module (import "a" "(os error 12)" (func)) (memory (export "memory") 1) (func (export "_start")))'
+    path = bench.root / "odd.wasm"
+    path.write_bytes(wat2wasm(odd))
+    assert (await bench.run(replace(bench.task("empty"), module=path))).outcome == "failed"
 
 
 async def test_memory_asked_for_at_once_is_denied_as_well(bench: Bench) -> None:
@@ -483,10 +617,10 @@ async def test_more_modules_than_a_runner_holds(bench: Bench) -> None:
 _COMPILE = """
 import sys, wasmtime
 from nexapod.executor.wasm.cache import compiled, engine_config
-raw = open(sys.argv[1], "rb").read()
+module = open(sys.argv[1], "rb")
 sys.stdin.read(1)
 for _ in range(3):
-    compiled(wasmtime.Engine(engine_config()), raw, sys.argv[2])
+    compiled(wasmtime.Engine(engine_config()), module, sys.argv[2])
 """
 
 
@@ -524,7 +658,7 @@ def test_what_cannot_be_cached_leaves_nothing_and_costs_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    assert module_cache.compiled(wasmtime.Engine(engine_config()), wat(""), str(tmp_path)) is not None
+    assert module_cache.compiled(wasmtime.Engine(engine_config()), BytesIO(wat("")), str(tmp_path)) is not None
     assert list(tmp_path.iterdir()) == []
     assert "No space left" in capsys.readouterr().err
 

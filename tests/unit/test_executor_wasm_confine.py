@@ -12,13 +12,17 @@ from pathlib import Path
 
 import pytest
 
+from nexapod.executor.wasm.confine import _DENIED, _FCNTL, _IOCTL, _PRLIMIT64
+
 _PROBE = """
-import ctypes, json, os, resource, socket, sys, threading
+import ctypes, fcntl, json, os, resource, socket, sys, threading
 from nexapod.executor.wasm.confine import confine
 
-parent, nice = os.getppid(), os.nice(0)
+pipe, _ = os.pipe()
+parent, nice = os.getppid(), os.getpriority(os.PRIO_PROCESS, 0)
 fenced = confine("low")
-seen = {"fenced": fenced, "nice": os.nice(0) - nice, "core": resource.getrlimit(resource.RLIMIT_CORE)[1],
+seen = {"fenced": fenced, "nice": os.getpriority(os.PRIO_PROCESS, 0) - nice,
+        "core": resource.getrlimit(resource.RLIMIT_CORE)[1],
         "nofile": list(resource.getrlimit(resource.RLIMIT_NOFILE))}
 for line in open("/proc/self/status"):
     name, _, value = line.partition(":")
@@ -37,6 +41,13 @@ attempt("unix", lambda: socket.socket(socket.AF_UNIX))
 attempt("exec", lambda: os.execv("/bin/true", ["true"]))
 attempt("fork", os.fork)
 attempt("kill", lambda: os.kill(parent, 0))
+attempt("limit", lambda: resource.prlimit(parent, resource.RLIMIT_NOFILE))
+attempt("owner", lambda: fcntl.fcntl(pipe, fcntl.F_SETOWN, parent))
+attempt("owner_ex", lambda: fcntl.fcntl(pipe, 15, b"\\0" * 8))
+attempt("signal_of_pipe", lambda: fcntl.fcntl(pipe, fcntl.F_SETSIG, 9))
+attempt("type_on_terminal", lambda: fcntl.ioctl(pipe, 0x5412, b"x"))
+attempt("own_limit", lambda: resource.setrlimit(resource.RLIMIT_CPU, resource.getrlimit(resource.RLIMIT_CPU)))
+attempt("own_pipe", lambda: fcntl.fcntl(pipe, fcntl.F_SETFL, os.O_NONBLOCK))
 attempt("own_file", lambda: open("/dev/null").close())
 thread = threading.Thread(target=lambda: seen.update(thread="ran"))
 thread.start()
@@ -63,9 +74,77 @@ def test_inside_the_fence_there_are_threads_and_files_but_no_processes_or_socket
         "exec": eperm,
         "fork": eperm,
         "kill": eperm,
+        "limit": eperm,
+        "owner": eperm,
+        "owner_ex": eperm,
+        "signal_of_pipe": eperm,
+        "type_on_terminal": eperm,
+        "own_limit": "allowed",
+        "own_pipe": "allowed",
         "own_file": "allowed",
         "thread": "ran",
     }
+
+
+_CALLS = """
+import ctypes, json
+from nexapod.executor.wasm.confine import _DENIED, confine
+import platform
+
+confine("normal")
+libc = ctypes.CDLL(None, use_errno=True)
+seen = {}
+for name, number in _DENIED[platform.machine()][1].items():
+    result = libc.syscall(ctypes.c_long(number), *[ctypes.c_long(-1)] * 6)
+    seen[name] = ctypes.get_errno() if result < 0 else 0
+print(json.dumps(seen))
+"""
+_OF_OTHERS = {
+    "shmctl", "semctl", "msgctl", "mq_unlink", "sched_setaffinity", "sched_setattr", "setpriority", "ioprio_set",
+    "migrate_pages", "move_pages", "inotify_init1", "fchmodat", "fchmodat2", "fchownat", "setxattr", "file_setattr",
+}  # fmt: skip
+"""What other processes have, share with this one or are counted together with."""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the fence is Linux's")
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "aarch64"), reason="no system call numbers for it")
+def test_what_is_denied_is_not_even_looked_at() -> None:
+    """Arguments that are no good are refused with other errors than ours, or with no error."""
+    done = subprocess.run([sys.executable, "-c", _CALLS], capture_output=True, timeout=30, check=True)
+    seen = json.loads(done.stdout)
+    assert set(seen.values()) == {errno.EPERM}
+    assert seen.keys() >= _OF_OTHERS
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_no_two_names_have_one_number(machine: str) -> None:
+    numbers = list(_DENIED[machine][1].values())
+    assert len(set(numbers)) == len(numbers)
+    assert not set(numbers) & {_FCNTL[machine], _IOCTL[machine], _PRLIMIT64[machine]}
+
+
+_SIGNALS = """
+import os
+from nexapod.executor.wasm.confine import fence_files
+
+parent = os.getppid()
+os.kill(parent, 0)
+fence_files(["r/usr"])
+os.kill(os.getpid(), 0)
+try:
+    os.kill(parent, 0)
+except PermissionError:
+    print("denied")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the fence is Linux's")
+def test_landlock_keeps_signals_in_as_well() -> None:
+    """Where there is no filter of system calls for the machine, this is all that does."""
+    if _landlock_version() < 6:
+        pytest.skip("this kernel has no Landlock, or one before Linux 6.12")
+    done = subprocess.run([sys.executable, "-c", _SIGNALS], capture_output=True, timeout=30, check=True)
+    assert done.stdout == b"denied\n"
 
 
 _ABORT = """

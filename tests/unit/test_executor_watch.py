@@ -22,8 +22,8 @@ from nexapod.executor.watch import (
     Written,
     overrun,
     read_progress,
-    remove_scratches,
-    scratches,
+    remove_all,
+    set_aside,
 )
 from nexapod.executor.writes import Writes, writes
 from nexapod.protocol.types import Limits, Usage
@@ -372,12 +372,14 @@ def test_scratch_is_private_and_goes(scratch: Scratch, run: TaskRun) -> None:
     scratch.remove()
 
 
-def test_scratches_are_listed_and_removed(scratch: Scratch, tmp_path: Path) -> None:
+def test_leftovers_are_set_aside_and_removed(scratch: Scratch, tmp_path: Path) -> None:
     parent = scratch.root.parent
     Scratch(parent, "2").make()
     (parent / "link").symlink_to(tmp_path / "input")
     (parent / "file").touch()
-    assert scratches(parent) == {"1", "2"}
-    remove_scratches(parent, frozenset({"1"}))
-    assert scratches(parent) == {"2"}
-    assert scratches(tmp_path / "none") == frozenset()
+    [left] = set_aside(parent, {"2"})
+    assert not scratch.root.exists()
+    scratch.make()  # the same label again, before the old one is removed
+    remove_all([left])
+    assert sorted(path.name for path in parent.iterdir()) == ["1", "2", "file", "link"]
+    assert set_aside(tmp_path / "none", set()) == []

@@ -20,7 +20,7 @@ from nexapod.cli.jobfile import read_job
 from nexapod.cli.splitting import Cut, pieces, split_file
 from nexapod.config import ConfigError
 from nexapod.protocol import statements
-from nexapod.protocol.limits import CHUNK_BYTES, INPUTS_MAX, SHARD_TASKS, TASKS_MAX
+from nexapod.protocol.limits import CHUNK_BYTES, INPUTS_MAX, MODULE_BYTES_MAX, SHARD_TASKS, TASKS_MAX
 from nexapod.protocol.types import blob_of
 
 FULL = """
@@ -108,6 +108,12 @@ def test_every_key_reaches_the_job_and_the_api_takes_it(folder: Path) -> None:
     assert (spec.validate.agree, spec.validate.max_replicas, spec.retention_ms) == (3, 6, 129_600_000)
     assert {upload.ref for upload in plan.uploads} == set(spec.blobs)
     assert plan.tasks == spec.tasks == 7
+
+
+def test_a_module_that_no_worker_would_take_is_refused_before_it_is_uploaded(folder: Path) -> None:
+    with open(folder / "m.wasm", "r+b") as file:
+        file.truncate(MODULE_BYTES_MAX + 1)
+    assert "'m.wasm' is larger than 96 MiB" in problems(folder, SMALL + "[tasks]\ncount = 1")
 
 
 def test_what_is_left_out_has_the_protocols_defaults(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import msgpack
 import pytest
@@ -10,7 +11,7 @@ from protocol_kit import decode, job, job_spec, make, pid, replica, signer, verd
 
 from nexapod.protocol import statements
 from nexapod.protocol.errors import PeerError
-from nexapod.protocol.limits import ENVELOPE_BYTES_MAX
+from nexapod.protocol.limits import ENVELOPE_BYTES_MAX, MODULE_BYTES_MAX
 from nexapod.protocol.statements import Cancel, check_body, is_content_id, output_root, registry_host
 from nexapod.protocol.types import File, JobId, Run, blob_of, key_of_peer_id
 
@@ -77,6 +78,13 @@ def test_a_body_is_checked_as_others_will_check_it() -> None:
         check_body(job_spec(tasks=0))
     with pytest.raises(PeerError, match="too-large"):
         check_body(job_spec(run=Run("wasm", module=blob_of(b"m"), command=("x" * 4096,) * 64)))
+
+
+def test_a_module_is_no_larger_than_a_runner_can_compile() -> None:
+    largest = replace(blob_of(b"m"), size=MODULE_BYTES_MAX)
+    check_body(job_spec(run=Run("wasm", module=largest)))
+    with pytest.raises(PeerError, match="a module has at most"):
+        check_body(job_spec(run=Run("wasm", module=replace(largest, size=MODULE_BYTES_MAX + 1))))
 
 
 def test_signing_what_nobody_would_take_is_our_own_mistake() -> None:

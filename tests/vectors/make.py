@@ -21,6 +21,7 @@ import nacl.exceptions
 import nacl.signing
 
 from nexapod.protocol import certificate, groups, messages, statements, tickets
+from nexapod.protocol.limits import MODULE_BYTES_MAX
 from nexapod.protocol.shard import ShardState
 from nexapod.protocol.statements import (
     Bid,
@@ -502,6 +503,7 @@ def refused_vectors(story: Story) -> list[dict[str, Any]]:
         ("an unknown comparison", "bad-field", changed(job, 14, to=["rounded", 2, 3])),
         ("a wasm run with an image", "bad-field", changed(job, 4, 2, to="sha256:" + "0" * 64)),
         ("a wasm run without a module", "bad-field", changed(job, 4, 1, to=None)),
+        ("a module too large", "bad-field", changed(job, 4, 1, 1, to=MODULE_BYTES_MAX + 1)),
         ("an image that is a tag", "bad-field", changed(job, 4, to=_container("python:3.11"))),
         ("a registry's image by tag", "bad-field", changed(job, 4, to=_container("docker.io/library/python:3.11"))),
         ("a registry's image without a host", "bad-field", changed(job, 4, to=_container(f"python@{digest}"))),

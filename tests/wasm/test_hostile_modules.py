@@ -3,6 +3,7 @@ had been."""
 
 from __future__ import annotations
 
+import filecmp
 import os
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -189,6 +190,33 @@ async def test_memory(bench: Bench) -> None:
     )
     assert ended.outcome == "memory-limit"
     assert 28 << 20 < ended.usage.peak_memory <= 32 << 20
+
+
+async def test_a_file_is_read_and_written_in_calls_that_ask_for_all_of_it(bench: Bench) -> None:
+    """As a program does that has the room: what a call moves is no burden on the process. The short counts go on."""
+    size, limits = 200 << 20, replace(LIMITS, memory=256 << 20, output=256 << 20, disk=512 << 20)
+    move = """(loop $l (i32.store #100 (i32.add #65536 (local.get $n)))
+        (i32.store #104 (i32.sub (global.get $size) (local.get $n)))
+        (call $must (call $%s (local.get $fd) #100 #1 #120))
+        (local.set $n (i32.add (local.get $n) (i32.load #120)))
+        (br_if $l (i32.and (i32.ne (i32.load #120) #0) (i32.lt_u (local.get $n) (global.get $size)))))"""
+    body = f"""(call $must (call $open #3 [in] #0 (i64.const 2))) (local.set $fd (i32.load #124))
+        {move % "fd_read"}
+        (global.set $size (local.get $n)) (local.set $n #0) (local.set $fd (call $create #4 [out]))
+        {move % "fd_write"}"""
+    run = bench.task(wat(body, pages=4000, more="(global $size (mut i32) (i32.const 209715300))"), limits=limits)
+    _sparse(run.input / "in", size)
+    ended = await bench.run(run)
+    assert (ended.outcome, ended.exit) == ("ok", 0), ended
+    assert filecmp.cmp(run.input / "in", run.output / "out", shallow=False)
+
+
+def _sparse(path: Path, size: int) -> None:
+    with path.open("wb") as file:
+        file.truncate(size)
+        for at in range(0, size, 10 << 20):
+            file.seek(at)
+            file.write(at.to_bytes(8, "little"))
 
 
 async def test_tables(bench: Bench) -> None:

@@ -21,7 +21,7 @@ from nexapod.executor.docker.cgroups import find as find_cgroups
 from nexapod.executor.docker.engine import Engine, EngineError, connect
 from nexapod.executor.docker.life import AWAY_S, Life, Threads, has_outcome
 from nexapod.executor.docker.settings import ImageFacts, UnfitImage, container_name, container_settings
-from nexapod.executor.watch import Scratch, remove_scratches, scratches
+from nexapod.executor.watch import Scratch, remove_all, set_aside
 from nexapod.protocol.types import ExecutorName
 
 log = structlog.get_logger()
@@ -127,9 +127,9 @@ class DockerExecutor:
 
         Safe at any time, and worth repeating once an engine that was away is back.
         """
-        # Listed first, and compared then: a run that begins meanwhile is not among them.
-        found = await self._threads.call(scratches, self._scratch)
-        await self._threads.call(remove_scratches, self._scratch, found - keep - self._lives.keys())
+        # In one step, before a run can begin: it may even have the label of what is left.
+        left = set_aside(self._scratch, keep | self._lives.keys())
+        await self._threads.call(remove_all, left)
         try:
             engine = await self._connected()
             runs = await self._threads.call(engine.runs)

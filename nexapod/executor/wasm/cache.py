@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from io import BufferedIOBase
 from typing import Final
 
 import wasmtime
@@ -32,22 +33,28 @@ def engine_config() -> wasmtime.Config:
     config.wasm_multi_memory = False
     config.wasm_memory64 = False
     config.wasm_gc = False
-    # A volunteer gave cpus_milli, not every core. It also leaves this process with no threads but ours.
+    # A volunteer gave cpus_milli, not every core. (WASI starts a thread of its own when a run first uses a file.)
     config.parallel_compilation = False
     return config
 
 
-def compiled(engine: wasmtime.Engine, raw: bytes, cache: str | None) -> wasmtime.Module:
-    """From the cache, or compiled now and put there. Raises WasmtimeError: this is no module."""
+def compiled(engine: wasmtime.Engine, file: BufferedIOBase, cache: str | None) -> wasmtime.Module:
+    """The module in `file`, from the cache, or compiled now and put there. Raises WasmtimeError: this is no module."""
     if cache is None:
-        return wasmtime.Module(engine, raw)
-    name = f"{hashlib.sha256(raw).hexdigest()}-{CONFIG_VERSION}"
+        return _compile(engine, file)
+    file.seek(0)
+    name = f"{hashlib.file_digest(file, 'sha256').hexdigest()}-{CONFIG_VERSION}"
     path = os.path.join(cache, name)
     module = _from_cache(engine, path)
     if module is None:
-        module = wasmtime.Module(engine, raw)
+        module = _compile(engine, file)
         _to_cache(module, cache, path)
     return module
+
+
+def _compile(engine: wasmtime.Engine, file: BufferedIOBase) -> wasmtime.Module:
+    file.seek(0)
+    return wasmtime.Module(engine, file.read())
 
 
 def _from_cache(engine: wasmtime.Engine, path: str) -> wasmtime.Module | None:
@@ -79,7 +86,8 @@ def _to_cache(module: wasmtime.Module, cache: str, path: str) -> None:
         fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             with open(fd, "wb") as file:
-                file.write(hashlib.sha256(code).digest() + code)
+                file.write(hashlib.sha256(code).digest())
+                file.write(code)
             os.replace(draft, path)
         except OSError:
             os.unlink(draft)

@@ -1,9 +1,10 @@
 """What a wasm runner takes away from its own process before it runs anything: a second fence behind wasmtime's.
 
 If a module broke out of wasmtime it would be a thread of this process. It should find no way to start a program, open
-a socket, signal or trace another process, gain a privilege, or open a file that is not of some run of this daemon: its
-key and its database are files too. Which directories belong to one run changes with every run, and what Landlock has
-taken away it never gives back, so the fence around files is as wide as all runs are (docs/decisions/0013).
+a socket, signal, trace or slow down another process, reach what processes share, gain a privilege, or open or change a
+file that is not of some run of this daemon: its key and its database are files too. Which directories belong to one run
+changes with every run, and what Landlock has taken away it never gives back, so the fence around files is as wide as
+all runs are (docs/decisions/0013). Of owners and modes Landlock knows nothing: the filter of system calls keeps those.
 
 Linux only; elsewhere the fence is only as high as the system allows, which `confine` returns.
 """
@@ -51,7 +52,14 @@ _DENIED: Final[dict[str, tuple[int, dict[str, int]]]] = {
             "userfaultfd": 323, "pidfd_send_signal": 424, "io_uring_setup": 425, "io_uring_enter": 426,
             "io_uring_register": 427, "open_tree": 428, "move_mount": 429, "fsopen": 430, "fsconfig": 431,
             "fsmount": 432, "fspick": 433, "pidfd_open": 434, "pidfd_getfd": 438, "process_madvise": 440,
-            "mount_setattr": 442, "shmget": 29, "semget": 64, "msgget": 68,
+            "mount_setattr": 442, "shmget": 29, "semget": 64, "msgget": 68, "shmat": 30, "shmctl": 31, "semop": 65,
+            "semctl": 66, "semtimedop": 220, "msgsnd": 69, "msgrcv": 70, "msgctl": 71, "mq_unlink": 241,
+            "sched_setparam": 142, "sched_setscheduler": 144, "sched_setattr": 314, "sched_setaffinity": 203,
+            "setpriority": 141, "ioprio_set": 251, "migrate_pages": 256, "move_pages": 279, "inotify_init": 253,
+            "inotify_init1": 294, "quotactl_fd": 443, "open_tree_attr": 467, "chmod": 90, "fchmod": 91,
+            "fchmodat": 268, "fchmodat2": 452, "chown": 92, "fchown": 93, "lchown": 94, "fchownat": 260,
+            "setxattr": 188, "lsetxattr": 189, "fsetxattr": 190, "setxattrat": 463, "removexattr": 197,
+            "lremovexattr": 198, "fremovexattr": 199, "removexattrat": 466, "file_setattr": 469,
         },
     ),
     "aarch64": (
@@ -69,14 +77,26 @@ _DENIED: Final[dict[str, tuple[int, dict[str, int]]]] = {
             "io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427, "open_tree": 428,
             "move_mount": 429, "fsopen": 430, "fsconfig": 431, "fsmount": 432, "fspick": 433, "pidfd_open": 434,
             "pidfd_getfd": 438, "process_madvise": 440, "mount_setattr": 442, "shmget": 194, "semget": 190,
-            "msgget": 186,
+            "msgget": 186, "shmat": 196, "shmctl": 195, "semop": 193, "semctl": 191, "semtimedop": 192, "msgsnd": 189,
+            "msgrcv": 188, "msgctl": 187, "mq_unlink": 181, "sched_setparam": 118, "sched_setscheduler": 119,
+            "sched_setattr": 274, "sched_setaffinity": 122, "setpriority": 140, "ioprio_set": 30,
+            "migrate_pages": 238, "move_pages": 239, "inotify_init1": 26, "quotactl_fd": 443, "open_tree_attr": 467,
+            "fchmod": 52, "fchmodat": 53, "fchmodat2": 452, "fchown": 55, "fchownat": 54, "setxattr": 5,
+            "lsetxattr": 6, "fsetxattr": 7, "setxattrat": 463, "removexattr": 14, "lremovexattr": 15,
+            "fremovexattr": 16, "removexattrat": 466, "file_setattr": 469,
         },
     ),
 }  # fmt: skip
 _CLONE: Final = {"x86_64": 56, "aarch64": 220}
 _CLONE3: Final = 435
 _TGKILL: Final = {"x86_64": 234, "aarch64": 131}
-
+_PRLIMIT64: Final = {"x86_64": 302, "aarch64": 261}
+_FCNTL: Final = {"x86_64": 72, "aarch64": 25}
+_FCNTL_DENIED: Final = (8, 10, 15)
+"""F_SETOWN, F_SETSIG, F_SETOWN_EX: with O_ASYNC, any signal to any process of this user, by writing to a pipe."""
+_IOCTL: Final = {"x86_64": 16, "aarch64": 29}
+_IOCTL_DENIED: Final = (0x5412, 0x541C, 0x8901, 0x8902)
+"""TIOCSTI and TIOCLINUX type on the daemon's terminal, which this process shares; FIOSETOWN, SIOCSPGRP: as above."""
 
 _LANDLOCK_CREATE, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT = 444, 445, 446
 _LANDLOCK_VERSION: Final = 1
@@ -91,6 +111,7 @@ _READS: Final = _READ_FILE | _READ_DIR
 _WRITES: Final = (
     _READS | _WRITE_FILE | _REMOVE_DIR | _REMOVE_FILE | _MAKE_DIR | _MAKE_REG | _MAKE_SYM | _REFER | _TRUNCATE
 )
+_SCOPE_ABSTRACT_UNIX_SOCKET, _SCOPE_SIGNAL = 1 << 0, 1 << 1
 _SYSTEM: Final = ("/lib", "/lib64", "/usr/lib", "/usr/local/lib", "/etc/ld.so.cache", "/proc/self", "/dev/null")
 """What an interpreter that is already running may still open."""
 
@@ -134,6 +155,8 @@ def fence_files(roots: Sequence[str]) -> bool:
         return False
     handled = _HANDLED_OF_ABI_2 | (_TRUNCATE if abi >= 3 else 0) | (_IOCTL_DEV if abi >= 5 else 0)
     attributes = struct.pack("=Q", handled)
+    if abi >= 6:  # no right of the network is handled: there are no sockets
+        attributes = struct.pack("=QQQ", handled, 0, _SCOPE_ABSTRACT_UNIX_SOCKET | _SCOPE_SIGNAL)
     ruleset = _landlock(_LANDLOCK_CREATE, attributes, len(attributes), 0)
     try:
         for root in roots:
@@ -176,7 +199,8 @@ def _lower(priority: str) -> None:
 def filter_program(machine: str, pid: int) -> bytes:
     """The BPF program: everything is allowed but what is denied; threads may be made, processes not.
 
-    `tgkill` reaches this process only: that is how it aborts itself.
+    `tgkill` reaches this process only: that is how it aborts itself. So does `prlimit64`, by which the C library sets
+    limits. Of `fcntl` and `ioctl` some commands are denied.
     """
     arch, denied = _DENIED[machine]
     code = [
@@ -186,14 +210,16 @@ def filter_program(machine: str, pid: int) -> bytes:
         _load(0),
     ]
     if machine == "x86_64":
-        code += [_jump_ge(_X32_BIT, 0, 1), _return(_ERRNO | errno.EPERM)]
-    code += [_jump_eq(_CLONE3, 0, 1), _return(_ERRNO | errno.ENOSYS)]
-    code += [_jump_eq(_CLONE[machine], 0, 4), _load(16), _jump_set(_CLONE_THREAD, 0, 1), _return(_ALLOW)]
-    code += [_return(_ERRNO | errno.EPERM)]
-    code += [_jump_eq(_TGKILL[machine], 0, 4), _load(16), _jump_eq(pid, 0, 1), _return(_ALLOW)]
-    code += [_return(_ERRNO | errno.EPERM)]
+        code += [_jump_ge(_X32_BIT, 0, 1), _deny()]
+    code += _at(_CLONE3, _return(_ERRNO | errno.ENOSYS))
+    code += _at(_CLONE[machine], _load(16), _jump_set(_CLONE_THREAD, 1, 0), _deny(), _return(_ALLOW))
+    code += _at(_TGKILL[machine], _load(16), _jump_eq(pid, 1, 0), _deny(), _return(_ALLOW))
+    code += _at(_PRLIMIT64[machine], _load(16), _jump_eq(0, 1, 0), _deny(), _return(_ALLOW))
+    for number, commands in ((_FCNTL[machine], _FCNTL_DENIED), (_IOCTL[machine], _IOCTL_DENIED)):
+        refusals = [piece for command in commands for piece in (_jump_eq(command, 0, 1), _deny())]
+        code += _at(number, _load(24), *refusals, _return(_ALLOW))
     for number in sorted(denied.values()):
-        code += [_jump_eq(number, 0, 1), _return(_ERRNO | errno.EPERM)]
+        code += _at(number, _deny())
     return b"".join([*code, _return(_ALLOW)])
 
 
@@ -218,8 +244,14 @@ def _instruction(code: int, if_true: int, if_false: int, operand: int) -> bytes:
     return struct.pack("=HBBI", code, if_true, if_false, operand)
 
 
+def _at(number: int, *body: bytes) -> list[bytes]:
+    """What is done about one system call; the body ends with a return."""
+    return [_jump_eq(number, 0, len(body)), *body]
+
+
 def _load(offset: int) -> bytes:
-    """A 32-bit word of struct seccomp_data: 0 is the number, 4 the architecture, 16 the first argument."""
+    """A 32-bit word of struct seccomp_data: 0 is the number, 4 the architecture, 16 and 24 the low halves of the first
+    and the second argument, which is all that the kernel looks at where we do."""
     return _instruction(0x20, 0, 0, offset)
 
 
@@ -233,6 +265,10 @@ def _jump_ge(value: int, if_true: int, if_false: int) -> bytes:
 
 def _jump_set(bits: int, if_true: int, if_false: int) -> bytes:
     return _instruction(0x45, if_true, if_false, bits)
+
+
+def _deny() -> bytes:
+    return _return(_ERRNO | errno.EPERM)
 
 
 def _return(value: int) -> bytes:

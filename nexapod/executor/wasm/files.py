@@ -30,6 +30,10 @@ from nexapod.executor.wasm.guest import ERRNO_FAULT, ERRNO_SUCCESS, WASI, store_
 BYTES_SLACK: Final = 256 << 10
 """How far beyond its limits a run may come before it is ended from inside; it is looked at from outside too. Room for
 a module that stays just below its limit, whose every write would be measured otherwise."""
+PIECE_BYTES: Final = 1 << 20
+"""The most that one call reads or writes: a short count, which every program must expect."""
+_ROOM_BYTES: Final = 16
+"""For one more iovec, wherever the next address that four divides may be."""
 FILES_SLACK: Final = 8
 DIRECTORIES_MAX: Final = 256
 DEPTH_MAX: Final = 16
@@ -54,6 +58,8 @@ _Entry: TypeAlias = tuple[int, int, int, bytes]
 _SIGNATURES: Final = {
     "fd_write": "i32 i32 i32 i32",
     "fd_pwrite": "i32 i32 i32 i64 i32",
+    "fd_read": "i32 i32 i32 i32",
+    "fd_pread": "i32 i32 i32 i64 i32",
     "fd_renumber": "i32 i32",
     "path_open": "i32 i32 i32 i32 i32 i64 i64 i32 i32",
     "path_create_directory": "i32 i32 i32",
@@ -77,39 +83,86 @@ _PYTHON: Final = {
     "rename": (_SIGNATURES["path_rename"], "i32"),
 }
 
-# Sums what the iovecs ask for; lists and lengths that lie outside of the memory are left for WASI to refuse.
-_WAT_WANTED: Final = """
-(func $wanted (param $at i32) (param $n i32) (result i64)
-  (local $next i64) (local $end i64) (local $memory i64) (local $sum i64)
+# WASI copies what is read or written at once on the heap of this process, which has no room for all that a module may
+# have: it is given one piece. Lists and lengths that lie outside of the memory are left for WASI to refuse.
+_WAT_PIECES: Final = f"""
+;; of a list of iovecs, the first that is not empty, which is all that WASI looks at: where it is, and its length
+(func $iovec (param $at i32) (param $n i32) (result i32 i32)
+  (local $next i64) (local $end i64) (local $memory i64) (local $size i32)
   (local.set $memory (i64.shl (i64.extend_i32_u (memory.size)) (i64.const 16)))
   (local.set $next (i64.extend_i32_u (local.get $at)))
   (local.set $end (i64.add (local.get $next) (i64.shl (i64.extend_i32_u (local.get $n)) (i64.const 3))))
-  (if (i64.le_u (local.get $end) (local.get $memory)) (then
-    (block $done (loop $each
-      (br_if $done (i64.ge_u (local.get $next) (local.get $end)))
-      (local.set $sum (i64.add (local.get $sum)
-        (i64.load32_u offset=4 (i32.wrap_i64 (local.get $next)))))
-      (local.set $next (i64.add (local.get $next) (i64.const 8)))
-      (br $each)))))
-  (if (i64.gt_u (local.get $sum) (local.get $memory)) (then (local.set $sum (local.get $memory))))
+  (block $none (loop $each
+    (br_if $none (i64.ge_u (local.get $next) (local.get $end)))
+    (br_if $none (i64.gt_u (i64.add (local.get $next) (i64.const 8)) (local.get $memory)))
+    (local.set $size (i32.load offset=4 (i32.wrap_i64 (local.get $next))))
+    (if (local.get $size) (then (return (i32.wrap_i64 (local.get $next)) (local.get $size))))
+    (local.set $next (i64.add (local.get $next) (i64.const 8)))
+    (br $each)))
+  (local.get $at) (i32.const 0))
+;; where a list of one piece can lie, at the end of what the iovec names and beyond the piece; 0: it is not cut
+(func $place (param $iovec i32) (param $size i32) (result i32)
+  (local $end i64)
+  (if (i32.or (i32.lt_u (local.get $size) (i32.const {PIECE_BYTES + _ROOM_BYTES}))
+      (i32.and (local.get $iovec) (i32.const 3)))
+    (then (return (i32.const 0))))
+  (local.set $end (i64.add (i64.load32_u (local.get $iovec)) (i64.extend_i32_u (local.get $size))))
+  (if (i64.gt_u (local.get $end) (i64.shl (i64.extend_i32_u (memory.size)) (i64.const 16)))
+    (then (return (i32.const 0))))
+  (i32.and (i32.wrap_i64 (i64.sub (local.get $end) (i64.const 8))) (i32.const -4)))
+(func $pay_bytes (param $fd i32) (param $want i32)
   ;; a byte takes a whole block
-  (if (i64.lt_u (local.get $sum) (i64.const 4096)) (then (local.set $sum (i64.const 4096))))
-  (local.get $sum))
-(func $pay_bytes (param $fd i32) (param $at i32) (param $n i32) (local $want i64)
+  (if (i32.lt_u (local.get $want) (i32.const 4096)) (then (local.set $want (i32.const 4096))))
+  (if (i32.gt_u (local.get $want) (i32.const {PIECE_BYTES + _ROOM_BYTES}))
+    (then (local.set $want (i32.const {PIECE_BYTES + _ROOM_BYTES}))))
   (if (i32.ge_u (local.get $fd) (global.get $first)) (then
-    (local.set $want (call $wanted (local.get $at) (local.get $n)))
-    (if (i64.lt_s (global.get $bytes) (local.get $want))
-      (then (global.set $bytes (call $more_bytes (local.get $want)))))
-    (global.set $bytes (i64.sub (global.get $bytes) (local.get $want))))))
+    (if (i64.lt_s (global.get $bytes) (i64.extend_i32_u (local.get $want)))
+      (then (global.set $bytes (call $more_bytes (i64.extend_i32_u (local.get $want))))))
+    (global.set $bytes (i64.sub (global.get $bytes) (i64.extend_i32_u (local.get $want)))))))
 (func $pay_file
   (if (i32.le_s (global.get $files) (i32.const 0)) (then (global.set $files (call $more_files))))
   (global.set $files (i32.sub (global.get $files) (i32.const 1))))
 """
+# The list that is lent may lie where the result is to be stored: then the result comes last.
+_MOVE: Final = """
+(local $at i32) (local $size i32) (local $place i32) (local $base i32) (local $kept i64) (local $done i32)
+(local $e i32)
+(call $iovec (local.get 1) (local.get 2)) (local.set $size) (local.set $at)
+{pay}
+(local.set $place (call $place (local.get $at) (local.get $size)))
+(if (i32.eqz (local.get $place)) (then (return {whole})))
+(local.set $kept (i64.load (local.get $place)))
+(local.set $base (i32.load (local.get $at)))
+(i32.store (local.get $place) (local.get $base))
+(i32.store offset=4 (local.get $place) (i32.const {piece}))
+(local.set $e {part})
+(if (i32.eqz (local.get $e)) (then (local.set $done (i32.load (local.get {result})))))
+(i64.store (local.get $place) (local.get $kept))
+(if (i32.eqz (local.get $e)) (then (i32.store (local.get {result}) (local.get $done))))
+(local.get $e)
+"""
+
+
+def _move(name: str, *, pays: bool) -> str:
+    """A read or a write, of one piece at most."""
+    result = len(_SIGNATURES[name].split()) - 1
+    call = f"(call $raw_{name} (local.get 0) {{list}} {' '.join(f'(local.get {at})' for at in range(3, result + 1))})"
+    return _MOVE.format(
+        pay="(call $pay_bytes (local.get 0) (local.get $size))" if pays else "",
+        whole=call.format(list="(local.get 1) (local.get 2)"),
+        part=call.format(list="(local.get $place) (i32.const 1)"),
+        piece=PIECE_BYTES,
+        result=result,
+    )
+
+
 _PAY_FILE: Final = "(call $pay_file) {raw}"
 _SHAPE: Final = "(local $e i32) (local.set $e {raw}) (if (i32.eqz (local.get $e)) (then (local.set $e {shape})))"
 _BODIES: Final = {
-    "fd_write": "(call $pay_bytes (local.get 0) (local.get 1) (local.get 2)) {raw}",
-    "fd_pwrite": "(call $pay_bytes (local.get 0) (local.get 1) (local.get 2)) {raw}",
+    "fd_write": _move("fd_write", pays=True),
+    "fd_pwrite": _move("fd_pwrite", pays=True),
+    "fd_read": _move("fd_read", pays=False),
+    "fd_pread": _move("fd_pread", pays=False),
     # Descriptors below $first are the log, until a file takes the place of one.
     "fd_renumber": "(global.set $first (i32.const 0)) {raw}",
     "path_open": "(local $e i32)"
@@ -351,7 +404,7 @@ def _wat() -> tuple[str, str]:
         f'{" ".join(imports)} (export "memory" (memory 0))'
         "(global $bytes (mut i64) (i64.const 0)) (global $files (mut i32) (i32.const 0))"
         "(global $first (mut i32) (i32.const 3))"
-        f"{_WAT_WANTED} {' '.join(bodies)} (elem (i32.const 0) {table}))",
+        f"{_WAT_PIECES} {' '.join(bodies)} (elem (i32.const 0) {table}))",
     )
 
 

@@ -20,11 +20,13 @@ from __future__ import annotations
 
 import _thread
 import os
+import re
 import resource
 import select
 import sys
 import time
 from collections.abc import Callable
+from io import BufferedIOBase
 from typing import Any, Final, NamedTuple
 
 import msgpack
@@ -35,6 +37,7 @@ from nexapod.executor.wasm.cache import compiled, engine_config
 from nexapod.executor.wasm.confine import confine
 from nexapod.executor.wasm.files import HOOKED, Files, Overrun, Shim
 from nexapod.executor.wasm.guest import WASI, Guest, Senses, TaskExit
+from nexapod.protocol.limits import MODULE_BYTES_MAX
 
 TABLE_ELEMENTS_MAX: Final = 1 << 20
 TABLES_MAX: Final = 17
@@ -42,12 +45,26 @@ TABLES_MAX: Final = 17
 INSTANCES_MAX: Final = 3
 """The module's and the shim's two."""
 DATA_SLACK: Final = 512 << 20
-"""Writable memory beyond the module's own, in bytes: the interpreter, compiled code, compiling."""
+"""Writable memory beyond the module's own, in bytes: the interpreter, compiled code, compiling. The last is what
+MODULE_BYTES_MAX goes by: a module is there four times meanwhile."""
+RUN_BYTES: Final = 64 << 20
+"""Of that, what is left for a run besides its module's memory: the stacks of WASI's threads, what is read or written at
+once, listings."""
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+WATCH_S_MAX: Final = 3600.0
+"""The watchdog looks up at least so often. poll waits a C int of milliseconds, 24 days, and a run may have 30."""
+EXIT_UNWATCHED: Final = 70
+"""EX_SOFTWARE: what this process ends with when its watchdog fails."""
 _NEVER: Final = float("inf")
+_OS_ERROR: Final = re.compile(r"\(os error \d+\)$")
+"""How Rust ends what it says of an error of the system."""
+_ONE_MEMORY: Final = b"\0asm\x01\0\0\0" + b"\x05\x03\x01\x00\x01"
+"""A module: a memory of one page, and nothing else."""
 
 
 class Watchdog:
-    """Ends a run at its wall limit by moving the engine's epoch, and this process when its parent is gone.
+    """Ends a run at its wall limit by moving the engine's epoch, and this process when its parent is gone. The process
+    ends as well when the watchdog itself fails: an endless loop would outlive the daemon otherwise.
 
     `paused_ns`: for how long the run has stood still, which is no part of its time.
     """
@@ -60,7 +77,7 @@ class Watchdog:
         self._deadline = _NEVER
         self._sleeps_until = _NEVER
         self.fired = False
-        _thread.start_new_thread(self._watch, ())
+        _thread.start_new_thread(self._watch_or_end, ())
 
     def start(self, seconds: float) -> None:
         with self._lock:
@@ -77,6 +94,15 @@ class Watchdog:
             self._deadline = _NEVER
             return self.fired
 
+    def _watch_or_end(self) -> None:
+        try:
+            self._watch()
+        except BaseException as error:
+            # The parent shows our stderr. No exit handler is waited for: the module may be in an endless loop.
+            os.write(2, f"the watchdog failed: {type(error).__name__}: {error}\n".encode())
+        finally:
+            os._exit(EXIT_UNWATCHED)
+
     def _watch(self) -> None:
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
@@ -89,8 +115,8 @@ class Watchdog:
                     self._deadline = _NEVER
                     self._engine.increment_epoch()
                 self._sleeps_until = self._deadline + paused_s
-            wait_ms = None if self._sleeps_until == _NEVER else (self._sleeps_until - now) * 1000 + 1
-            ready = dict(poll.poll(wait_ms))
+            wait_s = min(self._sleeps_until - now, WATCH_S_MAX)
+            ready = dict(poll.poll(wait_s * 1000 + 1))
             if 0 in ready:
                 os._exit(0)
             if self._wake in ready:
@@ -125,25 +151,31 @@ class Runner:
         """Compile a module, or take it from the cache; hold it under `key` until told to `drop` it."""
         for key in request["drop"]:
             self._modules.pop(key, None)
-        with open(request["path"], "rb") as file:
-            raw = file.read()
-        if not raw.startswith(b"\0asm"):
-            return {"kind": "refused", "message": "not a WebAssembly module"}
         _limit_process(request["memory"], request["file_bytes"])
+        with open(request["path"], "rb") as file:
+            return self._load(request["key"], file, request["cache"])
+
+    def _load(self, key: str, file: BufferedIOBase, cache: str | None) -> dict[str, Any]:
+        if os.fstat(file.fileno()).st_size > MODULE_BYTES_MAX:
+            return {"kind": "refused", "message": f"a module has at most {MODULE_BYTES_MAX >> 20} MiB"}
+        if file.read(4) != b"\0asm":
+            return {"kind": "refused", "message": "not a WebAssembly module"}
         try:
-            module = compiled(self._engine, raw, request["cache"])
+            module = compiled(self._engine, file, cache)
             if not _is_command(module):
                 return {"kind": "refused", "message": "it must export _start and memory (a WASI command)"}
             # Also where the imports are files, which are linked anew for each run: what is missing shows now.
             pre = self._linker.instantiate_pre(module)
         except wasmtime.WasmtimeError as error:
-            return {"kind": "refused", "message": _message(error)}
+            return _refusal(error)
         hooked = frozenset(i.name for i in module.imports if i.module == WASI and i.name in HOOKED)
-        self._modules[request["key"]] = Loaded(module, None if hooked else pre, hooked)
+        self._modules[key] = Loaded(module, None if hooked else pre, hooked)
         return {"kind": "loaded"}
 
     def run(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Run a loaded module's `_start` once, in a store of its own."""
+        """Run a loaded module's `_start` once, in a store of its own; `full`: this process cannot hold it."""
+        if (held := _data_bytes()) > DATA_SLACK - RUN_BYTES:
+            return {"kind": "full", "message": f"the wasm runner itself holds {held >> 20} MiB"}
         self._pen.clear()
         self._senses.guest = guest = Guest(request["seed"])
         self._files.begin(request["dirs"], request["disk"], guest.start_ns)
@@ -169,6 +201,14 @@ class Runner:
             "memory": memory,
         }
 
+    def prove(self, _request: dict[str, Any]) -> dict[str, Any]:
+        """That a module can be compiled and have a memory here, for which 4 GiB of addresses are reserved."""
+        _limit_process(1 << 20, 1 << 20)
+        store = wasmtime.Store(self._engine)
+        wasmtime.Instance(store, wasmtime.Module(self._engine, _ONE_MEMORY), [])
+        store.close()
+        return {"kind": "proved"}
+
     def _call(self, store: wasmtime.Store, loaded: Loaded) -> tuple[dict[str, Any], int]:
         """How it ended, and the bytes of its linear memory, which never shrinks: its peak."""
         memory = None
@@ -188,7 +228,7 @@ class Runner:
             ended = {"kind": "trap", "message": _message(trap)}
         except wasmtime.WasmtimeError as error:
             # Instantiating went over a limit (the message names it), or the start function is not callable so.
-            ended = {"kind": "trap" if memory else "refused", "message": _message(error)}
+            ended = {"kind": "trap", "message": _message(error)} if memory else _refusal(error)
         size = memory.data_len(store) if isinstance(memory, wasmtime.Memory) else 0
         return ended, size
 
@@ -225,6 +265,21 @@ def _limit_process(memory: int, file_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, resource.RLIM_INFINITY))
 
 
+def _data_bytes() -> int:
+    """What RLIMIT_DATA counts of this process, and its stack. Near the limit a module would be denied memory that its
+    job grants, see that and go on: its result would not be that of other machines."""
+    if sys.platform != "linux":
+        return 0
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[5]) * _PAGE_BYTES
+
+
+def _refusal(error: wasmtime.WasmtimeError) -> dict[str, Any]:
+    """What is wrong with a module is so everywhere; what the system denied (memory, as a rule) another may have."""
+    message = _message(error)
+    return {"kind": "error" if _OS_ERROR.search(message) else "refused", "message": message}
+
+
 def _message(error: Exception) -> str:
     """wasmtime tells the whole way to an error, and its cause at the end."""
     return str(error).rpartition("Caused by:")[2].strip()[-4096:]
@@ -251,19 +306,21 @@ def main() -> None:
     """Serve until stdin ends, or until no request came for argv[1] seconds. The other arguments: the priority, the
     descriptor of the page, and the directories that may be used, each after an r or a w.
 
-    A frame is u32 length and msgpack. First out: {kind: ready}. Then each request, `load` or `run` by its
-    `op`, gets one reply whose `kind` says how it went; `error` is a mistake of ours, all else the module's doing.
+    A frame is u32 length and msgpack. First out: {kind: ready}. Then each request, `prove`, `load` or `run` by its
+    `op`, gets one reply whose `kind` says how it went; `error` is a mistake of ours or this machine's, all else the
+    module's doing.
     """
     idle_s, priority, board, *roots = float(sys.argv[1]), *sys.argv[2:]
     out = os.dup(1)
     os.dup2(2, 1)  # nothing that prints may break the framing
     fences = confine(priority, roots)
     runner = Runner(Pen(int(board)))
+    operations = {"prove": runner.prove, "load": runner.load, "run": runner.run}
     _send(out, {"kind": "ready", "fences": fences})
     while select.select([0], [], [], idle_s)[0]:
         request = msgpack.unpackb(_read_exactly(0, int.from_bytes(_read_exactly(0, 4), "big")))
         try:
-            reply = runner.run(request) if request["op"] == "run" else runner.load(request)
+            reply = operations[request["op"]](request)
         except Exception as error:
             reply = {"kind": "error", "message": f"{type(error).__name__}: {error}"[:4096]}
         _send(out, reply)

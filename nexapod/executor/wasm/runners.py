@@ -164,7 +164,10 @@ class Runner:
             await self._to.send_all(len(body).to_bytes(4, "big") + body)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             raise RunnerLost(self._epitaph(), started=False) from None
-        return await self._receive()
+        reply = await self._receive()
+        if reply.kind == "full":  # what it has kept of earlier runs is in the way: one that is new has room
+            raise RunnerLost(reply.message, started=False)
+        return reply
 
     async def _receive(self) -> Reply:
         size = int.from_bytes(await self._exactly(4), "big")
@@ -389,5 +392,7 @@ def _root_arguments(roots: Roots | None) -> Iterable[str]:
 
 
 def _environment() -> dict[str, str]:
-    """Nothing of the daemon's environment but where shared libraries lie."""
-    return {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ} | {"LC_ALL": "C.UTF-8"}
+    """Nothing of the daemon's environment but where shared libraries lie. WASI's own threads would be as many as there
+    are CPUs, with 2 MiB of stack each: memory that a machine with hundreds of them would lack for the module."""
+    ours = {"LC_ALL": "C.UTF-8", "TOKIO_WORKER_THREADS": "1"}
+    return {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ} | ours

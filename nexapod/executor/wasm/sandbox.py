@@ -37,8 +37,8 @@ from nexapod.executor.watch import (
     MustStop,
     Scratch,
     Watch,
-    remove_scratches,
-    scratches,
+    remove_all,
+    set_aside,
 )
 from nexapod.protocol.limits import OUTPUT_FILES_MAX
 from nexapod.protocol.types import ExecutorName, Usage
@@ -94,7 +94,7 @@ class WasmExecutor:
         return self._pool.idle_pids
 
     async def probe(self) -> Availability:
-        """Starts a runner (kept for the first task), which proves that wasmtime works on this machine."""
+        """Starts a runner (kept for the first task) and has it prove that wasmtime works on this machine."""
         try:
             found = version("wasmtime")
         except PackageNotFoundError:
@@ -102,8 +102,14 @@ class WasmExecutor:
         try:
             async with self._pool.runner() as runner:
                 await _start(runner, Leash())
+                with trio.fail_after(START_S):
+                    proof = await runner.ask({"op": "prove"})
         except (RunnerLost, OSError) as error:
             return Availability(False, found, reason_text(f"wasm runners do not start: {error}"))
+        except trio.TooSlowError:
+            return Availability(False, found, f"the wasm runner says nothing for {START_S:.0f} s")
+        if proof.kind != "proved":
+            return Availability(False, found, reason_text(f"no module can run here: {proof.message}"))
         return Availability(True, found)
 
     async def run(self, run: TaskRun, on_report: OnReport) -> Ended:
@@ -143,10 +149,9 @@ class WasmExecutor:
 
     async def reap_orphans(self, keep: frozenset[str] = frozenset()) -> int:
         """Runners end with their daemon (they watch their stdin), so only scratch can be left behind."""
-        # Listed first, and compared then: a run that begins meanwhile is not among them.
-        found = await trio.to_thread.run_sync(scratches, self._scratch)
-        left = found - keep - self._runs.keys()
-        await trio.to_thread.run_sync(remove_scratches, self._scratch, left)
+        # In one step, before a run can begin: it may even have the label of what is left.
+        left = set_aside(self._scratch, keep | self._runs.keys())
+        await trio.to_thread.run_sync(remove_all, left)
         return len(left)
 
     async def aclose(self) -> None:
