@@ -39,6 +39,7 @@ CONFIG_TEMPLATE: Final = """\
 # peer_down_max = "20MiB/s"   # without it: no cap
 
 [images]
+# tell = true                  # let peers know of all images that the engine holds; without it: of those added here
 # registries = ["docker.io"]   # whence images are pulled for jobs that name them by digest; without it: from nowhere
 
 [api]

@@ -49,6 +49,8 @@ class Config:
     gpu: GpuSettings = field(default_factory=GpuSettings)
     registries: tuple[str, ...] = ()
     """Hosts that container images are pulled from for other peers' jobs; none, unless named."""
+    tell_images: bool = False
+    """Whether others are told of every image that the engine holds, and not only of those that were added."""
     storage: Storage = field(default_factory=Storage)
     bandwidth: Bandwidth = field(default_factory=Bandwidth)
 
@@ -84,6 +86,7 @@ class _File:
     api_tcp: str | None = None
     gpu: GpuSettings = field(default_factory=GpuSettings)
     registries: tuple[str, ...] = ()
+    tell_images: bool = False
     storage: Storage = field(default_factory=Storage)
     bandwidth: Bandwidth = field(default_factory=Bandwidth)
 
@@ -148,6 +151,7 @@ def load(flags: Flags, environ: Mapping[str, str]) -> Config:
         api_tcp=tcp,
         gpu=file.gpu,
         registries=file.registries,
+        tell_images=file.tell_images,
         storage=file.storage,
         bandwidth=file.bandwidth,
     )
@@ -184,6 +188,7 @@ def _read_file(path: Path, environ: Mapping[str, str]) -> _File:
         api_tcp=api.text("tcp") or None,
         gpu=gpu_settings(root.table("gpu")),
         registries=_registries(images),
+        tell_images=images.flag("tell", default=False),
         storage=read_storage(storage),
         bandwidth=read_bandwidth(bandwidth),
     )

@@ -183,6 +183,7 @@ def _images(config: Config, home: Home, blobs: BlobStore, engine: DockerImages) 
         shelf,
         bytes_max=config.storage.images_max or IMAGES_MAX_DEFAULT,
         registries=config.registries,
+        tell_all=config.tell_images,
     )
 
 

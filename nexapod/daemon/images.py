@@ -67,15 +67,18 @@ class Images:
         *,
         bytes_max: int = IMAGES_MAX_DEFAULT,
         registries: Sequence[str] = (),
+        tell_all: bool = False,
     ) -> None:
         """`folder` remembers what was loaded. `bytes_max`: what loaded images may take in the engine together.
-        `registries`: the hosts that images may be pulled from; none are, unless named. Blocks: call it in a thread."""
+        `registries`: the hosts that images may be pulled from; none are, unless named. `tell_all`: others may know
+        every image that the engine holds, also those that are none of this daemon's. Blocks: call it in a thread."""
         self._folder = folder
         self._blobs = blobs
         self._engine = engine
         self._shelf = shelf
         self._bytes_max = bytes_max
         self.registries = tuple(registries)
+        self._tell_all = tell_all
         self._turns: dict[str, trio.Lock] = {}
         self._changing = trio.Lock()
         """Held by whoever changes what the engine holds: the quota is counted by one at a time."""
@@ -121,14 +124,16 @@ class Images:
         return found.id
 
     async def told(self) -> tuple[str, ...]:
-        """What others may know is here: content ids, and references of registries that this owner pulls from."""
+        """What others may know is here: content ids of what was added, references of registries that this owner pulls
+        from, and, if so wished, the content ids of all that the engine holds: they say what its owner uses it for."""
         added = [image.image for image in self._shelf.images()]
         try:
             held = await self._engine.images()
         except ImageUnavailable:
             return ()  # with no engine no image can be run
         references = [ref for image in held for ref in image.references if registry_host(ref) in self.registries]
-        names = dict.fromkeys((*added, *references, *(image.id for image in held)))
+        ids = [image.id for image in held] if self._tell_all else []
+        names = dict.fromkeys((*added, *references, *ids))
         return tuple(sorted(list(names)[:NAMES_TOLD_MAX]))
 
     @asynccontextmanager

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -35,14 +36,12 @@ ONE, TWO = image(BASE, tar({"one": b"1"})), image(BASE, tar({"two": b"2"}))
 class Peer:
     """A daemon's images: its store, its engine, and other peers to fetch from."""
 
-    def __init__(self, folder: Path, *, bytes_max: int = 1 << 30, registries: tuple[str, ...] = ()) -> None:
+    def __init__(self, folder: Path, *, bytes_max: int = 1 << 30, **settings: Any) -> None:
         self.folder = folder
         self.engine = FakeEngine()
         self.blobs = BlobStore(folder / "blobs")
         self.shelf = Shelf(folder / "images", self.blobs, self.engine, AMD64)
-        self.images = Images(
-            folder / "loaded", self.blobs, self.engine, self.shelf, bytes_max=bytes_max, registries=registries
-        )
+        self.images = Images(folder / "loaded", self.blobs, self.engine, self.shelf, bytes_max=bytes_max, **settings)
         self.elsewhere: dict[BlobRef, bytes] = {}
         self.fetched: list[BlobRef] = []
 
@@ -634,7 +633,15 @@ async def test_a_pulled_image_that_its_owner_then_pulled_by_tag_is_the_owners(tm
     assert not (tmp_path / "loaded" / f"{ONE.id[7:]}.loaded").exists()
 
 
-async def test_others_are_told_of_ids_and_of_no_private_registry(peer: Peer) -> None:
+async def test_others_are_told_of_what_was_added_and_of_nothing_that_the_owner_has_besides(peer: Peer) -> None:
+    await peer.add(TWO)
+    peer.engine.put(ONE)
+    peer.engine.references[ONE.id] = [REFERENCE]
+    assert await peer.images.told() == (TWO.id,)
+
+
+async def test_others_are_told_of_ids_and_of_no_private_registry_where_the_owner_wants_it(tmp_path: Path) -> None:
+    peer = Peer(tmp_path, tell_all=True)
     await peer.add(TWO)
     peer.engine.put(ONE)
     peer.engine.references[ONE.id] = [REFERENCE]
