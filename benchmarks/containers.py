@@ -31,7 +31,7 @@ from typing import Any
 sys.path[0] = str(Path(__file__).parents[1] / "tests")
 
 from containers.engine_kit import NoEngine, connect, import_image  # noqa: E402
-from loopback.harness import Cluster, Daemon, wait_until  # noqa: E402
+from loopback.harness import TELL_IMAGES, Cluster, Daemon, wait_until  # noqa: E402
 
 from nexapod.executor.contract import TaskRun  # noqa: E402
 from nexapod.executor.docker.engine import connect as connect_engine  # noqa: E402
@@ -135,7 +135,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     times: dict[str, list[float]] = {"by_hand_s": [], "mesh_s": []}
     try:
         by_hand = ByHand(image, folder, client)
-        with Cluster() as cluster:
+        with Cluster(TELL_IMAGES) as cluster:
             submitter = cluster.add("submitter", "--no-work")
             for number in range(options.workers):
                 cluster.add(f"worker-{number}", "--slots", str(options.slots))

@@ -88,6 +88,11 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(str(self._path))
 
 
+CONFIGURATION = "config"
+TELL_IMAGES = "[images]\ntell = true\n"
+"""A configuration for images that only the engine holds."""
+
+
 class Daemon:
     """One daemon: its home, its port, its log, and the process that runs now, if any."""
 
@@ -118,7 +123,7 @@ class Daemon:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=_environment(),
+                env=_environment(self.home.parent / CONFIGURATION),
                 start_new_session=True,
                 preexec_fn=_die_with_parent,
             )
@@ -250,7 +255,7 @@ class Daemon:
             capture_output=True,
             text=True,
             timeout=COMMAND_S,
-            env=_environment(),
+            env=_environment(self.home.parent / CONFIGURATION),
             check=False,
         )
         assert ended.returncode == 0, f"nexapod {words[0]}: {ended.returncode}\n{ended.stderr}{ended.stdout}"
@@ -280,9 +285,13 @@ class Daemon:
 class Cluster:
     """Daemons that know of each other: the first one started is every other's bootstrap."""
 
-    def __init__(self) -> None:
+    def __init__(self, configuration: str = "") -> None:
+        """`configuration`: every daemon's config.toml."""
         # Short: a Unix socket's path has at most 107 bytes.
         self.folder = Path(tempfile.mkdtemp(prefix="nxp-"))
+        if configuration:
+            (self.folder / CONFIGURATION / "nexapod").mkdir(parents=True)
+            (self.folder / CONFIGURATION / "nexapod" / "config.toml").write_text(configuration)
         self.daemons: list[Daemon] = []
 
     def __enter__(self) -> Cluster:
@@ -447,10 +456,10 @@ def example_module(name: str) -> ModuleType:
 
 
 # --- processes -------------------------------------------------------------------------------------------------------
-def _environment() -> dict[str, str]:
-    """Nothing that configures a daemon comes from whoever runs the tests."""
+def _environment(configuration: Path) -> dict[str, str]:
+    """Nothing that configures a daemon comes from whoever runs the tests. `configuration`: where XDG_CONFIG_HOME is."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("NEXAPOD_", "NOTIFY_", "XDG_"))}
-    return kept | {"XDG_CONFIG_HOME": "/nonexistent"}
+    return kept | {"XDG_CONFIG_HOME": str(configuration)}
 
 
 def _die_with_parent() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import wasmtime
 from containers.engine_kit import NoEngine, connect, import_image
-from harness import Cluster, Daemon, Job, copying_job, wait_until
+from harness import TELL_IMAGES, Cluster, Daemon, Job, copying_job, wait_until
 
 TASKS = 10
 HOLD_S = 12
@@ -49,7 +49,7 @@ def test_a_daemon_killed_during_ten_tasks_loses_none_repeats_none_and_leaves_non
     # Whoever runs a task twice counts itself twice; whoever begins it anew begins with an empty folder, and is seen
     # among the containers created.
     script = f"echo started >> /checkpoint/starts; sleep {HOLD_S}; wc -l < /checkpoint/starts > /output/starts"
-    with Cluster() as mesh:
+    with Cluster(TELL_IMAGES) as mesh:
         submitter = mesh.add("submitter", "--no-work")
         worker = mesh.add("worker", "--slots", str(TASKS))
         mesh.wait_met()
