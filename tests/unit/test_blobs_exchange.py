@@ -15,6 +15,7 @@ import trio
 from nexapod.blobs.asking import ByteBudget
 from nexapod.blobs.errors import BlobTooLarge, BlobUnavailable, DiskFull
 from nexapod.blobs.exchange import FETCH_BYTES_MAX, Exchange, Timing
+from nexapod.blobs.fetching import LANES
 from nexapod.blobs.frames import (
     PIECE_BYTES,
     AskChunk,
@@ -158,7 +159,8 @@ async def test_several_providers_share_the_work(tmp_path):
         assert await taker.store.verify(ref)
         for name in ("a", "b", "c"):
             assert sum(size for source, _, size in network.sent if source == name) > 3 * MIB
-        assert sum(size for _, target, size in network.sent if target == "taker") < 30 * MIB
+        # On a busy machine the last ones, as many as are asked for at once, may each be asked of a second.
+        assert sum(size for _, target, size in network.sent if target == "taker") < (24 + 3 * LANES + 1) * MIB
 
 
 async def test_fetches_of_the_same_blob_are_joined(tmp_path):
