@@ -25,6 +25,7 @@ from nexapod.daemon.images import Images
 from nexapod.daemon.keeping import put_spared
 from nexapod.daemon.providers import Providers
 from nexapod.daemon.small_files import write_durably
+from nexapod.executor.boot import boot_id
 from nexapod.executor.contract import BadRun, Ended, TaskRun
 from nexapod.executor.images.errors import BadImage
 from nexapod.executor.outputs import collect
@@ -42,7 +43,6 @@ PARAMS_BYTES_MAX: Final = 64 << 20
 INDEX_ENTRY: Final = struct.Struct(">QI")
 NOTE: Final = "task.json"
 END: Final = "end.json"
-BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 FRESH: Final = "checkpoint.fresh"
 """Where another worker's checkpoint is copied to: what has the name `checkpoint` is whole."""
 assert INDEX_ENTRY.size == SPLIT_ENTRY_BYTES
@@ -292,7 +292,7 @@ def read_note(folder: Path) -> Note | None:
 
 def write_end(folder: Path, end: End) -> None:
     """On disk when this returns. Raises BlobError, OSError."""
-    write_durably(folder / END, json.dumps({**asdict(end), "boot": BOOT.read_text()}).encode())
+    write_durably(folder / END, json.dumps({**asdict(end), "boot": boot_id()}).encode())
 
 
 def read_end(folder: Path) -> End | None:
@@ -300,7 +300,7 @@ def read_end(folder: Path) -> End | None:
     path = folder / END
     try:
         raw = json.loads(path.read_bytes())
-        if raw["boot"] != BOOT.read_text():
+        if not raw["boot"] or raw["boot"] != boot_id():
             # What the task wrote may not have come to the disk before the machine went down.
             log.warning("task_end_of_another_boot", path=str(path))
             return None

@@ -238,21 +238,22 @@ async def test_an_engine_that_was_deaf_for_a_moment_is_listened_to_again(
     assert (ends[0].outcome, ends[0].log) == ("failed", "first\nlast\n")
 
 
-async def test_a_machine_that_runs_out_of_memory_is_no_fault_of_the_task(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The kernel ends tasks first, whoever took the memory."""
+@pytest.fixture
+def out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the task runs, this machine ends a process for want of memory."""
     kills = iter([7, 8])
     monkeypatch.setattr(life, "oom_kills", lambda: next(kills))
+
+
+@pytest.mark.usefixtures("out_of_memory")
+async def test_a_machine_that_runs_out_of_memory_is_no_fault_of_the_task(sandbox: Sandbox) -> None:
+    """The kernel ends tasks first, whoever took the memory."""
     ended = await sandbox.shell("kill -9 $$")
     assert (ended.outcome, ended.reason) == ("try-elsewhere", "this machine ran out of memory")
 
 
-async def test_a_task_at_its_own_limit_of_memory_is_at_fault_whatever_else_was_ended(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kills = iter([7, 8])
-    monkeypatch.setattr(life, "oom_kills", lambda: next(kills))
+@pytest.mark.usefixtures("out_of_memory")
+async def test_a_task_at_its_own_limit_of_memory_is_at_fault_whatever_else_was_ended(sandbox: Sandbox) -> None:
     ended = await sandbox.shell("x=a; while true; do x=$x$x; done")
     assert ended.outcome == "memory-limit"
 

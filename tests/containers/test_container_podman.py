@@ -20,9 +20,8 @@ import pytest
 import trio
 from containers.elf import one_syscall
 from containers.engine_kit import NoEngine, import_image
-from containers.sandbox import HOME, Sandbox, killed_daemon, wait_until
+from containers.sandbox import HOME, Sandbox, killed_daemon, running, wait_until
 
-from nexapod.executor.contract import Ended
 from nexapod.executor.docker.sandbox import DockerExecutor
 from nexapod.protocol.types import Limits
 
@@ -177,14 +176,7 @@ async def test_system_calls_are_denied_by_our_own_profile(sandbox: Sandbox) -> N
 
 async def test_a_task_can_be_paused_resumed_and_cancelled_while_paused(sandbox: Sandbox) -> None:
     run = sandbox.task("sh", "-c", "echo 0.5 >/run/progress; while [ ! -e /input/go ]; do sleep 0.05; done; echo done")
-    ends: list[Ended] = []
-
-    async def execute() -> None:
-        ends.append(await sandbox.run(run))
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(execute)
-        await wait_until(lambda: bool(sandbox.reports))
+    async with running(sandbox, run) as ends:
         assert await sandbox.executor.pause(run.label)
         assert sandbox.client.inspect_container(sandbox.name_of(run))["State"]["Status"] == "paused"
         assert await sandbox.executor.resume(run.label)
@@ -193,7 +185,7 @@ async def test_a_task_can_be_paused_resumed_and_cancelled_while_paused(sandbox: 
     sandbox.reports.clear()
     run = sandbox.task("sh", "-c", "echo 0.5 >/run/progress; sleep 1000")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(execute)
+        nursery.start_soon(sandbox.run, run)
         await wait_until(lambda: bool(sandbox.reports))
         assert await sandbox.executor.pause(run.label)
         nursery.cancel_scope.cancel()

@@ -39,6 +39,11 @@ class Bench:
         self.made.append(fresh)
         return fresh
 
+    def tell_of(self, made: Made, reference: str) -> None:
+        """An engine asks the registry that serves an image; the fake one is told what is there."""
+        if isinstance(self.engine, FakeEngine):
+            self.engine.registry[reference] = made
+
     async def load(self, made: Made) -> None:
         await self.engine.load(lambda: in_pieces(docker_archive(made, names=[f"nexapod-test-image:{made.id[7:27]}"])))
 
@@ -216,8 +221,7 @@ async def test_a_reference_by_digest_is_pulled_without_credentials_and_known_by_
     made = bench.image(tar({"hello": b"from a registry"}))
     with serving(made) as registry:
         reference = registry.references[made.id]
-        if isinstance(bench.engine, FakeEngine):
-            bench.engine.registry[reference] = made
+        bench.tell_of(made, reference)
         found = await bench.engine.pull(reference, ROOM)
         assert found.id == made.id
         assert reference in found.references
@@ -230,8 +234,7 @@ async def test_a_tag_beside_the_digest_of_one_repository_does_not_keep_an_image(
     made = bench.image(tar({"hello": b"pulled by digest, then tagged"}))
     with serving(made) as registry:
         reference = registry.references[made.id]
-        if isinstance(bench.engine, FakeEngine):
-            bench.engine.registry[reference] = made
+        bench.tell_of(made, reference)
         await bench.engine.pull(reference, ROOM)
     tag = f"{reference.partition('@')[0]}:owners"
     bench.tag(made.id, tag)
@@ -248,8 +251,7 @@ async def test_what_its_owner_had_by_tag_stays_when_a_pull_finds_it_too_large(be
         reference = registry.references[made.id]
         tag = f"{reference.partition('@')[0]}:owners"
         await bench.engine.load(lambda: in_pieces(docker_archive(made, names=[tag])))
-        if isinstance(bench.engine, FakeEngine):
-            bench.engine.registry[reference] = made
+        bench.tell_of(made, reference)
         with pytest.raises(ImageUnavailable, match=r"larger|more than"):
             await bench.engine.pull(reference, 1 << 20)
     assert (await bench.engine.find(made.id)).tags == (tag,)
@@ -259,8 +261,7 @@ async def test_a_tag_of_another_repository_beside_a_digest_keeps_an_image(bench:
     made = bench.image(tar({"hello": b"pulled by digest, then named otherwise"}))
     with serving(made) as registry:
         reference = registry.references[made.id]
-        if isinstance(bench.engine, FakeEngine):
-            bench.engine.registry[reference] = made
+        bench.tell_of(made, reference)
         await bench.engine.pull(reference, ROOM)
     bench.tag(made.id, f"nexapod-test-owner:{made.id[7:27]}")
     assert not await bench.engine.remove(made.id)
@@ -270,8 +271,7 @@ async def test_a_pull_of_what_is_not_there_or_too_large_fails_with_the_reason(be
     made = bench.image(tar({"big": bytes(range(256)) * 40_000}))
     with serving(made) as registry:
         reference = registry.references[made.id]
-        if isinstance(bench.engine, FakeEngine):
-            bench.engine.registry[reference] = made
+        bench.tell_of(made, reference)
         with pytest.raises(ImageUnavailable, match="was not pulled"):
             await bench.engine.pull(f"{registry.host}/science/tool@sha256:{'0' * 64}", ROOM)
         with pytest.raises(ImageUnavailable, match=r"larger|more than"):

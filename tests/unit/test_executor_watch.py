@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from test_executor_writes import told as told
 
 from nexapod.executor import watch
 from nexapod.executor.contract import Report, TaskRun
@@ -25,7 +25,7 @@ from nexapod.executor.watch import (
     remove_all,
     set_aside,
 )
-from nexapod.executor.writes import Writes, writes
+from nexapod.executor.writes import Writes
 from nexapod.protocol.types import Limits, Usage
 
 
@@ -309,14 +309,6 @@ def test_a_slow_writer_could_begin_to_write_fast(room: int, next_s: float, monke
 @pytest.fixture
 def hours_between_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "WATCH_S", 3600)
-
-
-@pytest.fixture
-def told() -> Iterator[Writes]:
-    told = writes()
-    assert told, "needs Linux"
-    yield told
-    told.close()
 
 
 @pytest.mark.usefixtures("hours_between_looks")

@@ -12,6 +12,7 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -25,13 +26,13 @@ def kill_containers(cgroups: Iterable[Path]) -> None:
     """All that is in these cgroups, or was a moment ago. Harmless when nothing is."""
     for cgroup in cgroups:
         if _MONITOR not in cgroup.name and not _killed_as_one(cgroup):
-            _kill_each(lambda cgroup=cgroup: _members(cgroup))  # type: ignore[misc]
+            _kill_each(partial(_members, cgroup))
 
 
 def kill_by_id(container: str) -> None:
     """All processes of the container of this id. Harmless when there are none."""
     if _ID.fullmatch(container):
-        _kill_each(lambda: _processes_of(container))
+        _kill_each(partial(_processes_of, container))
 
 
 def _killed_as_one(cgroup: Path) -> bool:

@@ -138,12 +138,9 @@ class Life:
                 self._writes.close()
 
     async def _go(self) -> Ended:
-        watch = await self._adopt()
-        if watch is None:
-            begun = await self._begin()
-            if isinstance(begun, Ended):
-                return begun
-            watch = begun
+        watch = await self._adopt() or await self._begin()
+        if isinstance(watch, Ended):
+            return watch
         if self._pause_wanted:
             await self.pause()
         await self._run_race(watch)

@@ -1,8 +1,8 @@
 """What a daemon that comes back must know of a container's run and cannot learn from the engine: one small file.
 
 When it began and its pauses, by the clock that neither a sleeping laptop nor a corrected time of day moves (the engine
-tells the time of day); and of a log that is longer than the engine keeps, its beginning, how
-much was printed, and until when. Lies in the run's scratch beside what the task sees, not in it.
+tells the time of day); and of a log that is longer than the engine keeps, its beginning, how much was printed, and
+until when. Lies in the run's scratch beside what the task sees, not in it.
 """
 
 from __future__ import annotations
@@ -12,21 +12,13 @@ import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import structlog
 
+from nexapod.executor.boot import boot_id
+
 log = structlog.get_logger()
-
-_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
-
-
-def boot_id() -> str:
-    """Names the time since which this machine has been up: monotonic clocks can be compared within it only."""
-    try:
-        return _BOOT_ID.read_text().strip()
-    except OSError:
-        return ""
 
 
 @dataclass(slots=True)
