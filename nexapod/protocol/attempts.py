@@ -45,6 +45,8 @@ class Attempt:
     """The head and the tail of what the task has printed so far."""
     seq: int = 0
     """Of the newest checkpoint."""
+    size: int = 0
+    """The most stewards that its shard was seen to have while it was held."""
     checkpoint: Statement | None = None
     retry_at: Millis = 0
     retry_ms: Millis = limits.RETRY_MIN_MS
@@ -80,6 +82,7 @@ def record_of(attempt: Attempt) -> Record:
         _pack_result(attempt.result) if attempt.result else None,
         _envelope(attempt.basis),
         attempt.seq,
+        attempt.size,
     ]
     return Record(ATTEMPT_RECORD, record_key(attempt.task), codec.pack(value))
 
@@ -98,10 +101,11 @@ def restored(record: Record, verify: Verify, now: Millis) -> Attempt | tuple[Blo
     saved = codec.unpack(record.value, 2 * limits.FRAME_BYTES_MAX)
     if len(saved) == 1:
         return tuple(BlobRef(digest, size) for _, digest, size in saved[0])
-    bid, commit, reveal, salt, result, basis, seq = saved
+    bid, commit, reveal, salt, result, basis, seq, size = saved
     attempt = Attempt(task_of_key(record.key), "granted", decode(bid, verify), now)
     attempt.salt = salt
     attempt.seq = seq
+    attempt.size = size
     attempt.retry_at = now
     attempt.interrupted = True
     attempt.basis = decode(basis, verify) if basis is not None else None

@@ -67,7 +67,7 @@ from nexapod.protocol.retention import AGE_SAVE_MS, Retention
 from nexapod.protocol.shard import shard_of
 from nexapod.protocol.statements import Cancel, Fault, Settlement, Signer, Statement, Verify
 from nexapod.protocol.steward import SHARD_RECORD, STEWARD_ROLE, Steward, in_order
-from nexapod.protocol.submitter import EVIDENCE_RECORD, Submission
+from nexapod.protocol.submitter import EVIDENCE_RECORD, STEWARDS_RECORD, Submission
 from nexapod.protocol.tickets import shard_key
 from nexapod.protocol.timers import Timers
 from nexapod.protocol.types import BlobRef, JobId, JobSpec, Millis, Part, PeerId, Profile, StatementId
@@ -467,7 +467,8 @@ class Node:
                 for statement in (*state.bids.values(), *state.statements()):
                     self.ctx.forget(statement.id)
             self._timers.set(("submission", job), None)
-            self.ctx.save_record(Record(EVIDENCE_RECORD, bytes(job), None))
+            for kind in (EVIDENCE_RECORD, STEWARDS_RECORD):
+                self.ctx.save_record(Record(kind, bytes(job), None))
         self._retention.end(job)
         self.ctx.forget(entry.statement.id)
         if entry.end is not None:
@@ -756,9 +757,10 @@ class Node:
             for r in records
             if r.kind == EVIDENCE_RECORD and r.value is not None
         }
+        sizes = {JobId(r.key): r.value[0] for r in records if r.kind == STEWARDS_RECORD and r.value is not None}
         self._restore_shards(records, by_job)
         for job, submission in self.submissions.items():
-            submission.restore(in_order(by_job.get(job, [])), evidence.get(job))
+            submission.restore(in_order(by_job.get(job, [])), evidence.get(job), sizes.get(job, 0))
         for end in ends:
             self._restore_end(end)
         for record in records:

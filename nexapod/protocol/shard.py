@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 
 from nexapod.protocol.errors import PeerError
 from nexapod.protocol.limits import BIDS_PER_PEER_MAX, REPLICAS_MAX, SHARD_TASKS, STATEMENTS_PER_SHARD_MAX
-from nexapod.protocol.quorum import Result, majority
+from nexapod.protocol.quorum import Failed, Result, judge, majority
 from nexapod.protocol.statements import Bid, Commit, Fault, Reveal, Statement, Verdict, commitment
 from nexapod.protocol.types import Digest, JobId, JobSpec, PeerId, StatementId
 
@@ -148,6 +148,8 @@ class ShardState:
         agreed = {vote.group for vote in verdict.votes if vote.agreed}
         if verdict.outcome == "accepted" and len(agreed) < self.spec.validate.agree:
             raise PeerError("bad-verdict", "it accepts a result with too few votes", penalty=50)
+        if verdict.outcome == "failed" and len({v.worker for v in verdict.votes}) < self.spec.validate.max_replicas:
+            raise PeerError("bad-verdict", "it gives up before every replica was tried", penalty=50)
         return self._keep(self.file(verdict.task).verdicts, statement.author, statement, later_verdict)
 
     def _keep(
@@ -182,10 +184,10 @@ class ShardState:
         ]
 
     def supported(self, task: int, verdict: Verdict) -> bool:
-        """Whether the reveals that are known here bear out a verdict, whatever its author counted."""
+        """Whether the reveals that are known here bear out a verdict, whatever its author claims of them."""
         file = self.file(task)
         if verdict.outcome == "failed":
-            return True
+            return self._fails(file, verdict)
         own = lineages(file.reveals, lambda worker: worker)
         agreeing = {
             own[worker]
@@ -193,6 +195,20 @@ class ShardState:
             if s.body.root == verdict.root and s.body.outcome == "ok" and worker not in file.faults
         }
         return len(agreeing) >= self.spec.validate.agree
+
+    def _fails(self, file: TaskFile, verdict: Verdict) -> bool:
+        """Whether the results that a verdict counted come to nothing, each worker's once, in the groups that it saw.
+
+        A worker that was proven at fault since has had its turn, and gave nothing that counts.
+        """
+        counted = []
+        for worker, vote in {vote.worker: vote for vote in verdict.votes}.items():
+            shown = file.reveals.get(worker)
+            if worker in file.faults:
+                counted.append(Result(vote.reveal, worker, vote.group, "failed", Digest(bytes(32))))
+            elif shown is not None:
+                counted.append(Result(vote.reveal, worker, vote.group, shown.body.outcome, shown.body.root))
+        return isinstance(judge(counted, self.spec.validate), Failed)
 
     def listed(self, task: int) -> int:
         """The most stewards that any verdict on a task lists: one that lists itself alone decides nothing."""
@@ -215,7 +231,7 @@ class ShardState:
             min(signed, key=lambda s: s.id)
             for signed in tally.values()
             if len(signed) >= majority(max(stewards, *(len(s.body.stewards) for s in signed)))
-            and self.supported(task, signed[0].body)
+            and any(self.supported(task, s.body) for s in signed)
         ]
         if not settled:
             return None

@@ -19,6 +19,8 @@ LOGS_MAX = 256
 TURNS_MAX = 64
 EVIDENCE_RECORD = "evidence"
 """The ids of what a settlement signed."""
+STEWARDS_RECORD = "stewards"
+"""The most stewards that a job of this node's own was seen to have."""
 
 
 class Submission:
@@ -31,6 +33,8 @@ class Submission:
         self.spec: JobSpec = statement.body
         self.states = [ShardState(self.job, self.spec, shard) for shard in range(self.spec.shards)]
         self.decided: dict[int, Verdict] = {}
+        self.size = 0
+        """The most stewards that a shard was seen to have: a node that wakes up alone must not believe one of them."""
         self.views: dict[int, View] = {}
         """The newest view of each shard that a steward sent."""
         self.placed_on: dict[int, set[PeerId]] = {}
@@ -81,7 +85,7 @@ class Submission:
     def _offer_to_stewards(self) -> None:
         wanted: dict[PeerId, None] = {}
         for shard in range(self.spec.shards):
-            for steward in self.ctx.stewards(self.job, shard):
+            for steward in self._stewards(shard):
                 if steward not in self.placed_on.get(shard, ()):
                     wanted[steward] = None
         for steward in wanted:
@@ -98,10 +102,18 @@ class Submission:
             self._offer_to_stewards()
         for shard, state in enumerate(self.states):
             have = tuple(t for t in state.tasks if t in self.decided)
-            stewards = [s for s in self.ctx.stewards(self.job, shard) if s != self.ctx.me]
+            stewards = [s for s in self._stewards(shard) if s != self.ctx.me]
             if stewards and len(have) < len(state.tasks):
                 self.ctx.send(stewards[self._rounds % len(stewards)], Collect(self.job, shard, have))
         self._complete()
+
+    def _stewards(self, shard: int) -> tuple[PeerId, ...]:
+        """The shard's stewards now; what is remembered is how many there were."""
+        stewards = self.ctx.stewards(self.job, shard)
+        if len(stewards) > self.size:
+            self.size = len(stewards)
+            self.ctx.save_record(Record(STEWARDS_RECORD, bytes(self.job), bytes([self.size])))
+        return stewards
 
     # --- placement -------------------------------------------------------------------------------------------------
     def on_placed(self, peer: PeerId, shard: int) -> None:
@@ -188,11 +200,15 @@ class Submission:
         known = self.states[body.task // limits.SHARD_TASKS].file(body.task).commits.get(statement.author)
         return statement.kind == "commit" and known is not None and known.id != statement.id
 
-    def restore(self, statements: list[Statement], evidence: frozenset[StatementId] | None = None) -> None:
-        """Take up what a former process of this node had saved, in order.
+    def restore(
+        self, statements: list[Statement], evidence: frozenset[StatementId] | None = None, size: int = 0
+    ) -> None:
+        """Take up what a former process of this node had saved, in order; `size` as above.
 
-        `evidence`: what the settlement signed, when there is one. This node's other roles may have saved more.
+        `evidence`: what the settlement signed, when there is one: that proves itself, whatever came later. This node's
+        other roles may have saved more.
         """
+        self.size = size if evidence is None else 0
         for statement in statements:
             if statement.kind == "checkpoint" or (evidence is not None and statement.id not in evidence):
                 continue
@@ -203,8 +219,8 @@ class Submission:
 
     def _decide(self, task: int) -> None:
         state = self.states[task // limits.SHARD_TASKS]
-        size = max(len(self.ctx.stewards(self.job, state.shard)), state.listed(task))
-        verdict = state.decided(task, size)
+        self._stewards(state.shard)
+        verdict = state.decided(task, max(self.size, state.listed(task)))
         if verdict is None:
             return
         old = self.decided.get(task)

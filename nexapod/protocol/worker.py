@@ -300,6 +300,7 @@ class Worker:
         for task in tasks:
             attempt = Attempt(TaskId(job, task), "bidding", bid, self.ctx.now)
             attempt.retry_at = self.ctx.now + limits.BID_ANSWER_MS
+            attempt.size = len(stewards)
             self.attempts[attempt.task] = attempt
         for steward in stewards:
             self.ctx.offer(steward, [bid])
@@ -348,14 +349,21 @@ class Worker:
             if attempt.task.index in message.granted:
                 attempt.granted_by.add(steward)
                 self._note_checkpoints(attempt, steward, message.checkpoints)
-                if len(attempt.granted_by & set(stewards)) >= majority(len(stewards)):
+                needed = self._needed(attempt)
+                if len(attempt.granted_by & set(stewards)) >= needed:
                     attempt.state = "granted"
-                    attempt.basis = _agreed_checkpoint(attempt, majority(len(stewards)))
+                    attempt.basis = _agreed_checkpoint(attempt, needed)
             else:
                 attempt.refused_by.add(steward)
-                if len(stewards) - len(attempt.refused_by & set(stewards)) < majority(len(stewards)):
+                if len(stewards) - len(attempt.refused_by & set(stewards)) < self._needed(attempt):
                     self._give_up(attempt)
         self._start_granted()
+
+    def _needed(self, attempt: Attempt) -> int:
+        """A majority of the most stewards that its shard was seen to have: whoever wakes up, or is cut off, beside one
+        of them alone must not take its word for that of all."""
+        attempt.size = max(attempt.size, len(self.ctx.stewards(attempt.task.job, attempt.task.shard)))
+        return majority(attempt.size)
 
     def _note_checkpoints(self, attempt: Attempt, steward: PeerId, envelopes: tuple[bytes, ...]) -> None:
         """A steward gives, with its grant, what other workers had kept of the task."""
@@ -610,7 +618,7 @@ class Worker:
         stewards = self.ctx.stewards(attempt.task.job, attempt.task.shard)
         attempt.settled_by[steward] = ("closed", b"")
         closed = [s for s in stewards if attempt.settled_by.get(s, ("", b""))[0] == "closed"]
-        if len(closed) >= majority(len(stewards)):
+        if len(closed) >= self._needed(attempt):
             self._drop(attempt)
 
     def _on_shown(self, attempt: Attempt, steward: PeerId, status: TaskStatus) -> None:
@@ -623,7 +631,7 @@ class Worker:
             return
         stewards = self.ctx.stewards(attempt.task.job, attempt.task.shard)
         attempt.shown_by.add(steward)
-        if len(attempt.shown_by & set(stewards)) >= majority(len(stewards)):
+        if len(attempt.shown_by & set(stewards)) >= self._needed(attempt):
             self._reveal(attempt)
 
     def _others(self, attempt: Attempt, status: TaskStatus) -> int:
@@ -677,8 +685,7 @@ class Worker:
             return
         attempt.settled_by[statement.author] = body.result
         same = sum(1 for result in attempt.settled_by.values() if result == body.result)
-        size = max(len(self.ctx.stewards(body.job, attempt.task.shard)), len(body.stewards))
-        if same >= majority(size):
+        if same >= max(self._needed(attempt), majority(len(body.stewards))):
             mine = [vote.agreed for vote in body.votes if vote.worker == self.ctx.me]
             self.ctx.trace("result_judged", job=body.job, task=body.task, agreed=mine[0] if mine else None)
             self._drop(attempt)

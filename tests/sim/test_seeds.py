@@ -34,6 +34,7 @@ REGRESSIONS = {
     ("restart-everyone", 900100008): "a settlement that was saved, but not told before the crash, went unseen",
     ("mixed", 795649114): "an equivocator's second commit, shown to the submitter alone, hid what had been judged",
     ("mixed", 795647427): "a checkpoint that never arrived had no progress to compare",
+    ("mixed", 795663323): "a submitter that woke up alone took one steward's word for a failure",
     ("liars", 795647403): "a copycat that was a steward copied the junk of another copycat",
 }
 

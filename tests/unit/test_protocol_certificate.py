@@ -155,19 +155,22 @@ def test_one_judge_that_lists_itself_alone_decides_nothing_beside_others() -> No
     _, _, second = _task(1)
     alone = verdict(JOB, 1, [a, b], stewards=(1,))
     assert _problems([*a.all, *b.all, alone, *second]) == ""
-    other = replica(JOB, 5, content=b"other")
-    rival = verdict(JOB, 0, [], others=[a, b, other], outcome="failed")
+    others = [replica(JOB, n, content=b"%d" % n) for n in (5, 6, 7)]
+    rival = verdict(JOB, 0, [], others=[a, b, *others], outcome="failed")
     assert "task 0: no majority" in _problems([*a.all, *b.all, alone, rival, *second])
 
 
 def test_a_failed_task_is_reported_with_its_results() -> None:
-    a, b = replica(JOB, 3), replica(JOB, 4, content=b"other")
-    failed = [verdict(JOB, s, [], others=[a, b], outcome="failed") for s in (0, 1)]
-    evidence = [*a.all, *b.all, *failed, *_task(1)[2]]
+    tried = [replica(JOB, n, content=b"%d" % n) for n in (3, 4, 5, 6, 7)]
+    failed = [verdict(JOB, s, [], others=tried, outcome="failed") for s in (0, 1)]
+    evidence = [*(s for r in tried for s in r.all), *failed, *_task(1)[2]]
     report = check(build(JOB, evidence, _settlement(evidence, 1, 1)), verify)
     assert report.problems == ()
     assert (report.tasks[0].outcome, report.tasks[0].outputs) == ("failed", ())
-    assert [r.agreed for r in report.tasks[0].replicas] == [False, False]
+    assert [r.agreed for r in report.tasks[0].replicas] == [False] * 5
+    without = [s for s in evidence if s not in tried[4].all]
+    problems = check(build(JOB, without, _settlement(without, 1, 1)), verify).problems
+    assert any("task 0: no majority" in p for p in problems), "a failure must be shown, like a success"
 
 
 def test_a_fault_excludes_its_workers_result() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from protocol_kit import Replica, job, make, pid, replica, verdict
@@ -11,7 +12,7 @@ from nexapod.protocol import shard
 from nexapod.protocol.errors import PeerError
 from nexapod.protocol.shard import Contradiction, ShardState, shard_of
 from nexapod.protocol.statements import Cancel, Fault, Reveal, Statement
-from nexapod.protocol.types import JobId, PeerId, Usage
+from nexapod.protocol.types import JobId, PeerId, Usage, Validate
 
 JOB = job(tasks=300)
 A, B, C = replica(JOB, 3), replica(JOB, 4), replica(JOB, 5, content=b"other")
@@ -118,11 +119,43 @@ def test_a_verdict_that_the_results_do_not_bear_out_decides_nothing() -> None:
     assert state.decided(0, 3) is not None
 
 
-def test_a_failure_needs_no_results_to_bear_it_out() -> None:
-    failed = [verdict(JOB, s, [], others=[A, B, C], outcome="failed") for s in (0, 1)]
-    found = _state(*A.all, *failed).decided(0, 3)
+THREE = job(validate=Validate(agree=2, max_replicas=3))
+APART = [replica(THREE, n, content=b"%d" % n) for n in (3, 4, 5)]
+
+
+def test_a_failure_is_borne_out_by_results_that_come_to_nothing() -> None:
+    failed = [verdict(THREE, s, [], others=APART, outcome="failed") for s in (0, 1)]
+    state = _state(*APART[0].all, *APART[1].all, *failed, of=THREE)
+    assert state.decided(0, 3) is None, "the third replica's result is not known here"
+    for statement in APART[2].all:
+        state.add(statement)
+    found = state.decided(0, 3)
     assert found is not None
     assert found.outcome == "failed"
+
+
+def test_results_that_agree_bear_out_no_failure_however_often_it_names_them() -> None:
+    same = [replica(THREE, n) for n in (3, 4, 5)]
+    failed = [verdict(THREE, s, [], others=same, outcome="failed") for s in (0, 1)]
+    assert _state(*(s for r in same for s in r.all), *failed, of=THREE).decided(0, 3) is None
+    body = failed[0].body
+    split = tuple(replace(body.votes[0], group=f"g{n}") for n in range(3))
+    with pytest.raises(PeerError, match="bad-verdict"):
+        _state(*APART[0].all, make(replace(body, votes=split), 0), of=THREE)
+
+
+def test_a_worker_at_fault_has_had_its_turn_and_bears_out_a_failure() -> None:
+    again = replica(THREE, 3, content=b"changed")
+    first, second = sorted((APART[0].commit, again.commit), key=lambda s: s.id)
+    fault = make(Fault(JobId(THREE.id), 0, pid(3), first.envelope, second.envelope), 0)
+    failed = [verdict(THREE, s, [], others=APART, outcome="failed") for s in (0, 1)]
+    state = _state(*APART[1].all, *APART[2].all, fault, *failed, of=THREE)
+    assert state.decided(0, 3) is not None
+
+
+def test_nobody_gives_up_before_every_replica_was_tried() -> None:
+    with pytest.raises(PeerError, match="every replica"):
+        _state(verdict(THREE, 0, [], others=APART[:2], outcome="failed"), of=THREE)
 
 
 def test_of_two_settled_by_a_partition_the_smallest_verdict_id_is_kept_everywhere() -> None:

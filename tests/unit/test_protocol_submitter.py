@@ -9,7 +9,7 @@ from nexapod.protocol.context import Context
 from nexapod.protocol.events import Fetch, Publish, Save
 from nexapod.protocol.messages import Collect, Offer, View
 from nexapod.protocol.statements import Fault, Statement
-from nexapod.protocol.submitter import Submission
+from nexapod.protocol.submitter import STEWARDS_RECORD, Submission
 from nexapod.protocol.types import Part, Validate, blob_of
 
 RESULT = blob_of(b"result")
@@ -25,6 +25,12 @@ def _settle(submission: Submission, task: int = 0) -> None:
     a, b = replica(of, 3, task), replica(of, 4, task)
     for statement in (*a.all, *b.all, *(verdict(of, s, [a, b], task=task) for s in (0, 1))):
         submission.add(statement)
+
+
+def _saved(submission: Submission, kind: str) -> list[bytes]:
+    """The values of all records of a kind that it wanted to be kept so far, oldest first."""
+    records = [e.record for e in submission.ctx.effects if isinstance(e, Save)]
+    return [r.value for r in records if r.kind == kind and r.value is not None]
 
 
 def _arrive(submission: Submission) -> None:
@@ -184,12 +190,25 @@ def test_the_submitter_counts_a_majority_of_the_stewards_that_it_sees() -> None:
     assert submission.decided == {}
 
 
+def test_a_submitter_that_wakes_up_alone_does_not_take_one_stewards_word_for_that_of_all() -> None:
+    submission = _submission(job())
+    a, b = (replica(submission.statement, n) for n in (3, 4))
+    for statement in (*a.all, *b.all, verdict(submission.statement, 0, [a, b], stewards=(0,))):
+        submission.add(statement)
+    (size,) = {value[0] for value in _saved(submission, STEWARDS_RECORD)}
+    kept = [decode(value) for value in _saved(submission, "statement")]
+    alone = _submission(submission.statement, context(me=9, serving=(), others=(9,)))
+    alone.restore(kept, size=size)
+    assert (size, alone.decided) == (3, {})
+    alone.add(verdict(submission.statement, 9, [a, b], stewards=(0, 1, 2)))
+    assert alone.decided[0].outcome == "accepted"
+
+
 def test_evidence_that_is_needed_is_saved_and_a_restart_goes_on_from_it() -> None:
     submission = _submission(job(tasks=2))
     _settle(submission)
-    saved = [e.record.value for e in drain(submission.ctx) if isinstance(e, Save)]
     again = _submission(submission.statement)
-    again.restore([decode(value) for value in saved if value is not None])
+    again.restore([decode(value) for value in _saved(submission, "statement")])
     assert sorted(again.decided) == [0]
     assert [e.part.blob for e in drain(again.ctx) if isinstance(e, Fetch)] == [RESULT]
 
@@ -236,5 +255,5 @@ def test_a_worker_that_changes_its_commit_without_end_is_listened_to_for_a_while
     submission.add(replica(of, 3).bid)
     for n in range(10 * submitter.TURNS_MAX):
         submission.add(replica(of, 3, content=b"%d" % n).commit)
-    saved = {e.record.key for e in drain(submission.ctx) if isinstance(e, Save)}
-    assert len(saved) <= submitter.TURNS_MAX + 2
+    saved = set(_saved(submission, "statement"))
+    assert 1 < len(saved) <= submitter.TURNS_MAX + 2

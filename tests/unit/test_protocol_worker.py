@@ -42,10 +42,17 @@ STEWARDS = (0, 1, 2)
 class Bench:
     """A worker that knows one job, and what its stewards say."""
 
-    def __init__(self, of: Statement | None = None, *, policy: Policy | None = None, slots: int = 1) -> None:
+    def __init__(
+        self,
+        of: Statement | None = None,
+        *,
+        policy: Policy | None = None,
+        slots: int = 1,
+        serving: Sequence[int] = STEWARDS,
+    ) -> None:
         self.job = of or job()
         self.id = JobId(self.job.id)
-        self.ctx = context(me=3)
+        self.ctx = context(me=3, serving=serving)
         self.worker = Worker(self.ctx, verify, policy or Policy())
         self.worker.profile = profile(serves=False, slots=slots)
         self.worker.job_known(self.job)
@@ -487,9 +494,9 @@ def test_a_job_that_is_over_is_left_behind() -> None:
 
 
 # --- restart -------------------------------------------------------------------------------------------------------
-def _restarted(bench: Bench) -> Bench:
+def _restarted(bench: Bench, serving: Sequence[int] = STEWARDS) -> Bench:
     [record] = [e.record for e in drain(bench.ctx) if isinstance(e, Save)][-1:]
-    again = Bench(bench.job)
+    again = Bench(bench.job, serving=serving)
     again.ctx.now = 50_000
     again.worker.restore(record)
     return again
@@ -511,6 +518,22 @@ def test_a_revealed_attempt_is_offered_again_after_a_restart() -> None:
     again = _restarted(bench)
     again.worker.tick()
     assert again.offers(1) == ["bid", "commit", "reveal"]
+
+
+@pytest.mark.parametrize("state", ["running", "committed", "revealed"])
+def test_one_steward_met_after_a_restart_neither_ends_an_attempt_nor_has_its_result_shown(state: str) -> None:
+    bench = Bench()
+    if state == "running":
+        bench.grant(bench.bid(), *STEWARDS)
+    else:
+        (bench.commit if state == "committed" else bench.reveal)()
+    again = _restarted(bench, serving=(0,))
+    held = again.attempt.state
+    a, b = replica(bench.job, 4), replica(bench.job, 5)
+    again.worker.on_verdict(verdict(bench.job, 0, [a, b], stewards=(0,)))
+    again.status(0, "closed")
+    again.status(0, "reveal", [a.commit.envelope])
+    assert again.attempt.state == held
 
 
 def test_a_task_that_ran_when_the_process_ended_runs_again() -> None:
