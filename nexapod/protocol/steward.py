@@ -122,7 +122,7 @@ class Steward:
         for bid in self.state.bids.values():
             for task in bid.body.tasks:
                 file = self.state.file(task)
-                if bid.author not in file.commits and bid.author not in self._desk(task).leases:
+                if bid.author not in {*file.commits, *file.faults, *self._desk(task).leases}:
                     self._lease(task, bid.author)
         for task in list(self.state.files):
             self._judge(task)
@@ -374,6 +374,7 @@ class Steward:
             and mine_to_keep
             and known
             and worker not in file.reveals
+            and worker not in file.faults
             and (self._grants(task, worker) or (worker in file.commits and not desk.lapsed(worker, self.ctx.now)))
         ):
             self._lease(task, worker)
@@ -520,7 +521,7 @@ class Steward:
         match statement.kind:
             case "commit":
                 self._note_duration(desk.leases.get(statement.author))
-                if desk.settled is None and statement.author not in desk.leases:
+                if desk.settled is None and statement.author not in {*desk.leases, *self.state.file(task).faults}:
                     self._lease(task, statement.author)
             case "reveal":
                 desk.leases.pop(statement.author, None)

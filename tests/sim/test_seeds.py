@@ -35,6 +35,7 @@ REGRESSIONS = {
     ("mixed", 795649114): "an equivocator's second commit, shown to the submitter alone, hid what had been judged",
     ("mixed", 795647427): "a checkpoint that never arrived had no progress to compare",
     ("mixed", 795663323): "a submitter that woke up alone took one steward's word for a failure",
+    ("liars", 5000623): "an equivocator renewed its lease, and a failure waited for its result without end",
     ("liars", 795647403): "a copycat that was a steward copied the junk of another copycat",
 }
 

@@ -491,6 +491,34 @@ def test_a_task_does_not_fail_while_a_replica_is_out() -> None:
     assert desk.mine.outcome == "failed"
 
 
+def test_a_worker_at_fault_does_not_hold_up_a_failure_whatever_it_renews_or_sends() -> None:
+    desk = Desk(job(validate=Validate(agree=2, max_replicas=3)))
+    a, again, third = desk.replica(6), desk.replica(6, b"changed", nonce=2), desk.replica(6, b"once more", nonce=3)
+    desk.commit(a)
+    desk.add(again.bid)
+    desk.add(again.commit)
+    assert desk.renew(a, "committed").standing == "closed"
+    desk.add(third.bid)
+    desk.add(third.commit)
+    assert desk.steward.desks[0].leases == {}
+    desk.reveal(desk.replica(3, b"one"), desk.replica(4, b"two"), desk.replica(5, b"three"))
+    assert desk.mine is not None
+    assert desk.mine.outcome == "failed"
+
+
+def test_a_fault_that_is_known_before_its_commits_leaves_no_lease_not_even_after_a_restart() -> None:
+    desk = Desk()
+    a, again = desk.replica(3), desk.replica(3, b"changed", nonce=2)
+    first, second = sorted((a.commit, again.commit), key=lambda s: s.id)
+    fault = make(Fault(desk.id, 0, pid(3), first.envelope, second.envelope), 1)
+    desk.add(fault, sender=1)
+    desk.commit(a)
+    assert desk.steward.desks[0].leases == {}
+    restarted = Desk(desk.job)
+    restarted.steward.restore(3, [a.bid, fault])
+    assert restarted.steward.desks[0].leases == {}
+
+
 def test_a_later_verdict_replaces_an_earlier_one_only_when_it_says_something_else_on_more() -> None:
     desk = Desk(job(validate=Validate(agree=2, max_replicas=3)))
     desk.reveal(desk.replica(3, b"one"), desk.replica(4, b"two"), desk.replica(5, b"three"))

@@ -404,12 +404,16 @@ def certificate_vectors(story: Story) -> list[dict[str, Any]]:
     flipped[len(whole) // 2] ^= 1
     short = certificate.build(story.job, story.evidence[:-1], story.settlement)
     twice = certificate.build(story.job, story.evidence, make(Settlement(story.id, 2, 0, Digest(bytes(32))), SUBMITTER))
+    shown = [s for s in story.evidence if s is not story.reveals[1, "dave"]]
+    digest = certificate.evidence_digest([story.job, *shown])
+    unproven = certificate.build(story.job, shown, make(Settlement(story.id, 1, 1, digest), SUBMITTER))
     cases = [
         ("whole", whole),
         ("one bit flipped", bytes(flipped)),
         ("cut short", whole[:-40]),
         ("a verdict left out", short),
         ("a settlement that counts otherwise", twice),
+        ("a failure without one of its results, signed for", unproven),
         ("not a certificate", b"NEXAPOD"),
     ]
     found = []
