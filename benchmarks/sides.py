@@ -54,6 +54,7 @@ class Side:
 
     def __init__(self, home: Path, port: int = 0, *, tell: bool = False) -> None:
         from nexapod.blobs.exchange import Exchange
+        from nexapod.blobs.rates import Caps, Rates
         from nexapod.blobs.store import BlobStore
         from nexapod.mesh import events
         from nexapod.mesh.links import PeerUnreachable
@@ -78,7 +79,7 @@ class Side:
                 self.exchange.peer_gone(event.peer)
 
         self.store = BlobStore(home / "blobs")
-        self.exchange = Exchange(self.store, send)
+        self.exchange = Exchange(self.store, send, rates=Rates(Caps(up_max=int(os.environ.get("LINE", "0")) or None)))
         self.mesh = Mesh(
             seed=hashlib.sha256(str(home).encode()).digest(),
             network=NETWORK,

@@ -31,8 +31,7 @@ SLOW_PEERS_MAX = 1024
 @dataclass(frozen=True, slots=True)
 class Timing:
     """Seconds. `stall`: a silent source is given up. `answer`: one chunk, however it trickles. `hedge`: a
-    chunk out
-    for so long is asked of a second source. `send`: one frame into a link."""
+    chunk out for so long is asked of a second source. `send`: one frame into a link."""
 
     stall: float = 10.0
     answer: float = 120.0
