@@ -467,15 +467,20 @@ class Worker:
         """Tell the stewards, shard by shard, what this worker holds."""
         self._renew_at = None
         by_shard: dict[tuple[JobId, int], list[Held]] = {}
+        kept: dict[tuple[JobId, int], list[Statement]] = {}
         for attempt in self.attempts.values():
             if attempt.state == "bidding":
                 continue
+            if attempt.state == "running" and attempt.checkpoint is not None:
+                kept.setdefault((attempt.task.job, attempt.task.shard), []).append(attempt.checkpoint)
             stage: Stage = "running" if attempt.state in ("granted", "running") else attempt.state  # type: ignore[assignment]
             held = Held(attempt.task.index, stage, attempt.bid.id, attempt.progress)
             by_shard.setdefault((attempt.task.job, attempt.task.shard), []).append(held)
         for (job, shard), holdings in sorted(by_shard.items()):
             for steward in self.ctx.stewards(job, shard):
                 self.ctx.send(steward, Renew(job, shard, tuple(holdings[: limits.SHARD_TASKS])))
+                # It may have had no lease for this worker when it was first offered them, or have failed to fetch them.
+                self.ctx.offer(steward, kept.get((job, shard), []))
         if by_shard:
             self._renew_at = self.ctx.now + limits.RENEW_MS
 

@@ -34,7 +34,7 @@ from nexapod.protocol.context import Context
 from nexapod.protocol.errors import PeerError
 from nexapod.protocol.events import Checkpointed, Drop, Fetch, Finished, PeerDown, Run, Save, Submit
 from nexapod.protocol.matching import Policy
-from nexapod.protocol.messages import AskLog, Grant, Offer, TaskLog, View
+from nexapod.protocol.messages import AskLog, Grant, Offer, Renew, TaskLog, View
 from nexapod.protocol.quorum import Accepted, Undecided, judge
 from nexapod.protocol.shard import ShardState, lineages
 from nexapod.protocol.statements import Bid, Checkpoint, Statement
@@ -390,6 +390,26 @@ def test_the_files_of_the_newest_checkpoint_are_held_until_the_attempt_is_over()
     assert [e.ref for e in drain(worker.ctx) if isinstance(e, Drop)] == [new]
     worker.checkpointed(task, (File("state", old),), False)
     assert drain(worker.ctx) == [], "it does not run any more"
+
+
+def test_a_checkpoint_is_offered_again_with_each_renewal_while_the_task_runs() -> None:
+    worker = _granted((0, ()), (1, ()))
+    task = TaskId(ID, 0)
+    worker.checkpointed(task, (File("state", blob_of(b"half")),), False)
+    drain(worker.ctx)
+    for _ in range(2):
+        worker.ctx.now += limits.RENEW_MS
+        worker.tick()
+        told = said(worker.ctx, 2)
+        [at] = [number for number, message in enumerate(told) if isinstance(message, Renew)]
+        [offer] = [message for message in told[at + 1 :] if isinstance(message, Offer)]
+        assert [decode(e).kind for e in offer.envelopes] == ["checkpoint"], "after what gives the worker its lease"
+    worker.finished(task, RunResult("ok", 0))
+    drain(worker.ctx)
+    worker.ctx.now += limits.RENEW_MS
+    worker.tick()
+    offered = [decode(e).kind for m in said(worker.ctx, 2) if isinstance(m, Offer) for e in m.envelopes]
+    assert "checkpoint" not in offered
 
 
 def test_an_attempt_outlives_its_process_with_its_basis_and_the_number_of_its_checkpoints() -> None:
