@@ -115,7 +115,8 @@ class Worker:
         now = self.ctx.now
         for attempt in list(self.attempts.values()):
             if attempt.state == "bidding" and attempt.retry_at <= now:
-                self._give_up(attempt)
+                self._weigh_bid(attempt, late=True)
+                self._start_granted()
             elif attempt.state in ("committed", "revealed") and attempt.retry_at <= now:
                 self._repeat(attempt)
         if self._renew_at is not None and self._renew_at <= now:
@@ -349,15 +350,24 @@ class Worker:
             if attempt.task.index in message.granted:
                 attempt.granted_by.add(steward)
                 self._note_checkpoints(attempt, steward, message.checkpoints)
-                needed = self._needed(attempt)
-                if len(attempt.granted_by & set(stewards)) >= needed:
-                    attempt.state = "granted"
-                    attempt.basis = _agreed_checkpoint(attempt, needed)
             else:
                 attempt.refused_by.add(steward)
-                if len(stewards) - len(attempt.refused_by & set(stewards)) < self._needed(attempt):
-                    self._give_up(attempt)
+            self._weigh_bid(attempt, late=False)
         self._start_granted()
+
+    def _weigh_bid(self, attempt: Attempt, *, late: bool) -> None:
+        """What the answers to a bid come to. `late`: no more of them are waited for."""
+        stewards = set(self.ctx.stewards(attempt.task.job, attempt.task.shard))
+        granted, refused, needed = attempt.granted_by & stewards, attempt.refused_by & stewards, self._needed(attempt)
+        if len(granted) < needed:
+            if late or len(stewards) - len(refused) < needed:
+                self._give_up(attempt)
+            return
+        basis = _agreed_checkpoint(attempt, needed)
+        if basis is None and attempt.offered and not late and len(granted | refused) < len(stewards):
+            return  # with one more answer there may be a checkpoint to go on from
+        attempt.state = "granted"
+        attempt.basis = basis
 
     def _needed(self, attempt: Attempt) -> int:
         """A majority of the most stewards that its shard was seen to have: whoever wakes up, or is cut off, beside one

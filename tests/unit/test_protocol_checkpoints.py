@@ -342,14 +342,32 @@ def test_a_worker_goes_on_from_what_a_majority_of_the_stewards_gave_it() -> None
 
 
 def test_a_worker_begins_anew_when_the_stewards_gave_different_ones_or_only_one_did() -> None:
-    assert _run(_granted((0, (kept(3),)), (1, (kept(4),)))).checkpoint == ()
-    assert _run(_granted((0, (kept(3),)), (1, ()))).checkpoint == ()
+    assert _run(_granted((0, (kept(3),)), (1, (kept(4),)), (2, ()))).checkpoint == ()
+    assert _run(_granted((0, (kept(3),)), (1, ()), (2, ()))).checkpoint == ()
+
+
+def test_a_worker_that_only_some_gave_one_waits_for_the_others_and_not_for_ever() -> None:
+    worker = _granted((0, (kept(3),)), (1, ()))
+    [attempt] = worker.attempts.values()
+    assert [e for e in drain(worker.ctx) if isinstance(e, Run)] == []
+    worker.on_grant(pid(2), Grant(ID, 0, attempt.bid.id, (0,), (kept(3).envelope,)))
+    assert _run(worker).checkpoint == kept(3).body.files
+
+    worker = _granted((0, (kept(3),)), (1, ()))
+    [attempt] = worker.attempts.values()
+    worker.on_grant(pid(2), Grant(ID, 0, attempt.bid.id, (), ()))
+    assert _run(worker).checkpoint == (), "the last one refuses"
+
+    worker = _granted((0, (kept(3),)), (1, ()))
+    worker.ctx.now += limits.BID_ANSWER_MS
+    worker.tick()
+    assert _run(worker).checkpoint == (), "the last one does not answer"
 
 
 def test_a_worker_does_not_go_on_from_what_too_many_have_gone_on_from() -> None:
     endless = kept(3, continued=tuple(pid(100 + n) for n in range(limits.REPLICAS_MAX)))
     assert len(lineage_of(endless)) > limits.REPLICAS_MAX
-    assert _run(_granted((0, (endless,)), (1, (endless,)))).checkpoint == ()
+    assert _run(_granted((0, (endless,)), (1, (endless,)), (2, (endless,)))).checkpoint == ()
 
 
 def test_a_grant_with_something_else_in_it_is_held_against_the_steward() -> None:
