@@ -168,7 +168,7 @@ def make_executors(home: Home, seed: bytes) -> dict[str, Executor]:
             cache=home.root / "modules",
             roots=Roots(reads=(home.blobs,), writes=(home.tasks,)),
         ),
-        "docker": DockerExecutor(home=home_id, scratch=scratch / "docker"),
+        "docker": DockerExecutor(home=home_id, scratch=scratch / "docker", guarded=True),
     }
 
 

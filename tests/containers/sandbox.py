@@ -21,6 +21,8 @@ from nexapod.executor.docker.sandbox import DockerExecutor
 from nexapod.protocol.types import Limits
 
 HOME = "fedcba9876543210"
+WAITING = "while [ ! -e /input/go ]; do sleep 0.05; done"
+LONG = Limits(memory=64 << 20, output=4 << 20, wall_ms=60_000)
 
 
 @dataclass
@@ -61,6 +63,21 @@ async def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None
             await trio.sleep(0.02)
 
 
+def waiting_task(sandbox: Sandbox, before: str = "echo first", limits: Limits = LONG) -> TaskRun:
+    """Ends with status 3 once /input/go is there."""
+    line = f"{before}; echo 0.5 >/run/progress; {WAITING}; echo last; exit 3"
+    return sandbox.task("sh", "-c", line, limits=limits)
+
+
+def let_go(run: TaskRun) -> None:
+    (run.input / "go").touch()
+
+
+def state(sandbox: Sandbox, run: TaskRun) -> dict[str, str]:
+    found: dict[str, str] = sandbox.client.inspect_container(sandbox.name_of(run))["State"]
+    return found
+
+
 @contextlib.asynccontextmanager
 async def running(sandbox: Sandbox, run: TaskRun) -> AsyncIterator[list[Ended]]:
     """The run has begun to report; how it ended is in the list once the block is left, which waits for it."""
@@ -76,16 +93,18 @@ async def running(sandbox: Sandbox, run: TaskRun) -> AsyncIterator[list[Ended]]:
 
 
 @contextlib.asynccontextmanager
-async def killed_daemon(sandbox: Sandbox, run: TaskRun) -> AsyncIterator[None]:
+async def killed_daemon(sandbox: Sandbox, run: TaskRun, *, guarded: bool = False) -> AsyncIterator[None]:
     """A daemon began this run, and was killed at the first progress that it heard of."""
+    scratch = sandbox.root / "scratch"
     daemon = subprocess.Popen(  # noqa: ASYNC220  (killed below; trio would not let it die alone)
-        [sys.executable, "-c", _DAEMON, str(sandbox.root / "scratch"), pickle.dumps(run).hex(), sandbox.url or ""],
+        [sys.executable, "-c", _DAEMON, str(scratch), pickle.dumps(run).hex(), sandbox.url or "", "x" * guarded],
         stdout=subprocess.PIPE,
     )
     try:
         assert daemon.stdout is not None
         with trio.fail_after(30):
-            assert await trio.to_thread.run_sync(daemon.stdout.readline) == b"in progress\n"
+            while (line := await trio.to_thread.run_sync(daemon.stdout.readline)) != b"in progress\n":
+                assert line, "it ended"
     finally:
         os.kill(daemon.pid, signal.SIGKILL)
         daemon.wait(timeout=10)
@@ -99,7 +118,7 @@ import pickle, sys, trio
 from pathlib import Path
 from nexapod.executor.docker.sandbox import DockerExecutor
 
-executor = DockerExecutor(home={HOME!r}, scratch=Path(sys.argv[1]), url=sys.argv[3] or None)
+executor = DockerExecutor(home={HOME!r}, scratch=Path(sys.argv[1]), url=sys.argv[3] or None, guarded=bool(sys.argv[4]))
 run = pickle.loads(bytes.fromhex(sys.argv[2]))
 trio.run(executor.run, run, lambda report: report.progress and print("in progress", flush=True))
 """

@@ -12,7 +12,18 @@ from pathlib import Path
 import pytest
 import trio
 from containers.engine_kit import import_image
-from containers.sandbox import HOME, Relay, Sandbox, killed_daemon, running, wait_until
+from containers.sandbox import (
+    HOME,
+    LONG,
+    Relay,
+    Sandbox,
+    killed_daemon,
+    let_go,
+    running,
+    state,
+    wait_until,
+    waiting_task,
+)
 
 from nexapod.executor import watch
 from nexapod.executor.contract import Ended, TaskRun
@@ -20,25 +31,6 @@ from nexapod.executor.docker import engine, life
 from nexapod.executor.docker.engine import Engine, EngineError
 from nexapod.executor.docker.notes import Notes
 from nexapod.executor.docker.sandbox import DockerExecutor
-from nexapod.protocol.types import Limits
-
-WAITING = "while [ ! -e /input/go ]; do sleep 0.05; done"
-LONG = Limits(memory=64 << 20, output=4 << 20, wall_ms=60_000)
-
-
-def waiting_task(sandbox: Sandbox, before: str = "echo first", limits: Limits = LONG) -> TaskRun:
-    """Ends with status 3 once /input/go is there."""
-    line = f"{before}; echo 0.5 >/run/progress; {WAITING}; echo last; exit 3"
-    return sandbox.task("sh", "-c", line, limits=limits)
-
-
-def let_go(run: TaskRun) -> None:
-    (run.input / "go").touch()
-
-
-def state(sandbox: Sandbox, run: TaskRun) -> dict[str, str]:
-    found: dict[str, str] = sandbox.client.inspect_container(sandbox.name_of(run))["State"]
-    return found
 
 
 def container_id(sandbox: Sandbox, run: TaskRun) -> str:

@@ -64,7 +64,8 @@ def test_a_daemon_killed_during_ten_tasks_loses_none_repeats_none_and_leaves_non
         wait_until(lambda: len(_running(client, image)) == TASKS, JOB_S, f"{TASKS} containers run")
         first = {container["Id"] for container in containers(client, image)}
         worker.kill()
-        assert len(_running(client, image)) == TASKS, "they go on without their daemon"
+        wait_until(lambda: not _running(client, image), 20.0, "they stand still without their daemon")
+        assert [container["State"] for container in containers(client, image)] == ["paused"] * TASKS
         worker.start()
         mesh.wait_state(submitter, job_id, "complete", JOB_S)
         outputs = submitter.outputs(job_id, "starts")

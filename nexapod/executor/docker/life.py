@@ -28,7 +28,7 @@ from nexapod.executor.contract import EXIT_KILLED, Ended, OnReport, TaskRun, out
 from nexapod.executor.docker.cgroups import Cgroups
 from nexapod.executor.docker.engine import CALL_S, EXIT_UNKNOWN, WAIT_SLICE_S, Container, Engine, EngineError, Stream
 from nexapod.executor.docker.killing import kill_by_id, kill_containers
-from nexapod.executor.docker.notes import Notes
+from nexapod.executor.docker.notes import Notes, notes_of
 from nexapod.executor.docker.settings import LOG_BYTES
 from nexapod.executor.watch import Clock, MustStop, Scratch, Watch
 from nexapod.executor.writes import Writes, writes
@@ -260,7 +260,7 @@ class Life:
 
     @property
     def _notes_path(self) -> Path:
-        return self.scratch.root / "notes.json"
+        return notes_of(self.scratch.root)
 
     def _watch_from(self, ran_s: float, notes: Notes | None = None) -> Watch:
         self._notes = notes or Notes(self._notes_path)

@@ -85,5 +85,10 @@ class Notes:
         return max(0.0, said_s - self.paused_for())
 
 
+def notes_of(scratch: Path) -> Path:
+    """Where the notes of a run lie: in its scratch, outside of what the task sees."""
+    return scratch / "notes.json"
+
+
 def _seconds(value: Any) -> float | None:
     return None if value is None else float(value)

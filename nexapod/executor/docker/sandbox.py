@@ -9,6 +9,7 @@ here: it runs what the engine holds, by content id.
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -19,6 +20,7 @@ from nexapod.executor.contract import EXIT_KILLED, Availability, BadRun, Ended, 
 from nexapod.executor.docker.cgroups import Cgroups
 from nexapod.executor.docker.cgroups import find as find_cgroups
 from nexapod.executor.docker.engine import Engine, EngineError, connect
+from nexapod.executor.docker.guarding import Guard
 from nexapod.executor.docker.life import AWAY_S, Life, Threads, has_outcome
 from nexapod.executor.docker.settings import ImageFacts, UnfitImage, container_name, container_settings
 from nexapod.executor.watch import Scratch, remove_all, set_aside
@@ -47,11 +49,13 @@ class DockerExecutor:
         url: str | None = None,
         exact_usage: bool = True,
         engine_away_s: float = AWAY_S,
+        guarded: bool = False,
     ) -> None:
         """`home`: hex id of this daemon's home, by which it knows its containers again after a restart. `scratch`: a
         directory of this daemon alone, made here (0700). `url`: the engine's; None is DOCKER_HOST or the usual
         socket. `exact_usage` False: never use cgroups of our own, for engines whose cgroups are managed.
-        `engine_away_s`: how long an engine may be away while a task runs."""
+        `engine_away_s`: how long an engine may be away while a task runs. `guarded`: should this process be killed, its
+        containers are frozen, and removed when no other takes them up (guard.py)."""
         container_name(home, "0")  # refuses a home id that cannot name a container
         self._home = home
         self._scratch = scratch
@@ -66,6 +70,7 @@ class DockerExecutor:
         self._lives: dict[str, Life | None] = {}
         self._unremoved: set[str] = set()
         """Labels of ended runs whose containers the engine did not live to remove."""
+        self._guard = Guard(scratch.with_name(f"{scratch.name}.lock"), home, scratch, url) if guarded else None
         scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
         scratch.chmod(0o700)
 
@@ -76,6 +81,8 @@ class DockerExecutor:
             await self._threads.call(engine.check)
             images = await self._threads.call(engine.images)
             await self._remove_left(engine)
+            if self._guard and self._lives:
+                await self._guard.stand()  # it may have been killed
         except EngineError as error:
             self._engine = None  # the next to ask connects anew; runs in progress keep the client that they have
             return Availability(False, reason=reason_text(str(error)))
@@ -92,6 +99,8 @@ class DockerExecutor:
         engine: Engine | None = None
         try:
             engine = await self._connected()
+            if self._guard:
+                await self._guard.stand()
             life = await self._life(engine, run, scratch, on_report)
             self._lives[run.label] = life
             return await life.go()
@@ -145,6 +154,8 @@ class DockerExecutor:
         return len(orphans)
 
     async def aclose(self) -> None:
+        if self._guard:
+            await trio.to_thread.run_sync(partial(self._guard.close, done=not self._unremoved))
         if self._engine:
             self._engine.close()
             self._engine = None
