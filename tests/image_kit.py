@@ -9,7 +9,10 @@ import json
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
+
+import zstandard
 
 from nexapod.executor.images.oci import Platform
 
@@ -69,8 +72,9 @@ def docker_archive(*images: Made, names: Sequence[str] = ("test/image:1",), comp
     return tar(files | {"manifest.json": json.dumps(manifest).encode()})
 
 
-def oci_layout(*images: Made, compress: bool = True, nested: bool = True) -> bytes:
+def oci_layout(*images: Made, compress: bool = True, nested: bool = True, zstd: bool = False) -> bytes:
     """As `skopeo copy ... oci-archive:` and `docker buildx` write it; `nested`: an index of platforms in the index."""
+    pack = zstandard.compress if zstd else partial(gzip.compress, mtime=0)
     files: dict[str, bytes] = {"oci-layout": b'{"imageLayoutVersion": "1.0.0"}'}
 
     def put(data: bytes, media: str) -> dict[str, Any]:
@@ -80,8 +84,8 @@ def oci_layout(*images: Made, compress: bool = True, nested: bool = True) -> byt
 
     manifests = []
     for made in images:
-        suffix = "+gzip" if compress else ""
-        layers = [gzip.compress(layer, mtime=0) if compress else layer for layer in made.layers]
+        suffix = ("+zstd" if zstd else "+gzip") if compress else ""
+        layers = [pack(layer) if compress else layer for layer in made.layers]
         manifest = {
             "schemaVersion": 2,
             "config": put(made.config, "application/vnd.oci.image.config.v1+json"),

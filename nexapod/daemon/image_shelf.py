@@ -184,7 +184,7 @@ class Shelf:
 
     async def _take_in(self, path: Path, wanted: oci.Platform | None, names: Sequence[str]) -> Added:
         before = set(await self._blobs.refs())
-        await self._in_thread(lambda: _gunzip_archive(path, self._room()))
+        await self._in_thread(lambda: _unpack_archive(path, self._room()))
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             size = os.fstat(fd).st_size
@@ -302,16 +302,17 @@ def _reader(fd: int) -> Callable[[int, int], bytes]:
     return lambda offset, length: os.pread(fd, length, offset)
 
 
-def _gunzip_archive(path: Path, bytes_max: int) -> None:
+def _unpack_archive(path: Path, bytes_max: int) -> None:
     """Unpack an archive that is compressed as a whole, in its place. Blocks. Raises BadImage, BlobError."""
     with disk_errors(path), path.open("rb") as source:
-        if source.read(2) != oci.GZIP:
+        unpack = oci.unpacker_of(source.read(oci.MAGIC_BYTES))
+        if unpack is None:
             return
         source.seek(0)
         plain = path.with_suffix(".plain")
         try:
             with plain.open("xb") as target:
-                pieces = oci.gunzipped(iter(lambda: source.read(oci.PIECE_BYTES), b""))
+                pieces = unpack(iter(lambda: source.read(oci.PIECE_BYTES), b""))
                 target.writelines(oci.bounded(pieces, bytes_max))
             plain.replace(path)
         except BaseException:

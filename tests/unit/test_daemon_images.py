@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import trio
+import zstandard
 from engine_fake import FakeEngine
 from image_kit import AMD64, Made, docker_archive, image, in_pieces, oci_layout, tar
 
@@ -84,8 +85,15 @@ async def peer(tmp_path: Path) -> Peer:
 # --- adding ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "data",
-    [docker_archive(ONE), docker_archive(ONE, compress=True), oci_layout(ONE), gzip.compress(docker_archive(ONE))],
-    ids=["docker", "docker-gzip-layers", "oci", "compressed-as-a-whole"],
+    [
+        docker_archive(ONE),
+        docker_archive(ONE, compress=True),
+        oci_layout(ONE),
+        oci_layout(ONE, zstd=True),
+        gzip.compress(docker_archive(ONE)),
+        zstandard.compress(docker_archive(ONE)),
+    ],
+    ids=["docker", "docker-gzip-layers", "oci", "oci-zstd-layers", "gzip-as-a-whole", "zstd-as-a-whole"],
 )
 async def test_an_image_becomes_its_configuration_and_its_uncompressed_layers(peer: Peer, data: bytes) -> None:
     await peer.add(ONE, data)

@@ -9,9 +9,11 @@ import json
 import tarfile
 import tracemalloc
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 from image_kit import AMD64, Made, docker_archive, image, oci_layout, tar
@@ -220,15 +222,10 @@ def test_a_damaged_manifest_of_a_layout_is_seen() -> None:
     assert "damaged" in refused(data.replace(b'"schemaVersion": 2, "config"', b'"schemaVersion": 3, "config"'))
 
 
-def test_zstd_is_refused_by_name() -> None:
-    data = docker_archive(image().with_layers(oci.ZSTD + bytes(600)))
-    with pytest.raises(BadImage, match="zstd, which is not supported"):
-        layers_of(data, found(data))
-
-
-# --- gzip ------------------------------------------------------------------------------------------------------------
-def test_a_gzip_bomb_ends_at_the_bound_and_takes_no_memory() -> None:
-    bomb = gzip.compress(bytes(256 << 20), compresslevel=9, mtime=0)
+# --- gzip and zstd ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("pack", [partial(gzip.compress, compresslevel=9, mtime=0), zstandard.compress])
+def test_a_bomb_ends_at_the_bound_and_takes_no_memory(pack: Callable[[bytes], bytes]) -> None:
+    bomb = pack(bytes(256 << 20))
     data = docker_archive(image().with_layers(bomb))
     archived = found(data)
     tracemalloc.start()
@@ -255,6 +252,24 @@ def test_a_gzip_stream_that_is_damaged_or_cut_off_is_refused() -> None:
     for wrong in (data[:-5], data[:20] + b"\xff" * 20 + data[40:], data + b"garbage behind", data[:3]):
         with pytest.raises(BadImage, match="gzip"):
             list(oci.gunzipped([wrong]))
+
+
+@given(st.lists(st.binary(max_size=3000), min_size=1, max_size=5), st.integers(1, 4000))
+def test_zstd_of_any_frames_in_any_pieces(parts: list[bytes], step: int) -> None:
+    skipped = b"\x50\x2a\x4d\x18\x05\x00\x00\x00 toc "  # builders put a table of contents behind the last frame
+    data = b"".join(zstandard.compress(part) for part in parts) + skipped
+    pieces = [data[at : at + step] for at in range(0, len(data), step)]
+    assert b"".join(oci.unzstd(pieces)) == b"".join(parts)
+
+
+def test_a_zstd_stream_that_is_damaged_or_wants_much_memory_is_refused() -> None:
+    wide = zstandard.ZstdCompressionParameters.from_level(19, window_log=27)
+    greedy = zstandard.ZstdCompressor(compression_params=wide).compressobj()
+    damaged = bytearray(zstandard.compress(bytes(range(256)) * 100))
+    damaged[6] ^= 0xFF
+    for wrong in (greedy.compress(bytes(1 << 20)) + greedy.flush(), bytes(damaged), oci.ZSTD + b"\xff" * 600):
+        with pytest.raises(BadImage, match="zstd"):
+            list(oci.unzstd([wrong]))
 
 
 # --- layers ----------------------------------------------------------------------------------------------------------

@@ -10,14 +10,17 @@ by the sha2-256 of their uncompressed tar archives (`rootfs.diff_ids`).
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Final, TypeGuard
+
+import zstandard
 
 from nexapod.executor.images.errors import BadImage
 from nexapod.executor.images.tarwalk import BLOCK, FOLDER, REGULAR, SYMLINK, Entry, Read, entries, shown
@@ -43,9 +46,12 @@ IMAGES_MAX: Final = 64
 """Images in one archive that are considered: several platforms."""
 LINKS_MAX: Final = 4
 PIECE_BYTES: Final = 1 << 20
-GZIP_STEP: Final = 64 << 10
+STEP_BYTES: Final = 64 << 10
+MAGIC_BYTES: Final = 4
 GZIP: Final = b"\x1f\x8b"
 ZSTD: Final = b"\x28\xb5\x2f\xfd"
+ZSTD_WINDOW_MAX: Final = 8 << 20
+"""Memory that a frame may want: what every decoder should give (RFC 8878, 3.1.1.1.2)."""
 
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})\Z")
 _WORD = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}\Z")
@@ -156,11 +162,16 @@ def _with_few_names(members: Iterable[Entry]) -> Iterator[Entry]:
 
 def unpacked(read: Read, entry: Entry, bytes_max: int) -> Iterator[bytes]:
     """The bytes of a layer, decompressed if need be, in pieces of at most PIECE_BYTES. Raises BadImage."""
-    start = read(entry.offset, min(4, entry.size))
-    if start == ZSTD:
-        raise BadImage("a layer is compressed with zstd, which is not supported: save the image with gzip or none")
     pieces = _pieces(read, entry)
-    yield from bounded(gunzipped(pieces) if start.startswith(GZIP) else pieces, bytes_max)
+    unpack = unpacker_of(read(entry.offset, min(MAGIC_BYTES, entry.size)))
+    yield from bounded(unpack(pieces) if unpack else pieces, bytes_max)
+
+
+def unpacker_of(start: bytes) -> Callable[[Iterable[bytes]], Iterator[bytes]] | None:
+    """What unpacks bytes that begin so, with at least MAGIC_BYTES of them; None: they are not compressed."""
+    if start.startswith(GZIP):
+        return gunzipped
+    return unzstd if start.startswith(ZSTD) else None
 
 
 def bounded(pieces: Iterable[bytes], bytes_max: int) -> Iterator[bytes]:
@@ -196,11 +207,41 @@ def gunzipped(pieces: Iterable[bytes]) -> Iterator[bytes]:
         raise BadImage("a gzip stream is cut off")
 
 
+def unzstd(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """What a zstd stream, of one frame or several, unpacks to, in pieces of at most PIECE_BYTES. Raises BadImage.
+
+    One that is cut off ends early: the digest of what it should unpack to tells.
+    """
+    decompressor = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_MAX)
+    try:
+        source = io.BufferedReader(_Readable(_small(pieces)), STEP_BYTES)
+        with decompressor.stream_reader(source, STEP_BYTES, read_across_frames=True) as reader:
+            while out := reader.read(PIECE_BYTES):
+                yield out
+    except zstandard.ZstdError as error:
+        raise BadImage(f"a zstd stream is damaged, or needs more than {ZSTD_WINDOW_MAX} bytes ({error})") from None
+
+
+class _Readable(io.RawIOBase):
+    """Pieces of at most STEP_BYTES as a file, for a library that wants one."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        piece = next(self._pieces, b"")
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+
 def _small(pieces: Iterable[bytes]) -> Iterator[bytes]:
     """In smaller steps: zlib copies what it has not used, once for each of a stream's members."""
     for piece in pieces:
-        for at in range(0, len(piece), GZIP_STEP):
-            yield piece[at : at + GZIP_STEP]
+        for at in range(0, len(piece), STEP_BYTES):
+            yield piece[at : at + STEP_BYTES]
 
 
 def check_layer(read: Read, size: int, below: Unpacked = Unpacked()) -> Unpacked:
