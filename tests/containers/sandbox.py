@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import secrets
 import signal
 import subprocess
 import sys
@@ -20,7 +21,8 @@ from nexapod.executor.contract import Ended, Report, TaskRun
 from nexapod.executor.docker.sandbox import DockerExecutor
 from nexapod.protocol.types import Limits
 
-HOME = "fedcba9876543210"
+HOME = secrets.token_hex(8)
+"""Of this run of the tests alone: another may be using the same engine."""
 WAITING = "while [ ! -e /input/go ]; do sleep 0.05; done"
 LONG = Limits(memory=64 << 20, output=4 << 20, wall_ms=60_000)
 

@@ -57,7 +57,8 @@ def main(pid: int, lock: str, home: str, scratch: str, url: str | None = None) -
             left = _act(url, home, scratch, remove=too_late)
         finally:
             os.close(held)
-        if left == 0 or too_late or hurry.told:
+        # The first look may come before what the daemon had asked for last: an engine is slow to start a container.
+        if (left == 0 and until is not None) or too_late or hurry.told:
             return
         until = until or time.monotonic() + KEEP_S
         time.sleep(LOOK_EVERY_S)
