@@ -148,8 +148,20 @@ class Engine:
                 effects += self._act(item, now)
                 acts.append(item)
                 continue
-            effects += self.node.handle(self._unqueued(item), now)
+            effects += self._handle(self._unqueued(item), now)
         return effects
+
+    def _handle(self, event: Event, now: Millis) -> list[Effect]:
+        """The core is total for what peers send. Where it is not after all, they must not be able to end this daemon:
+        what they sent is dropped, and the log says where the mistake is."""
+        try:
+            return self.node.handle(event, now)
+        except Exception:
+            if not isinstance(event, Received | Gossiped):
+                raise
+            self.dropped["failed"] += 1
+            log.exception("core_failed", peer=event.peer, kind=type(event).__name__)
+            return []
 
     def _unqueued(self, event: Event) -> Event:
         """Its place is free again. The event to handle in it: how a task stands may have changed since."""

@@ -495,7 +495,7 @@ class Steward:
         Another steward that had leased the task to it will have accepted it; then it comes from there.
         """
         body = statement.body
-        if statement.kind != "commit" or statement.author != sender:
+        if statement.kind != "commit" or statement.author != sender or body.task not in self.state.tasks:
             return False
         file = self.state.file(body.task)
         if statement.author in file.commits or not file.reveals or sender in self._desk(body.task).leases:

@@ -642,6 +642,8 @@ class Worker:
             self._offer(attempt, steward, everything=True)
             return
         prospect = self.prospects[attempt.task.job]
+        if self.profile is None:
+            return  # just started: its hardware is part of what it will show, and the next renewal asks again
         if attempt.state != "committed" or self._others(attempt, status) < prospect.spec.validate.agree - 1:
             return
         stewards = self.ctx.stewards(attempt.task.job, attempt.task.shard)

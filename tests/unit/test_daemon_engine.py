@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import pytest
+import structlog.testing
 import trio
 import trio.testing
 from protocol_kit import NETWORK, job_spec, pid, profile, signer, verify
@@ -264,3 +265,34 @@ async def test_the_deadline_of_the_core_is_met_without_any_event(clock: trio.tes
         nursery.cancel_scope.cancel()
     assert engine.node.deadline is not None
     assert engine.node.deadline > first
+
+
+@dataclass
+class Broken(Core):
+    """Has a mistake in it that one event brings out."""
+
+    worst: Event | None = None
+
+    def handle(self, event: Event, now: int) -> list[Effect]:
+        super().handle(event, now)
+        assert event != self.worst
+        return []
+
+
+async def test_a_mistake_in_the_core_that_a_peer_brings_out_costs_what_it_sent(clock: trio.testing.MockClock) -> None:
+    bad, good = Received(pid(1), b"bad"), Received(pid(1), b"good")
+    core = Broken(worst=bad)
+    engine = Engine(cast("Node", core), FakeStore())
+    with structlog.testing.capture_logs() as logs:
+        await run_with(engine, lambda: [engine.post(event) for event in (bad, good)])
+    assert core.handled == [bad, good]
+    assert engine.dropped["failed"] == 1
+    assert [(entry["event"], entry["peer"]) for entry in logs] == [("core_failed", pid(1))]
+
+
+async def test_a_mistake_in_the_core_that_is_ours_alone_is_not_hidden(clock: trio.testing.MockClock) -> None:
+    ours = ProfileChanged(profile())
+    engine = Engine(cast("Node", Broken(worst=ours)), FakeStore())
+    with pytest.raises(ExceptionGroup) as caught:
+        await run_with(engine, lambda: engine.post(ours))
+    assert caught.group_contains(AssertionError)
