@@ -38,7 +38,7 @@ def guards(sandbox: Sandbox) -> list[psutil.Process]:
     return [process for process in found if process.info["status"] != psutil.STATUS_ZOMBIE]
 
 
-def begin_guard(sandbox: Sandbox, keep_s: float = 600.0) -> subprocess.Popen[bytes]:
+def begin_guard(sandbox: Sandbox, keep_s: float = 600.0, lock: str = "scratch.lock") -> subprocess.Popen[bytes]:
     """One whose daemon is gone already."""
     code = (
         "import sys; from nexapod.executor.docker import guard;"
@@ -46,7 +46,7 @@ def begin_guard(sandbox: Sandbox, keep_s: float = 600.0) -> subprocess.Popen[byt
     )
     scratch = sandbox.root / "scratch"
     return subprocess.Popen(
-        [sys.executable, "-c", code, str(sandbox.root / "scratch.lock"), HOME, str(scratch)],
+        [sys.executable, "-c", code, str(sandbox.root / lock), HOME, str(scratch)],
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
@@ -126,6 +126,15 @@ async def test_what_nobody_takes_up_is_removed_and_what_has_ended_is_kept(sandbo
         assert (await sandbox.run(over)).exit == 3
         let_go(going)
         assert (await sandbox.run(going)).exit == 3, "begun anew"
+
+
+async def test_what_is_left_of_a_home_that_was_removed_is_removed_at_once(sandbox: Sandbox) -> None:
+    run = waiting_task(sandbox)
+    async with killed_daemon(sandbox, run):
+        words = await said(begin_guard(sandbox, lock="removed/scratch.lock"))
+        assert f"removed {sandbox.name_of(run)}" in words
+        let_go(run)
+        assert (await sandbox.run(run)).exit == 3, "begun anew"
 
 
 async def test_a_guard_touches_nothing_once_another_daemon_is_there(sandbox: Sandbox) -> None:

@@ -375,9 +375,18 @@ class Cluster:
             if daemon.alive:
                 daemon.kill()
         _, alive = psutil.wait_procs(below, timeout=5)
+        if alive and all(_is_guard(process) for process in alive):
+            _, alive = psutil.wait_procs(alive, timeout=30)  # it is there to outlive its daemon, by a second look
         for process in alive:
             process.kill()
         return [str(process) for process in alive]
+
+
+def _is_guard(process: psutil.Process) -> bool:
+    try:
+        return "nexapod.executor.docker.guard" in process.cmdline()
+    except psutil.NoSuchProcess:
+        return True
 
 
 def gone(processes: Iterable[psutil.Process]) -> bool:

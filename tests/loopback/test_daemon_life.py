@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import wasmtime
 from containers.engine_kit import NoEngine, connect, import_image
-from harness import TELL_IMAGES, Cluster, Daemon, Job, copying_job, wait_until
+from harness import TELL_IMAGES, Cluster, Daemon, Job, copying_job, gone, wait_until
 
 TASKS = 10
 HOLD_S = 12
@@ -72,6 +72,11 @@ def test_a_daemon_killed_during_ten_tasks_loses_none_repeats_none_and_leaves_non
         assert {index: data.strip() for index, data in outputs.items()} == dict.fromkeys(range(TASKS), b"1")
         assert all(len(task["replicas"]) == 1 for task in submitter.job(job_id)["task_list"])
         wait_until(lambda: not containers(client, image), 20.0, "no container is left")
+        guards = [p for p in worker.below() if "nexapod.executor.docker.guard" in p.cmdline()]
+        assert len(guards) == 1
+        worker.terminate()
+        worker.wait_end(20.0)
+        wait_until(lambda: gone(guards), 3.0, "a daemon that ends in good order takes its guard with it")
     created = client.events(
         since=int(began), until=int(time.time()) + 1, decode=True, filters={"event": "create", "image": image}
     )

@@ -51,7 +51,14 @@ def main(pid: int, lock: str, home: str, scratch: str, url: str | None = None) -
     if _last_words() == DONE:
         return
     until = None
-    while (held := _hold(lock, pid)) is not None:
+    while True:
+        try:
+            held = _hold(lock, pid)
+        except FileNotFoundError:
+            _act(url, home, scratch, remove=True)  # the home was removed: no daemon comes back to it
+            return
+        if held is None:
+            return
         try:
             too_late = until is not None and time.monotonic() >= until
             left = _act(url, home, scratch, remove=too_late)
@@ -72,7 +79,7 @@ def _last_words() -> bytes:
 
 
 def _hold(lock: str, gone: int) -> int | None:
-    """The lock, held; None: another daemon than the one that is `gone` has it."""
+    """The lock, held; None: another daemon than the one that is `gone` has it. Raises FileNotFoundError."""
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     until = time.monotonic() + DYING_S
     while True:
