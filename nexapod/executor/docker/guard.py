@@ -71,6 +71,20 @@ def main(pid: int, lock: str, home: str, scratch: str, url: str | None = None) -
         time.sleep(LOOK_EVERY_S)
 
 
+def open_lock(path: str | os.PathLike[str]) -> int:
+    """Its descriptor, not yet held. Raises OSError."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+
+def take(descriptor: int) -> bool:
+    """Hold the lock, unless another process does. Closing the descriptor lets it go."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def _last_words() -> bytes:
     said = b""
     while piece := os.read(0, 64):
@@ -80,19 +94,15 @@ def _last_words() -> bytes:
 
 def _hold(lock: str, gone: int) -> int | None:
     """The lock, held; None: another daemon than the one that is `gone` has it. Raises FileNotFoundError."""
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    descriptor = open_lock(lock)
     until = time.monotonic() + DYING_S
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(descriptor, 32, 0).strip()
-            if holder != b"%d" % gone or time.monotonic() > until:
-                os.close(descriptor)
-                return None
-            time.sleep(0.02)
-        else:
-            return descriptor
+    while not take(descriptor):
+        holder = os.pread(descriptor, 32, 0).strip()
+        if holder != b"%d" % gone or time.monotonic() > until:
+            os.close(descriptor)
+            return None
+        time.sleep(0.02)
+    return descriptor
 
 
 def _act(url: str | None, home: str, scratch: str, *, remove: bool) -> int | None:

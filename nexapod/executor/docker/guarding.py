@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import structlog
 import trio
 
 from nexapod.executor.docker.engine import EngineError
-from nexapod.executor.docker.guard import DONE
+from nexapod.executor.docker.guard import DONE, open_lock, take
 
 log = structlog.get_logger()
 
@@ -66,10 +65,10 @@ class Guard:
         """Be the daemon that is there. Waits for a guard that is at work; what it did is told."""
         if self._held is not None:
             return
-        descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        descriptor = open_lock(self.lock)
         try:
             with trio.fail_after(WAIT_S):
-                while not _locked(descriptor):  # noqa: ASYNC110  (another process holds it)
+                while not take(descriptor):  # noqa: ASYNC110  (another process holds it)
                     await trio.sleep(0.05)
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
@@ -106,11 +105,3 @@ class Guard:
             )
         finally:
             os.close(said)
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
