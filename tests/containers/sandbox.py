@@ -163,6 +163,9 @@ class Relay:
 
     async def vanish(self) -> None:
         self.up = False
+        await self.cut()
+
+    async def cut(self) -> None:
         for connection in self.connections:
             await connection.aclose()
         self.connections.clear()

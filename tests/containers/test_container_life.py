@@ -207,6 +207,29 @@ async def test_a_run_survives_an_engine_that_is_away_for_a_while(sandbox: Sandbo
         assert (ends[0].outcome, ends[0].exit, ends[0].log) == ("failed", 3, "first\nlast\n")
 
 
+async def test_what_is_printed_after_a_stream_was_cut_without_a_word_is_heard(sandbox: Sandbox) -> None:
+    """The engine is back before anybody misses it: nothing but the end of its stream tells that it was away."""
+    async with relayed(sandbox, 30) as (relay, lab):
+        run = waiting_task(lab)
+        async with running(lab, run) as ends:
+            await relay.cut()
+            await trio.sleep(10 * life.LATE_S)  # a pause: between the end of the stream and that of the container
+            let_go(run)
+        assert (ends[0].outcome, ends[0].exit, ends[0].log) == ("failed", 3, "first\nlast\n")
+
+
+async def test_a_task_that_has_closed_its_outputs_is_waited_for(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "WAIT_SLICE_S", 0.2)
+    run = waiting_task(sandbox, before="exec >/dev/null 2>&1")
+    async with running(sandbox, run) as ends:
+        await trio.sleep(1)  # a pause: several slices of waiting
+        assert not ends
+        let_go(run)
+    assert (ends[0].outcome, ends[0].exit, ends[0].log) == ("failed", 3, "")
+
+
 async def test_an_engine_that_was_deaf_for_a_moment_is_listened_to_again(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:

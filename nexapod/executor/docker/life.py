@@ -45,6 +45,8 @@ LAST_WORDS_S: Final = 5.0
 STATS_FIRST_S: Final = 1.0
 STATS_EVERY_S: Final = 10.0
 NOTE_EVERY_S: Final = 1.0
+LATE_S: Final = 0.02
+"""How far a container's end may come after the end of what it prints."""
 SILENT_S: Final = 0.5
 """How far an engine's log may be behind what it hands to listeners."""
 NOTE_PRINTED_MIN: Final = LOG_BYTES // 2
@@ -106,6 +108,8 @@ class Life:
     _notes: Notes | None = None
     _race: _Race = field(default_factory=_Race)
     _stream: Stream | None = None
+    _left: Container | None = None
+    """What is left of it, once it has ended."""
     _heard: float = 0.0
     _listened: float = 0.0
     """Monotonic: when the last piece came, or listening began."""
@@ -324,24 +328,33 @@ class Life:
                     await self.threads.wait(self.engine.listen, self._stream, self._hear)
                 finally:
                     self._heard_all.set()
-                if await self._wait_unheard():
+                if await self._ended_by(time.time()):
                     return
+                if not self._deaf:
+                    await self._follow()
+                    continue
             except EngineError as error:
                 if error.status:
                     raise
                 lost = error
-            self._stream = await self._regain(lost)
+            await self._regain(lost)
 
-    async def _wait_unheard(self) -> bool:
-        """After the stream's end. True: the container has ended too. False: it was us who closed the stream."""
-        while await self.threads.wait(self.engine.wait, self.name) is None:
-            if self._deaf:
-                return False
-            log.debug("container_runs_silently", label=self.run.label)
-        return True
+    async def _ended_by(self, silence: float) -> bool:
+        """Whether the container has ended, and had when its stream did. Else there may be more to hear: the stream of
+        an engine that vanishes ends without a word, like that of a task that closes its outputs.
+        """
+        if await self.threads.wait(self.engine.wait, self.name) is None:
+            return False
+        self._left = await self.threads.call(self.engine.look, self.name)
+        return self._left.finished < silence + LATE_S
 
-    async def _regain(self, error: EngineError) -> Stream:
-        """What the container goes on to print, once the engine is back. Raises EngineError."""
+    async def _follow(self) -> None:
+        """Listen again, from where listening ended. Raises EngineError."""
+        self._stream = await self.threads.call(self.engine.follow, self.name, self._heard)
+        self._heard_all = trio.Event()
+
+    async def _regain(self, error: EngineError) -> None:
+        """Listen again, once the engine is back. Raises EngineError."""
         log.warning("container_engine_lost", label=self.run.label, reason=str(error))
         self._race.lost = True
         assert self._watch is not None
@@ -351,15 +364,14 @@ class Life:
                 await trio.sleep(RETRY_S)
                 try:
                     await self.threads.call(self.engine.look, self.name)
-                    stream = await self.threads.call(self.engine.follow, self.name, self._heard)
+                    await self._follow()
                 except EngineError as again:
                     if again.status:
                         raise
                 else:
                     log.info("container_engine_regained", label=self.run.label)
                     self._watch.deaf = False
-                    self._heard_all = trio.Event()
-                    return stream
+                    return
         raise error
 
     async def _notice_a_deaf_engine(self) -> None:
@@ -438,7 +450,9 @@ class Life:
 
     # --- how it ended ----------------------------------------------------------------------------------------------
     async def _tell(self, watch: Watch) -> Ended:
-        left = await self.threads.call(self.engine.look, self.name)
+        left = self._left
+        if left is None:
+            left = await self.threads.call(self.engine.look, self.name)
         halted = watch.halted
         too_much = await watch.finish()
         usage = replace(watch.usage, wall_ms=watch.wall_ms)
