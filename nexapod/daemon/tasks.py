@@ -20,7 +20,7 @@ from nexapod.daemon.keeping import keep_checkpoints
 from nexapod.daemon.staging import End, InputError, Note, Staging, label_of
 from nexapod.executor.contract import Ended, Executor, Report, TaskRun
 from nexapod.executor.outputs import OutputRefused
-from nexapod.protocol.events import Checkpointed, Event, Finished, Progressed, Run
+from nexapod.protocol.events import Checkpointed, Event, Finished, Progressed, Run, Vacated
 from nexapod.protocol.limits import TEXT_MAX
 from nexapod.protocol.types import File, RunResult, TaskId, Usage
 
@@ -91,7 +91,7 @@ class TaskRunner:
         return self._running
 
     def start(self, effect: Run) -> None:
-        """Begin a task; Finished follows unless it is stopped."""
+        """Begin a task; Vacated and Finished follow unless it is stopped."""
         if effect.task not in self._running:
             task = RunningTask(effect, trio.CancelScope(), trio.current_time())
             self._running[effect.task] = task
@@ -178,6 +178,8 @@ class TaskRunner:
         try:
             end = await self._staging.end_of(task.effect) or await self._end(task)
             task.stage = "gathering"
+            self._gpus.release(task.label)
+            self._post(Vacated(task.effect.task))
             return await self._gather(task.effect, end)
         except InputError as error:
             return RunResult("failed", 1, log=str(error)[:TEXT_MAX])

@@ -40,6 +40,8 @@ class Attempt:
     reveal: Statement | None = None
     interrupted: bool = False
     """A former process of this node ran it."""
+    vacated: bool = False
+    """Its program has ended, though what came of it is not known yet: it takes no slot any more."""
     progress: int = 0
     log: str = ""
     """The head and the tail of what the task has printed so far."""
@@ -50,6 +52,16 @@ class Attempt:
     checkpoint: Statement | None = None
     retry_at: Millis = 0
     retry_ms: Millis = limits.RETRY_MIN_MS
+
+    @property
+    def occupies(self) -> bool:
+        """Whether it takes some of the machine now."""
+        return self.state == "running" and not self.vacated
+
+    @property
+    def pending(self) -> bool:
+        """Whether it takes a slot, or is about to take one."""
+        return self.state in ("bidding", "granted") or self.occupies
 
     @property
     def lineage(self) -> tuple[PeerId, ...]:

@@ -121,6 +121,14 @@ class Pause:
 
 
 @dataclass(frozen=True, slots=True)
+class Vacated:
+    """A running task takes no more of the machine: its program has ended, and Finished follows once what it left has
+    been looked at. Another may begin meanwhile."""
+
+    task: TaskId
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """A task that `Run` started has ended; its output files are in the blob store."""
 
@@ -166,6 +174,7 @@ Event: TypeAlias = (
     | Checkpointed
     | AskLog
     | Pause
+    | Vacated
     | Finished
     | Misbehaved
     | BlobReady

@@ -42,6 +42,7 @@ from nexapod.protocol.events import (
     Tick,
     Topic,
     Unreachable,
+    Vacated,
 )
 from nexapod.protocol.matching import Policy
 from nexapod.protocol.messages import (
@@ -226,6 +227,8 @@ class Node:
                     self.submissions[job].ask_log(task)
             case Pause(paused):
                 self.worker.pause(paused)
+            case Vacated(task):
+                self.worker.vacated(task)
             case Finished(task, result):
                 self.worker.finished(task, result)
             case Misbehaved(peer, rule, penalty):

@@ -15,7 +15,6 @@ An attempt that is committed is on disk before the commit is spoken of, and outl
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
 
 from nexapod.protocol import limits, tickets
 from nexapod.protocol.attempts import (
@@ -74,8 +73,6 @@ from nexapod.protocol.types import (
     TaskId,
 )
 
-PENDING: Final = ("bidding", "granted", "running")
-"""The states of an attempt that takes, or is about to take, a slot."""
 BATCH_MS = 1_500
 """A bid asks for about as much work as a slot does in this time, so that short tasks do not wait for a round trip."""
 ELSEWHERE_PAUSE_MS = 60_000
@@ -207,7 +204,7 @@ class Worker:
     def _room(self) -> int:
         """How many more tasks to ask for: free slots, and for short tasks some ahead."""
         assert self.profile is not None
-        pending = [a for a in self.attempts.values() if a.state in PENDING]
+        pending = [a for a in self.attempts.values() if a.pending]
         return self.profile.slots * self._ahead() - len(pending)
 
     def _ahead(self) -> int:
@@ -221,14 +218,14 @@ class Worker:
         assert self.profile is not None
         job = prospect.job
         room = room_for(self.profile, prospect.spec, self._running_specs(but=job))
-        pending = [a for a in self.attempts.values() if a.task.job == job and a.state in PENDING]
+        pending = [a for a in self.attempts.values() if a.task.job == job and a.pending]
         return room * self._ahead() - len(pending)
 
     def _running_specs(self, but: JobId | None = None) -> list[JobSpec]:
         return [
             self.prospects[a.task.job].spec
             for a in self.attempts.values()
-            if a.state == "running" and a.task.job != but and a.task.job in self.prospects
+            if a.occupies and a.task.job != but and a.task.job in self.prospects
         ]
 
     def _by_fairness(self) -> list[Prospect]:
@@ -236,7 +233,7 @@ class Worker:
         load: dict[PeerId, int] = {}
         for attempt in self.attempts.values():
             prospect = self.prospects.get(attempt.task.job)
-            if prospect is not None and attempt.state in PENDING:
+            if prospect is not None and attempt.pending:
                 load[prospect.statement.author] = load.get(prospect.statement.author, 0) + 1
         return sorted(
             self.prospects.values(),
@@ -413,7 +410,7 @@ class Worker:
             for attempt in [a for a in self.attempts.values() if a.state == "granted"]:
                 self._give_up(attempt)
             return
-        running = sum(1 for a in self.attempts.values() if a.state == "running")
+        running = sum(1 for a in self.attempts.values() if a.occupies)
         for attempt in [a for a in self.attempts.values() if a.state == "granted"]:
             if running >= self.profile.slots:
                 return
@@ -509,6 +506,17 @@ class Worker:
         self._wake(self.ctx.now + limits.RETRY_MIN_MS)
 
     # --- results ---------------------------------------------------------------------------------------------------
+    def vacated(self, task: TaskId) -> None:
+        """A task has left its slot, and has not finished: the next one need not wait for that."""
+        attempt = self.attempts.get(task)
+        leaving = sum(1 for a in self.attempts.values() if a.state == "running" and a.vacated)
+        # What ended tasks have left is on the disk until it has been looked at: no more of it than of what runs.
+        if attempt is None or self.profile is None or leaving >= self.profile.slots:
+            return
+        attempt.vacated = True
+        self._wake(self.ctx.now)
+        self._start_granted()
+
     def finished(self, task: TaskId, result: RunResult) -> None:
         """A task that this worker ran has ended."""
         attempt = self.attempts.get(task)

@@ -69,8 +69,9 @@ class Checkers:
 
     def started(self, box: Box) -> None:
         """A task has begun to run."""
-        if box.honest and len(box.running) > box.plan.slots:
-            self.violated("capacity", f"peer {box.index} runs more than its {box.plan.slots} slots")
+        slots = box.plan.slots
+        if box.honest and (len(box.running) - len(box.leaving) > slots or len(box.running) > 2 * slots):
+            self.violated("capacity", f"peer {box.index} runs more than its {slots} slots")
 
     def after(self, box: Box, event: Event, effects: list[Effect]) -> None:
         """A node has handled an event; its effects are still to be done."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from nexapod.protocol.events import Checkpointed, Finished, Progressed, Run
+from nexapod.protocol.events import Checkpointed, Finished, Progressed, Run, Vacated
 from nexapod.protocol.types import BlobRef, File, Millis, RunResult
 from nexapod.sim.truth import continued_result, honest_result
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 INPUT_WAIT_MS: Final = 5_000
 """How long a task waits for an input that nobody has."""
 FETCH_MS: Final = 30
+GATHER_MS: Final = 200
+"""How long, at the most, it takes to look at what a task has left."""
 TOLD_FROM_MS: Final = 1_000
 """Tasks that take longer say how far they are, half-way."""
 KEPT_PATH: Final = "state"
@@ -77,7 +79,14 @@ class Running:
         if delay + wall > TOLD_FROM_MS:
             told = Progressed(effect.task, 500)
             self._later(box, effect, number, delay + wall // 2, lambda: self._world.enter(box, told))
+        gather = min(wall // 4, GATHER_MS)
+        self._later(box, effect, number, delay + wall - gather, lambda: self._vacate(box, effect))
         self._later(box, effect, number, delay + wall, lambda: self._end(box, effect, result))
+
+    def _vacate(self, box: Box, effect: Run) -> None:
+        """The program has ended; what it left is being looked at."""
+        box.leaving.add(effect.task)
+        self._world.enter(box, Vacated(effect.task))
 
     def _take_up(self, box: Box, effect: Run) -> Kept | None:
         """What is there to go on from: what this machine had kept itself, or what the effect names and can be had."""
@@ -97,6 +106,7 @@ class Running:
 
     def _end(self, box: Box, effect: Run, result: RunResult) -> None:
         del box.running[effect.task]
+        box.leaving.discard(effect.task)
         box.kept.pop(effect.task, None)
         box.blobs.update(file.blob for file in result.files)
         self._world.enter(box, Finished(effect.task, result))

@@ -106,6 +106,8 @@ class Box:
     paused_until: Millis = 0
     tick_at: Millis | None = None
     running: dict[TaskId, int] = field(default_factory=dict)
+    leaving: set[TaskId] = field(default_factory=set)
+    """Those of them whose programs have ended."""
     kept: dict[TaskId, Kept] = field(default_factory=dict)
     """What lies in the checkpoint folders: it survives a crash."""
     run_number: int = 0
@@ -355,6 +357,7 @@ class World:
         box.node = None
         box.boot += 1
         box.running.clear()
+        box.leaving.clear()
         box.dialling.clear()
         box.banned.clear()
         for link in box.links.values():
@@ -510,6 +513,7 @@ class World:
                 self._running.start(box, effect)
             case Stop(task):
                 box.running.pop(task, None)
+                box.leaving.discard(task)
                 box.kept.pop(task, None)
             case Fetch():
                 self._fetch(box, effect)

@@ -27,7 +27,7 @@ from nexapod.daemon.staging import INDEX_ENTRY, End, Staging, label_of, write_en
 from nexapod.daemon.tasks import TaskRunner
 from nexapod.executor.contract import Availability, Ended, OnReport, Report, TaskRun
 from nexapod.profile.gpus import GpuLook
-from nexapod.protocol.events import Checkpointed, Event, Finished, Pause, Progressed, Run
+from nexapod.protocol.events import Checkpointed, Event, Finished, Pause, Progressed, Run, Vacated
 from nexapod.protocol.limits import CHUNK_BYTES
 from nexapod.protocol.types import (
     BlobRef,
@@ -399,6 +399,28 @@ async def test_a_folder_that_cannot_be_removed_is_no_reason_to_end(
 
 
 # --- results -------------------------------------------------------------------------------------------------------
+async def test_a_task_leaves_its_slot_before_its_outputs_are_gathered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its GPUs are free by then: whoever comes next is given them."""
+    order: list[str] = []
+    gather = Staging.gather
+
+    async def slow(staging: Staging, effect: Run) -> tuple[File, ...]:
+        await until(lambda: Vacated(TaskId(JOB, 0)) in it.events)
+        order.append("gathered")
+        return await gather(staging, effect)
+
+    monkeypatch.setattr(Staging, "gather", slow)
+    async with bench(tmp_path, write_output) as it:
+        release = it.gpus.release
+        monkeypatch.setattr(it.gpus, "release", lambda label: order.append("released") or release(label))
+        assert len((await it.finish(await it.spec())).result.files) == 2
+        assert order == ["released", "gathered", "released"]
+        told = [type(event) for event in it.events if not isinstance(event, Progressed)]
+        assert told == [Vacated, Finished]
+
+
 @pytest.mark.parametrize("outcome", ["ok", "failed"])
 async def test_a_task_that_has_ended_is_not_run_again_when_the_daemon_ends_before_the_core_has_kept_its_result(
     tmp_path: Path, outcome: RunOutcome
@@ -414,7 +436,7 @@ async def test_a_task_that_has_ended_is_not_run_again_when_the_daemon_ends_befor
         spec = await it.spec()
         it.tasks.start(Run(TaskId(JOB, 0), spec, SEED, ()))
         await until(lambda: bool(it.executor.runs) and not it.tasks.running)
-        assert it.events == []
+        assert it.events == [Vacated(TaskId(JOB, 0))]
     async with bench(tmp_path, act) as it:
         it.staging.clean(frozenset({TaskId(JOB, 0)}))
         again = (await it.finish(spec)).result

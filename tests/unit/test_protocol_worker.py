@@ -33,7 +33,7 @@ from nexapod.protocol.matching import Policy
 from nexapod.protocol.messages import Grant, Offer, Query, Release, Renew, Status, TaskStatus, View
 from nexapod.protocol.records import Record
 from nexapod.protocol.statements import Bid, Statement
-from nexapod.protocol.types import JobId, RunResult, TaskId, Validate, blob_of
+from nexapod.protocol.types import JobId, Limits, RunResult, TaskId, Validate, blob_of
 from nexapod.protocol.worker import Worker
 
 STEWARDS = (0, 1, 2)
@@ -491,6 +491,68 @@ def test_a_job_that_is_over_is_left_behind() -> None:
     assert bench.worker.prospects == {}
     bench.worker.on_status(pid(0), Status(bench.id, 0, ()))
     bench.grant(replica(bench.job, 3).bid, 0)
+
+
+# --- slots ---------------------------------------------------------------------------------------------------------
+def _with_work_ahead(memory: int, slots: int) -> tuple[Bench, TaskId]:
+    """A worker that holds six tasks, and the only one that it has begun."""
+    bench = Bench(job(tasks=6, limits=Limits(memory=memory)), slots=slots)
+    bench.worker.prospects[bench.id].expected_ms = worker.BATCH_MS // 6
+    bid = bench.bid()
+    bench.grant(bid, *STEWARDS, tasks=bid.body.tasks)
+    [begun] = _begun(bench)
+    return bench, begun
+
+
+def _begun(bench: Bench) -> list[TaskId]:
+    """The tasks that what was done since the last question has begun."""
+    return [effect.task for effect in drain(bench.ctx) if isinstance(effect, Run)]
+
+
+def test_a_task_that_has_left_its_slot_lets_the_next_begin_and_finishes_as_ever() -> None:
+    bench, first = _with_work_ahead(1 << 30, slots=1)
+    bench.worker.vacated(first)
+    [second] = _begun(bench)
+    bench.worker.finished(first, result_of(b"result"))
+    assert bench.worker.attempts[first].state == "committed"
+    assert _begun(bench) == [], "its slot was given away before"
+    bench.worker.finished(second, RunResult("try-elsewhere", 69))
+    assert len(_begun(bench)) == 1
+
+
+def test_no_more_tasks_are_on_their_way_out_than_there_are_slots() -> None:
+    bench, first = _with_work_ahead(1 << 30, slots=1)
+    bench.worker.vacated(first)
+    [second] = _begun(bench)
+    bench.worker.vacated(second)
+    bench.worker.finished(first, result_of(b"result"))
+    assert _begun(bench) == [], "the second keeps its slot until it has finished"
+    bench.worker.finished(second, result_of(b"result"))
+    assert len(_begun(bench)) == 1
+
+
+def test_what_a_task_took_of_the_machine_is_free_once_it_has_left_its_slot() -> None:
+    bench, first = _with_work_ahead(5 << 30, slots=2)  # of 8 GiB
+    bench.worker.vacated(first)
+    assert len(_begun(bench)) == 1
+
+
+def test_more_is_bid_for_when_a_task_has_left_its_slot() -> None:
+    bench = Bench(job(tasks=2))
+    bid = bench.bid()
+    bench.grant(bid, *STEWARDS, tasks=bid.body.tasks)
+    [first] = _begun(bench)
+    bench.at(bench.ctx.now + 1_000)
+    assert list(bench.worker.attempts) == [first]
+    bench.worker.vacated(first)
+    bench.at(bench.ctx.now)
+    assert [a.state for a in bench.worker.attempts.values()] == ["running", "bidding"]
+
+
+def test_a_task_that_nobody_knows_leaves_no_slot() -> None:
+    bench, _ = _with_work_ahead(1 << 30, slots=1)
+    bench.worker.vacated(TaskId(bench.id, 99))
+    assert _begun(bench) == []
 
 
 # --- restart -------------------------------------------------------------------------------------------------------

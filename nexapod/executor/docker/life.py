@@ -216,18 +216,9 @@ class Life:
 
     async def _begin(self) -> Watch | Ended:
         """Create and start. An Ended when the command cannot be executed, which is the job's doing."""
-        await self.threads.call(_prepare, self.run, self.scratch, self.engine.facts.owner)
-        try:
-            self._id = await self.threads.call(self.engine.create, self.name, self.settings)
-        except EngineError as error:
-            if error.status != 409:
-                raise
-            # Left by a run whose end the engine did not live to see.
-            await self.threads.call(self.engine.remove, self.name)
-            self._id = await self.threads.call(self.engine.create, self.name, self.settings)
-        self._stream = await self.threads.call(self.engine.attach, self.name)
+        await self.threads.call(self._make)
+        assert self._stream is not None
         self._began = time.time()
-        self._oom_kills = await self.threads.call(oom_kills)
         watch = self._watch_from(0.0)
         try:
             await self._start(watch)
@@ -243,6 +234,20 @@ class Life:
         await self.threads.call(self._notes.write)
         self._started = True
         return watch
+
+    def _make(self) -> None:
+        """In a worker thread: all that comes before the start. Raises EngineError."""
+        _prepare(self.run, self.scratch, self.engine.facts.owner)
+        try:
+            self._id = self.engine.create(self.name, self.settings)
+        except EngineError as error:
+            if error.status != 409:
+                raise
+            # Left by a run whose end the engine did not live to see.
+            self.engine.remove(self.name)
+            self._id = self.engine.create(self.name, self.settings)
+        self._stream = self.engine.attach(self.name)
+        self._oom_kills = oom_kills()
 
     async def _start(self, watch: Watch) -> None:
         """A container runs a while before the engine says so, and is watched from then on. Raises EngineError."""
