@@ -59,8 +59,8 @@ class Writes:
                 return
 
     def close(self) -> None:
-        """No wait may be going on."""
-        self._inotify.close()
+        """No wait may be going on. Returns at once: on a busy machine the kernel takes tens of milliseconds."""
+        trio.lowlevel.start_thread_soon(self._inotify.close, lambda result: result.unwrap())
 
 
 def writes() -> Writes | None:

@@ -348,10 +348,12 @@ class Life:
         """Whether the container has ended, and had when its stream did. Else there may be more to hear: the stream of
         an engine that vanishes ends without a word, like that of a task that closes its outputs.
         """
-        if await self.threads.wait(self.engine.wait, self.name) is None:
-            return False
-        self._left = await self.threads.call(self.engine.look, self.name)
-        return self._left.finished < silence + LATE_S
+        self._left = await self.threads.wait(self._wait_left)
+        return self._left is not None and self._left.finished < silence + LATE_S
+
+    def _wait_left(self) -> Container | None:
+        """In a worker thread: what is left of the container; None: it goes on. Raises EngineError."""
+        return None if self.engine.wait(self.name) is None else self.engine.look(self.name)
 
     async def _follow(self) -> None:
         """Listen again, from where listening ended. Raises EngineError."""
