@@ -88,7 +88,7 @@ class FakeEngine:
             raise EngineSilent("the container engine was not done with an image within 900 s")
         self.put(Made(found.configuration.raw, layers), *found.names)
 
-    async def pull(self, reference: str, bytes_max: int) -> EngineImage:
+    async def pull(self, reference: str, bytes_max: int, free_min: int) -> EngineImage:
         self._answer()
         self.pulls.append(reference)
         made = self.registry.get(reference)
@@ -96,6 +96,9 @@ class FakeEngine:
             raise ImageUnavailable(f"{reference} was not pulled: manifest unknown")
         if sum(map(len, made.layers)) > bytes_max:
             raise ImageUnavailable(f"{reference} is larger than allowed")
+        room = await self.room()
+        if room is not None and room.bytes < free_min:
+            raise ImageUnavailable(f"{free_min} free bytes must be left: the pull of {reference} was ended")
         self.put(made)
         self.references.setdefault(made.id, []).append(reference)
         return self._described(made.id)

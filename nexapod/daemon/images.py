@@ -38,7 +38,7 @@ TAG: Final = "nexapod-image"
 """The engine shows a loaded image as `nexapod-image:<digits of its id>`: untagged, a clean-up would take it."""
 NAMES_TOLD_MAX: Final = 64
 ENGINE_RESERVE: Final = 1 << 30
-"""What a load leaves free on the engine's disk."""
+"""What a load or a pull leaves free on the engine's disk."""
 LOADING_S: Final = 3600.0
 """For so long the engine may still make an image of a load that this daemon waited for no longer."""
 Fetch: TypeAlias = Callable[[BlobRef], Awaitable[object]]
@@ -233,8 +233,9 @@ class Images:
         if host is None or host not in self.registries:
             raise ImageUnavailable(f"this machine does not pull images from {host}: its owner has not allowed it")
         async with self._changing:
+            await self._free_reserve()
             # Its size is not known before: whatever the others leave of the quota is its limit.
-            found = await self._engine.pull(reference, self._bytes_max)
+            found = await self._engine.pull(reference, self._bytes_max, ENGINE_RESERVE)
             self._users[user] = found.id
             with trio.CancelScope(shield=True):
                 await self._remember(found.id, found.size)
@@ -263,6 +264,14 @@ class Images:
             await self._let_go(oldest)
         if lacking := await self._lacking(unpacked):
             raise ImageUnavailable(lacking)
+
+    async def _free_reserve(self) -> None:
+        """As far as letting images go does it: what a pull must leave of the engine's disk is there before."""
+        for oldest in await self._others(""):
+            room = await self._engine.room()
+            if room is None or room.bytes >= ENGINE_RESERVE:
+                return
+            await self._let_go(oldest)
 
     async def _lacking(self, unpacked: oci.Unpacked) -> str:
         """What the engine's disk lacks for an image, in words; nothing when there is enough, or it cannot be seen."""

@@ -222,7 +222,7 @@ async def test_a_reference_by_digest_is_pulled_without_credentials_and_known_by_
     with serving(made) as registry:
         reference = registry.references[made.id]
         bench.tell_of(made, reference)
-        found = await bench.engine.pull(reference, ROOM)
+        found = await bench.engine.pull(reference, ROOM, 0)
         assert found.id == made.id
         assert reference in found.references
         assert await bench.engine.find(reference) == found
@@ -235,7 +235,7 @@ async def test_a_tag_beside_the_digest_of_one_repository_does_not_keep_an_image(
     with serving(made) as registry:
         reference = registry.references[made.id]
         bench.tell_of(made, reference)
-        await bench.engine.pull(reference, ROOM)
+        await bench.engine.pull(reference, ROOM, 0)
     tag = f"{reference.partition('@')[0]}:owners"
     bench.tag(made.id, tag)
     found = await bench.engine.find(made.id)
@@ -253,7 +253,7 @@ async def test_what_its_owner_had_by_tag_stays_when_a_pull_finds_it_too_large(be
         await bench.engine.load(lambda: in_pieces(docker_archive(made, names=[tag])))
         bench.tell_of(made, reference)
         with pytest.raises(ImageUnavailable, match=r"larger|more than"):
-            await bench.engine.pull(reference, 1 << 20)
+            await bench.engine.pull(reference, 1 << 20, 0)
     assert (await bench.engine.find(made.id)).tags == (tag,)
 
 
@@ -262,7 +262,7 @@ async def test_a_tag_of_another_repository_beside_a_digest_keeps_an_image(bench:
     with serving(made) as registry:
         reference = registry.references[made.id]
         bench.tell_of(made, reference)
-        await bench.engine.pull(reference, ROOM)
+        await bench.engine.pull(reference, ROOM, 0)
     bench.tag(made.id, f"nexapod-test-owner:{made.id[7:27]}")
     assert not await bench.engine.remove(made.id)
 
@@ -273,9 +273,20 @@ async def test_a_pull_of_what_is_not_there_or_too_large_fails_with_the_reason(be
         reference = registry.references[made.id]
         bench.tell_of(made, reference)
         with pytest.raises(ImageUnavailable, match="was not pulled"):
-            await bench.engine.pull(f"{registry.host}/science/tool@sha256:{'0' * 64}", ROOM)
+            await bench.engine.pull(f"{registry.host}/science/tool@sha256:{'0' * 64}", ROOM, 0)
         with pytest.raises(ImageUnavailable, match=r"larger|more than"):
-            await bench.engine.pull(reference, 1 << 20)
+            await bench.engine.pull(reference, 1 << 20, 0)
+    with pytest.raises(ImageNotHere):
+        await bench.engine.find(reference)
+
+
+async def test_a_pull_that_leaves_too_little_of_the_engine_s_disk_is_ended(bench: Bench) -> None:
+    made = bench.image(tar({"big": bytes(range(256)) * 4_000}))
+    with serving(made) as registry:
+        reference = registry.references[made.id]
+        bench.tell_of(made, reference)
+        with pytest.raises(ImageUnavailable, match="must be left"):
+            await bench.engine.pull(reference, ROOM, 1 << 60)
     with pytest.raises(ImageNotHere):
         await bench.engine.find(reference)
 

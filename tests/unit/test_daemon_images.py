@@ -631,6 +631,20 @@ async def test_a_reference_is_pulled_once_counted_and_told_to_others(tmp_path: P
         await peer.ensure(Run("docker", image=REFERENCE.replace("tool", "other")))
 
 
+async def test_a_pull_leaves_the_engine_s_disk_its_reserve_and_images_go_for_that(tmp_path: Path) -> None:
+    peer = Peer(tmp_path, registries=("registry.example:5000",))
+    peer.engine.registry[REFERENCE] = ONE
+    await peer.ensure(peer.job(small(1)))
+    peer.engine.disk = EngineRoom(GIB + 10_000, None)
+    await peer.ensure(Run("docker", image=REFERENCE))
+    assert set(peer.engine.held) == {ONE.id}
+    peer.engine.held.clear()
+    peer.engine.disk = EngineRoom(GIB - 1, None)
+    with pytest.raises(ImageUnavailable, match="must be left"):
+        await peer.ensure(Run("docker", image=REFERENCE))
+    assert peer.engine.held == {}
+
+
 async def test_a_pulled_image_that_its_owner_then_pulled_by_tag_is_the_owners(tmp_path: Path) -> None:
     peer = Peer(tmp_path, bytes_max=4 << 20, registries=("registry.example:5000",))
     peer.engine.registry[REFERENCE] = ONE

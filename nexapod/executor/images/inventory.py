@@ -85,8 +85,9 @@ class Engine(Protocol):
     async def load(self, archive: Callable[[], Iterator[bytes]]) -> None:
         """Take in a docker-archive; its pieces are asked for in a worker thread, and what they raise is raised."""
 
-    async def pull(self, reference: str, bytes_max: int) -> EngineImage:
-        """Fetch `host/name@sha256:<hex>`, without credentials, and make sure that it is what came."""
+    async def pull(self, reference: str, bytes_max: int, free_min: int) -> EngineImage:
+        """Fetch `host/name@sha256:<hex>`, without credentials, and make sure that it is what came. Ended, as refused,
+        when fewer than `free_min` bytes are left on the engine's disk, where that can be seen."""
 
     async def remove(self, image: str) -> bool:
         """Let go of an image, unless a container uses it or it has another name too; whether it is gone."""
@@ -104,6 +105,17 @@ class _Clients:
     quick: Any
     slow: Any
     root: Path | None
+
+    def room(self) -> EngineRoom | None:
+        """Blocks for a moment."""
+        if self.root is None:
+            return None
+        try:
+            disk = os.statvfs(self.root)
+        except OSError as error:
+            log.info("engine_room_not_seen", path=str(self.root), error=str(error))
+            return None
+        return EngineRoom(disk.f_bavail * disk.f_frsize, disk.f_favail if disk.f_files else None)
 
     def close(self) -> None:
         self.quick.close()
@@ -151,13 +163,19 @@ class DockerImages:
 
         await self._transfer(work)
 
-    async def pull(self, reference: str, bytes_max: int) -> EngineImage:
-        client = (await self._connected()).slow
+    async def pull(self, reference: str, bytes_max: int, free_min: int) -> EngineImage:
+        clients = await self._connected()
 
         def work(gone: threading.Event) -> None:
             announced: dict[str, int] = {}
-            for event in _bounded(_pulling(client, reference), gone):
+            for event in _bounded(_pulling(clients.slow, reference), gone):
                 _watch_pull(event, announced, bytes_max, reference)
+                room = clients.room()
+                if room is not None and room.bytes < free_min:
+                    raise ImageUnavailable(
+                        f"the container engine's disk has {room.bytes} free bytes, and {free_min} must be left: the"
+                        f" pull of {reference} was ended"
+                    )
 
         await self._transfer(work)
         found = await self.find(reference)
@@ -181,15 +199,7 @@ class DockerImages:
         return True
 
     async def room(self) -> EngineRoom | None:
-        root = (await self._connected()).root
-        if root is None:
-            return None
-        try:
-            disk = await trio.to_thread.run_sync(os.statvfs, root)
-        except OSError as error:
-            log.info("engine_room_not_seen", path=str(root), error=str(error))
-            return None
-        return EngineRoom(disk.f_bavail * disk.f_frsize, disk.f_favail if disk.f_files else None)
+        return await trio.to_thread.run_sync((await self._connected()).room)
 
     async def aclose(self) -> None:
         if self._clients is not None:
