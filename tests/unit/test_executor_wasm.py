@@ -404,7 +404,7 @@ async def test_a_runner_that_was_idle_too_long_leaves_and_costs_nothing(tmp_path
 async def test_a_stopped_runner_is_killed_at_the_wall_limit(bench: Bench) -> None:
     """Epoch interruption cannot help when the whole process hangs: the parent does."""
     ends: list[Ended] = []
-    spin = bench.task("progress_then_spin", limits=replace(LIMITS, wall_ms=1000))
+    spin = bench.task("progress_then_spin", limits=replace(LIMITS, wall_ms=2000))
 
     async def run() -> None:
         ends.append(await bench.run(spin))
@@ -413,6 +413,8 @@ async def test_a_stopped_runner_is_killed_at_the_wall_limit(bench: Bench) -> Non
         nursery.start_soon(run)
         await _until(lambda: bool(bench.progress))
         (runner,) = _runners()
+        before = runner.cpu_times().user
+        await _until(lambda: runner.cpu_times().user > before + 0.02)
         runner.suspend()
     assert ends[0].outcome == "wall-limit"
     assert ends[0].usage.cpu_ms > 0
