@@ -148,13 +148,16 @@ class BlobStore:
         """Whether it is here: a whole blob, or all chunks of a part. One system call: needs no thread.
 
         Of a blob that is not whole, chunks that this process has not yet checked do not count: a fetch checks them.
+        Nor do all its chunks together, when a fetch was cut off before it made one of them: the next fetch does.
         Raises BlobError.
         """
         ref = wanted.blob if isinstance(wanted, Part) else wanted
         if self._layout.holds(ref):
             return True
+        if isinstance(wanted, BlobRef) or wanted.is_whole:
+            return False
         found = self._partials.get(ref)
-        return found is not None and isinstance(wanted, Part) and found.has(wanted.chunks)
+        return found is not None and found.has(wanted.chunks)
 
     def path(self, ref: BlobRef) -> Path:
         """Where the blob lies, if it is here whole. For reading only: a task must get a copy (export)."""
@@ -264,8 +267,10 @@ class BlobStore:
             self._count -= 1
             self._bytes -= ref.size
         found = self._partials.get(ref)
-        if found is not None and not found.users and await self._in_thread(lambda: _removed(found, unused_s)):
-            self._partials.pop(ref, None)
+        if found is not None and not found.users:
+            removed = await self._in_thread(lambda: _removed(found, unused_s))
+            if removed and not found.users:  # nobody has begun anew with it meanwhile
+                self._forget(found)
 
     # --- checking --------------------------------------------------------------------------------------------------
     async def verify(self, ref: BlobRef) -> bool:
@@ -307,17 +312,19 @@ class BlobStore:
 
     async def open_partial(self, ref: BlobRef, digests: list[bytes]) -> PartialBlob:
         """Begin or resume a fetch. `digests` has been checked against the name. Raises DiskFull, BlobError."""
-        found = self._partials.setdefault(ref, Partial(self._layout, ref))
-        try:
-            await self._in_thread(lambda: found.begin(digests))
-        except BaseException:
-            if not found.users and not found.bytes_here:
-                self._partials.pop(ref, None)
-            raise
-        if not found.is_published:
-            # A fetch that ended meanwhile, without having brought anything, may have removed it.
-            self._partials[ref] = found
-        return PartialBlob(self, found, self._reserve())
+        while True:
+            found = self._partials.setdefault(ref, Partial(self._layout, ref))
+            try:
+                await self._in_thread(partial(found.begin, digests))
+            except BaseException:
+                if not found.users and not found.bytes_here:
+                    self._forget(found)
+                raise
+            # A fetch that ended meanwhile, without having brought anything, may have removed it; and one that began
+            # after that has another, of the very same files.
+            if found.is_published or self._partials.setdefault(ref, found) is found:
+                return PartialBlob(self, found, self._reserve())
+            found.end()
 
     # --- inside ----------------------------------------------------------------------------------------------------
     def _reserve(self) -> Reservation:
@@ -336,9 +343,12 @@ class BlobStore:
                     await self._in_thread(found.remove)
         return ref
 
-    def _now_whole(self, found: Partial, new: bool) -> None:
+    def _forget(self, found: Partial) -> None:
         if self._partials.get(found.ref) is found:
             del self._partials[found.ref]
+
+    def _now_whole(self, found: Partial, new: bool) -> None:
+        self._forget(found)
         if new:
             self._count += 1
             self._bytes += found.ref.size
@@ -490,7 +500,7 @@ class PartialBlob:
         self._reserved.give_back()
         self._partial.end()
         if not self._partial.bytes_here and self._partial.remove():
-            self._store._partials.pop(self._partial.ref, None)
+            self._store._forget(self._partial)
 
 
 def _removed(found: Partial, unused_s: float) -> bool:

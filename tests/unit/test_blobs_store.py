@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import tracemalloc
 from contextlib import aclosing
 
@@ -17,9 +18,10 @@ import trio
 
 from nexapod.blobs.errors import BlobCorrupt, BlobError, BlobMissing, BlobTooLarge, DiskFull
 from nexapod.blobs.files import Writer, publish, write_blob
+from nexapod.blobs.partial import Partial
 from nexapod.blobs.store import BlobStore
 from nexapod.protocol.limits import CHUNK_BYTES
-from nexapod.protocol.types import BlobRef, blob_of
+from nexapod.protocol.types import BlobRef, Part, blob_of
 
 SIZES = [0, 1, 4096, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES, 3 * CHUNK_BYTES + 7]
 
@@ -343,10 +345,7 @@ async def test_a_large_file_is_stored_in_little_memory(store, tmp_path):
 
 
 async def test_a_partial_blob_is_taken_up_again_but_its_marks_are_not_believed(store):
-    data = os.urandom(3 * CHUNK_BYTES + 9)
-    ref = blob_of(data)
-    chunks = [data[at : at + CHUNK_BYTES] for at in range(0, len(data), CHUNK_BYTES)]
-    digests = [hashlib.sha256(chunk).digest() for chunk in chunks]
+    data, ref, chunks, digests = large()
     partial = await store.open_partial(ref, digests)
     assert await partial.missing(range(4)) == [0, 1, 2, 3]
     assert not await partial.write(1, [chunks[0]])
@@ -369,6 +368,65 @@ async def test_a_partial_blob_is_taken_up_again_but_its_marks_are_not_believed(s
     assert await again.verify(ref)
     assert (await again.stat()).blobs == 1
     assert list(again._layout.partial.iterdir()) == []
+
+
+def large():
+    """Bytes of four chunks, their name, the chunks, and the list of them."""
+    data = os.urandom(3 * CHUNK_BYTES + 9)
+    chunks = [data[at : at + CHUNK_BYTES] for at in range(0, len(data), CHUNK_BYTES)]
+    return data, blob_of(data), chunks, [hashlib.sha256(chunk).digest() for chunk in chunks]
+
+
+async def test_a_blob_whose_last_chunk_came_as_its_fetch_was_cut_off_is_not_here_as_a_whole(store):
+    """All of it is, but not under its name: who was told that it is here would not find it."""
+    data, ref, chunks, digests = large()
+    cut_off = await store.open_partial(ref, digests)
+    for index, chunk in enumerate(chunks):
+        assert await cut_off.write(index, [chunk])
+    cut_off.close()
+    assert store.has(Part(ref, 0, 3))
+    assert not store.has(Part.whole(ref))
+    assert not await store.touch(Part.whole(ref))
+    fetch = await store.open_partial(ref, digests)
+    assert await fetch.missing(range(4)) == []
+    await fetch.settle()
+    fetch.close()
+    assert store.has(Part.whole(ref))
+    assert store.path(ref).read_bytes() == data
+
+
+async def test_two_who_begin_as_a_third_gives_up_share_one_file(store, monkeypatch):
+    """The third removes what it had begun: the first goes on with that, the second makes it anew."""
+    data, ref, chunks, digests = large()
+    begin, opened, may_go_on = Partial.begin, threading.Event(), threading.Event()
+
+    def slow(partial, digests):
+        opened.set()
+        assert may_go_on.wait(10)
+        begin(partial, digests)
+
+    third = await store.open_partial(ref, digests)
+    found = []
+
+    async def first():
+        found.append(await store.open_partial(ref, digests))
+
+    async with trio.open_nursery() as nursery:
+        monkeypatch.setattr(Partial, "begin", slow)
+        nursery.start_soon(first)
+        await trio.to_thread.run_sync(opened.wait)
+        monkeypatch.setattr(Partial, "begin", begin)
+        third.close()
+        found.append(await store.open_partial(ref, digests))
+        may_go_on.set()
+    second, first_one = found
+    first_one.close()
+    for index, chunk in enumerate(chunks):
+        assert await second.write(index, [chunk])
+    await second.settle()
+    second.close()
+    assert store.path(ref).read_bytes() == data
+    assert (await store.stat()).partial == 0
 
 
 async def test_a_saved_list_that_was_damaged_is_not_used(store):
