@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -28,7 +29,7 @@ from containers.sandbox import (
 from nexapod.executor import watch
 from nexapod.executor.contract import Ended, TaskRun
 from nexapod.executor.docker import engine, life
-from nexapod.executor.docker.engine import Engine, EngineError
+from nexapod.executor.docker.engine import Container, Engine, EngineError
 from nexapod.executor.docker.notes import Notes
 from nexapod.executor.docker.sandbox import DockerExecutor
 
@@ -216,6 +217,26 @@ async def test_what_is_printed_after_a_stream_was_cut_without_a_word_is_heard(sa
             await trio.sleep(10 * life.LATE_S)  # a pause: between the end of the stream and that of the container
             let_go(run)
         assert (ends[0].outcome, ends[0].exit, ends[0].log) == ("failed", 3, "first\nlast\n")
+
+
+async def test_an_engine_whose_clock_is_ahead_is_listened_to_once_more_and_no_longer(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, follow, followed = Engine.look, Engine.follow, []
+
+    def ahead(*args: Any) -> Container:
+        found = look(*args)
+        return replace(found, finished=found.finished + 3_600)
+
+    def counted(*args: Any) -> engine.Stream:
+        followed.append(args)
+        return follow(*args)
+
+    monkeypatch.setattr(Engine, "look", ahead)
+    monkeypatch.setattr(Engine, "follow", counted)
+    with trio.fail_after(20):
+        assert (await sandbox.shell("exit 3")).exit == 3
+    assert len(followed) == 1
 
 
 async def test_a_task_that_has_closed_its_outputs_is_waited_for(

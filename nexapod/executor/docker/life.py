@@ -346,10 +346,12 @@ class Life:
 
     async def _ended_by(self, silence: float) -> bool:
         """Whether the container has ended, and had when its stream did. Else there may be more to hear: the stream of
-        an engine that vanishes ends without a word, like that of a task that closes its outputs.
+        an engine that vanishes ends without a word, like that of a task that closes its outputs. Of one that had ended
+        before that stream began, all has been heard, whatever the engine's clock says.
         """
+        was_over = self._left is not None
         self._left = await self.threads.wait(self._wait_left)
-        return self._left is not None and self._left.finished < silence + LATE_S
+        return self._left is not None and (was_over or self._left.finished < silence + LATE_S)
 
     def _wait_left(self) -> Container | None:
         """In a worker thread: what is left of the container; None: it goes on. Raises EngineError."""
