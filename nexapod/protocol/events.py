@@ -209,7 +209,8 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Execute a task: fetch what it needs from `sources`, run it, put its outputs into the store, say Finished."""
+    """Execute a task: fetch what it needs from `sources`, run it, say Vacated, put its outputs into the store, and say
+    Finished."""
 
     task: TaskId
     spec: JobSpec

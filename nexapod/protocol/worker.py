@@ -509,13 +509,14 @@ class Worker:
     def vacated(self, task: TaskId) -> None:
         """A task has left its slot, and has not finished: the next one need not wait for that."""
         attempt = self.attempts.get(task)
+        if attempt is None or attempt.state != "running" or self.profile is None:
+            return
         leaving = sum(1 for a in self.attempts.values() if a.state == "running" and a.vacated)
         # What ended tasks have left is on the disk until it has been looked at: no more of it than of what runs.
-        if attempt is None or self.profile is None or leaving >= self.profile.slots:
-            return
-        attempt.vacated = True
-        self._wake(self.ctx.now)
-        self._start_granted()
+        if leaving < self.profile.slots:
+            attempt.vacated = True
+            self._wake(self.ctx.now)
+            self._start_granted()
 
     def finished(self, task: TaskId, result: RunResult) -> None:
         """A task that this worker ran has ended."""

@@ -549,10 +549,13 @@ def test_more_is_bid_for_when_a_task_has_left_its_slot() -> None:
     assert [a.state for a in bench.worker.attempts.values()] == ["running", "bidding"]
 
 
-def test_a_task_that_nobody_knows_leaves_no_slot() -> None:
-    bench, _ = _with_work_ahead(1 << 30, slots=1)
-    bench.worker.vacated(TaskId(bench.id, 99))
+def test_a_task_that_nobody_knows_or_that_does_not_run_leaves_no_slot() -> None:
+    bench, first = _with_work_ahead(1 << 30, slots=1)
+    waiting = next(task for task in bench.worker.attempts if task != first)
+    for other in (TaskId(bench.id, 99), waiting):
+        bench.worker.vacated(other)
     assert _begun(bench) == []
+    assert not bench.worker.attempts[waiting].vacated, "or it would take no slot once it runs"
 
 
 # --- restart -------------------------------------------------------------------------------------------------------
