@@ -31,8 +31,6 @@ def escape(text: str) -> str:
     """The text on one line, with everything that a terminal could obey written out as \\x1b, \\n, \\u202e..."""
     if text.isprintable():
         return text
-    if text.isprintable():
-        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 

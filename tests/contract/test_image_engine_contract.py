@@ -217,11 +217,18 @@ def serving(*images: Made) -> Iterator[Registry]:
         registry.server_close()
 
 
-async def test_a_reference_by_digest_is_pulled_without_credentials_and_known_by_it(bench: Bench) -> None:
-    made = bench.image(tar({"hello": b"from a registry"}))
+@contextlib.contextmanager
+def offering(bench: Bench, made: Made) -> Iterator[tuple[Registry, str]]:
+    """A registry that the engine can pull an image from, and the reference to it."""
     with serving(made) as registry:
         reference = registry.references[made.id]
         bench.tell_of(made, reference)
+        yield registry, reference
+
+
+async def test_a_reference_by_digest_is_pulled_without_credentials_and_known_by_it(bench: Bench) -> None:
+    made = bench.image(tar({"hello": b"from a registry"}))
+    with offering(bench, made) as (registry, reference):
         found = await bench.engine.pull(reference, ROOM, 0)
         assert found.id == made.id
         assert reference in found.references
@@ -232,9 +239,7 @@ async def test_a_reference_by_digest_is_pulled_without_credentials_and_known_by_
 async def test_a_tag_beside_the_digest_of_one_repository_does_not_keep_an_image(bench: Bench) -> None:
     """`docker pull debian:12` of what had been pulled by digest. Whoever removes has to look at the tags first."""
     made = bench.image(tar({"hello": b"pulled by digest, then tagged"}))
-    with serving(made) as registry:
-        reference = registry.references[made.id]
-        bench.tell_of(made, reference)
+    with offering(bench, made) as (_, reference):
         await bench.engine.pull(reference, ROOM, 0)
     tag = f"{reference.partition('@')[0]}:owners"
     bench.tag(made.id, tag)
@@ -259,9 +264,7 @@ async def test_what_its_owner_had_by_tag_stays_when_a_pull_finds_it_too_large(be
 
 async def test_a_tag_of_another_repository_beside_a_digest_keeps_an_image(bench: Bench) -> None:
     made = bench.image(tar({"hello": b"pulled by digest, then named otherwise"}))
-    with serving(made) as registry:
-        reference = registry.references[made.id]
-        bench.tell_of(made, reference)
+    with offering(bench, made) as (_, reference):
         await bench.engine.pull(reference, ROOM, 0)
     bench.tag(made.id, f"nexapod-test-owner:{made.id[7:27]}")
     assert not await bench.engine.remove(made.id)
@@ -269,9 +272,7 @@ async def test_a_tag_of_another_repository_beside_a_digest_keeps_an_image(bench:
 
 async def test_a_pull_of_what_is_not_there_or_too_large_fails_with_the_reason(bench: Bench) -> None:
     made = bench.image(tar({"big": bytes(range(256)) * 40_000}))
-    with serving(made) as registry:
-        reference = registry.references[made.id]
-        bench.tell_of(made, reference)
+    with offering(bench, made) as (registry, reference):
         with pytest.raises(ImageUnavailable, match="was not pulled"):
             await bench.engine.pull(f"{registry.host}/science/tool@sha256:{'0' * 64}", ROOM, 0)
         with pytest.raises(ImageUnavailable, match=r"larger|more than"):
@@ -282,11 +283,8 @@ async def test_a_pull_of_what_is_not_there_or_too_large_fails_with_the_reason(be
 
 async def test_a_pull_that_leaves_too_little_of_the_engine_s_disk_is_ended(bench: Bench) -> None:
     made = bench.image(tar({"big": bytes(range(256)) * 4_000}))
-    with serving(made) as registry:
-        reference = registry.references[made.id]
-        bench.tell_of(made, reference)
-        with pytest.raises(ImageUnavailable, match="must be left"):
-            await bench.engine.pull(reference, ROOM, 1 << 60)
+    with offering(bench, made) as (_, reference), pytest.raises(ImageUnavailable, match="must be left"):
+        await bench.engine.pull(reference, ROOM, 1 << 60)
     with pytest.raises(ImageNotHere):
         await bench.engine.find(reference)
 
