@@ -1,6 +1,6 @@
 """How fast blobs move between daemons, against a bare py-libp2p stream and a plain TCP copy in the same run.
 
-    .venv/bin/python benchmarks/blobs.py [--sizes 256MiB,1GiB] [--rounds 5] [--json]
+    .venv/bin/python benchmarks/blobs.py [--sizes 256MiB,1GiB] [--rounds 7] [--json]
 
 Each side of a transfer is a process of its own (sides.py). The ways alternate, so that a slow minute of the machine
 meets all of them; what counts is the ratio of their medians. Before each fetch the kernel is made to hold enough free
@@ -8,15 +8,18 @@ memory, which a virtual machine may have given back: what that costs to get anew
 `bare` is the library as released with our host's settings; `bare, corrected` is the same stream over our corrections of
 it, which are faster: it shows what the blobs themselves cost.
 
-Three providers share this machine's cores with the fetcher, so that the ratio of three to one is that of a machine
-that serves as well; what several are for, lines slower than a disk, is measured beside it, with a cap on what each
-provider sends. Afterwards each side is killed (SIGKILL) half-way and started again. Exit status 1 when a bar is missed.
+Three providers share this machine's cores with the fetcher: where those are what it is held up by, it takes from one
+(nexapod/blobs/load.py), and the ratio is 1 but for the noise of the rounds, which is taken off the bar: two standard
+errors of the mean of their ratios, and not more than 0.05. What several are for, lines slower than a disk, is measured
+beside it, with a cap on what each provider sends. Afterwards each side is killed (SIGKILL) half-way and started again.
+Exit status 1 when a bar is missed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import statistics
@@ -36,6 +39,7 @@ MIB = 1 << 20
 ANSWER_S = 600
 BAR_ONE_TO_BARE = 0.85
 BAR_THREE_TO_ONE = 1.0
+NOISE_MAX = 0.05
 LINE = 20 * MIB
 """Bytes a second that a provider with a slow line sends after a first second's worth that may go at once."""
 BAR_SLOW_LINES = 2.7
@@ -189,13 +193,21 @@ class Bench:
     def median(self, way: str) -> float:
         return statistics.median(self.speeds[way])
 
+    def noise(self) -> float:
+        """Of the ratio of three to one: two standard errors, as the rounds show it."""
+        ratios = [three / one for three, one in zip(self.speeds["three"], self.speeds["one"], strict=True)]
+        if len(ratios) < 2:
+            return 0.0
+        return min(NOISE_MAX, 2 * statistics.stdev(ratios) / math.sqrt(len(ratios)))
+
     def bars(self) -> list[tuple[str, float, str, bool]]:
         """What was measured, the bar, and whether it is met."""
         one = self.median("one") / self.median("bare")
         three = self.median("three") / self.median("one")
+        least = BAR_THREE_TO_ONE - self.noise()
         return [
             ("one provider / bare stream", one, f">= {BAR_ONE_TO_BARE}", one >= BAR_ONE_TO_BARE),
-            ("three providers / one", three, f">= {BAR_THREE_TO_ONE}", three >= BAR_THREE_TO_ONE),
+            ("three providers / one", three, f">= {least:.3f}", three >= least),
             ("three slow lines / one", self.slow_lines, f">= {BAR_SLOW_LINES}", self.slow_lines >= BAR_SLOW_LINES),
             ("fetcher's memory grew, MiB", self.fetcher_growth / MIB, "< 64", self.fetcher_growth < BAR_GROWTH),
             ("provider's memory grew, MiB", self.provider_growth / MIB, "< 64", self.provider_growth < BAR_GROWTH),
@@ -234,7 +246,7 @@ def write_random(path: Path, size: int) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="256MiB,1GiB")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--folder", type=Path, default=None, help="where blobs are written (default: a temporary one)")
     wanted = parser.parse_args()

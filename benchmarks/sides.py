@@ -29,6 +29,8 @@ NETWORK = "benchmark"
 BARE_PROTOCOL = "/nexapod/benchmark/bare/1"
 WRITE_BYTES = 64 << 10
 FETCH_DEADLINE_S = 600.0
+REPORTING_S = 2.0
+"""Linux tells the host of free memory so long after some became free (PAGE_REPORTING_DELAY, mm/page_reporting.c)."""
 
 
 def say(**facts: object) -> None:
@@ -54,6 +56,7 @@ class Side:
 
     def __init__(self, home: Path, port: int = 0, *, tell: bool = False) -> None:
         from nexapod.blobs.exchange import Exchange
+        from nexapod.blobs.load import Load
         from nexapod.blobs.rates import Caps, Rates
         from nexapod.blobs.store import BlobStore
         from nexapod.mesh import events
@@ -79,7 +82,8 @@ class Side:
                 self.exchange.peer_gone(event.peer)
 
         self.store = BlobStore(home / "blobs")
-        self.exchange = Exchange(self.store, send, rates=Rates(Caps(up_max=int(os.environ.get("LINE", "0")) or None)))
+        rates = Rates(Caps(up_max=int(os.environ.get("LINE", "0")) or None))
+        self.exchange = Exchange(self.store, send, rates=rates, has_room=Load().has_room)
         self.mesh = Mesh(
             seed=hashlib.sha256(str(home).encode()).digest(),
             network=NETWORK,
@@ -116,7 +120,7 @@ async def fetch(home: Path, name: str, addrs: list[str]) -> None:
         with trio.move_on_after(10):
             while not set(peers) <= set(side.mesh.connected()):  # noqa: ASYNC110  (nothing tells of it)
                 await trio.sleep(0.05)
-        await trio.to_thread.run_sync(warm, home, ref.size)
+        await warm(home, ref.size)
         base = reset_peak()
         say(ready=True)
         began, cpu = time.perf_counter(), time.process_time()
@@ -126,15 +130,24 @@ async def fetch(home: Path, name: str, addrs: list[str]) -> None:
         nursery.cancel_scope.cancel()
 
 
-def warm(folder: Path, size: int) -> None:
-    """Have the kernel hold as much memory free as a file of that size is about to take. On a virtual machine it may
-    have been given back to the host, and to get it anew costs as much time as half of a transfer: which way of several
-    meets that is chance."""
-    path, block = folder / "warm", bytes(1 << 20)
+async def warm(folder: Path, size: int) -> None:
+    """Have the kernel hold as much memory free as a file of that size is about to take.
+
+    On a virtual machine the kernel gives back what stands free, and to get it anew costs as much time as half of a
+    transfer: which way of several meets that is chance. The file stays until what became free before it (an earlier
+    round's files) was reported; what it frees itself is not reported before the fetch is mostly done.
+    """
+    path = folder / "warm"
+    await trio.to_thread.run_sync(_fill, path, size)
+    await trio.sleep(1.25 * REPORTING_S)
+    path.unlink()
+
+
+def _fill(path: Path, size: int) -> None:
+    block = bytes(1 << 20)
     with path.open("wb", buffering=0) as file:
         for _ in range(-(-size // len(block))):
             file.write(block)
-    path.unlink()
 
 
 async def _fetch_whole(side: Side, part: object, peers: list) -> None:

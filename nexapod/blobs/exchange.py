@@ -14,7 +14,7 @@ import trio
 
 from nexapod.blobs.asking import Asker, Timing
 from nexapod.blobs.errors import BlobTooLarge, BlobUnavailable
-from nexapod.blobs.fetching import Fetch, OnBad
+from nexapod.blobs.fetching import Fetch, HasRoom, OnBad
 from nexapod.blobs.frames import AskChunk, AskList, decode
 from nexapod.blobs.rates import Rates
 from nexapod.blobs.serving import Send, Server
@@ -41,13 +41,15 @@ class Exchange:
         on_bad: OnBad | None = None,
         timing: Timing | None = None,
         rates: Rates | None = None,
+        has_room: HasRoom | None = None,
     ) -> None:
-        """`send(peer, frame)` waits for room and raises OSError or trio's Broken/ClosedResourceError when
-        the peer is
-        gone. `on_bad(peer, error)` is told of each breach, with its rule and penalty; it must not raise."""
+        """`send(peer, frame)` waits for room and raises OSError or trio's Broken/ClosedResourceError when the peer is
+        gone. `on_bad(peer, error)` is told of each breach, with its rule and penalty; it must not raise. `has_room()`
+        says whether this machine could take in more than it does (load.py); without it, it always could."""
         self._timing = timing or Timing()
         self._store = store
         self._on_bad: OnBad = on_bad or _ignore
+        self._has_room: HasRoom = has_room or (lambda: True)
         rates = rates or Rates()
         self._server = Server(store, send, self._timing.send, rates)
         self._asker = Asker(send, self._timing, rates)
@@ -119,7 +121,7 @@ class Exchange:
             raise BlobUnavailable(f"blob {ref}: this daemon is shutting down")
         fetch = self._fetches.get(ref)
         if fetch is None or fetch.closed:
-            fetch = Fetch(self._store, self._asker, self._on_bad, ref, hedge_s=self._timing.hedge)
+            fetch = Fetch(self._store, self._asker, self._on_bad, self._has_room, ref, hedge_s=self._timing.hedge)
             self._fetches[ref] = fetch
             self._nursery.start_soon(self._run_fetch, fetch)
         return fetch

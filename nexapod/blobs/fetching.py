@@ -37,12 +37,15 @@ LANES = 4
 """Chunks open at one source for one fetch."""
 AT_WORK_HEDGES = 5
 """A source that brought a chunk within so many times the hedge is at work on the next."""
+IN_FLOW_S = 0.1
+"""While some source brought a chunk within so long, chunks flow: more than a line of 80 Mbit/s carries."""
 REFUSALS_MAX = 16
 """A source that does not have so many chunks, one after the other, has none for us."""
 WRONG_BYTES_PENALTY = 34
 """Three wrong chunks end a connection: one may be a failing disk."""
 
 OnBad: TypeAlias = Callable[[PeerId, PeerError], None]
+HasRoom: TypeAlias = Callable[[], bool]
 
 
 class _Sink(Protocol):
@@ -122,13 +125,16 @@ class Waiter:
 class Fetch:
     """The fetch of one blob, shared by all who want parts of it. It ends when nobody waits any more."""
 
-    def __init__(self, store: BlobStore, asker: Asker, on_bad: OnBad, ref: BlobRef, *, hedge_s: float) -> None:
+    def __init__(
+        self, store: BlobStore, asker: Asker, on_bad: OnBad, has_room: HasRoom, ref: BlobRef, *, hedge_s: float
+    ) -> None:
         self.ref = ref
         self.closed = False
         """It takes no more waiters."""
         self._store = store
         self._asker = asker
         self._on_bad = on_bad
+        self._has_room = has_room
         self._hedge_s = hedge_s
         self._scope = trio.CancelScope()
         self._waiters: list[Waiter] = []
@@ -138,6 +144,8 @@ class Fetch:
         self._refused: dict[int, set[PeerId]] = {}
         self._working = 0
         self._changed = trio.Event()
+        self._turned = trio.Event()
+        """Changed in more than that a chunk came: it may be a waiting source's turn."""
 
     # --- who wants it ----------------------------------------------------------------------------------------------
     def want(self, part: Part) -> Waiter:
@@ -333,23 +341,30 @@ class Fetch:
         """So many at once, in their order: who lately was asked in vain comes last.
 
         What one source can deliver at once is not shared out: the next one's turn comes when one before it is lost or
-        does not have it, or has taken long.
+        does not have it, or has taken long. Nor is more than this machine can take in.
         """
         started = trio.current_time()
         while not self._is_turn(source, trio.current_time() - started):
-            with trio.move_on_after(self._hedge_s):
-                await self._changed.wait()
+            with trio.move_on_after(min(self._hedge_s, IN_FLOW_S)):
+                await self._turned.wait()
 
     def _is_turn(self, source: PeerId, waited_s: float) -> bool:
         states = list(self._sources.values())
         rank = list(self._sources).index(source)
         if sum(state.active for state in states) >= SOURCES_ACTIVE_MAX:
             return False
-        if any(state.used and not state.active for state in states[:rank]):
+        if any(state.used and not state.active for state in states[:rank]) or self._is_enough(waited_s):
             return False
         passed = sum(1 for state in states if state.lost or state.refusals)
         is_little = 0 < len(self._missing) + len(self._out) <= LANES
         return not is_little or rank <= passed + waited_s / self._hedge_s
+
+    def _is_enough(self, waited_s: float) -> bool:
+        """Whether those who are at work bring as much as this machine can take in, or have only just begun."""
+        at_work = [state for state in self._sources.values() if state.active]
+        if not at_work or self._has_room():
+            return False
+        return waited_s < IN_FLOW_S or any(trio.current_time() - state.delivered < IN_FLOW_S for state in at_work)
 
     async def _lane(self, source: PeerId, sink: _Sink) -> None:
         while (index := await self._take(source)) is not None:
@@ -443,9 +458,16 @@ class Fetch:
                 if any(index in (waiter.left or ()) for waiter in self._waiters):
                     self._missing[index] = None
                     self._missing.move_to_end(index, last=False)
-        self._news()
+            self._news()
+        else:
+            self._chunk_came()
 
     def _news(self) -> None:
+        self._turned.set()
+        self._turned = trio.Event()
+        self._chunk_came()
+
+    def _chunk_came(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
 

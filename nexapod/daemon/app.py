@@ -25,6 +25,7 @@ import trio
 from nexapod.api.app import create_app
 from nexapod.api.serve import load_or_create_token, serve
 from nexapod.blobs.exchange import Exchange
+from nexapod.blobs.load import Load
 from nexapod.blobs.rates import Caps, Rates
 from nexapod.blobs.room import Quota
 from nexapod.blobs.store import BlobStore
@@ -227,7 +228,7 @@ async def _serve(
             raise trio.BrokenResourceError(str(error)) from error
 
     caps = Caps(**asdict(config.bandwidth))
-    exchange = Exchange(blobs, send_bulk, on_bad=on_bad, rates=Rates(caps))
+    exchange = Exchange(blobs, send_bulk, on_bad=on_bad, rates=Rates(caps), has_room=Load().has_room)
     joints = Joints(engine, exchange)
     met = [addr for peer in await store.peers() for addr in peer.addrs]
     mesh = Mesh(

@@ -6,6 +6,7 @@ Blobs are kept in memory here: with disk threads the clock of these tests could 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -16,9 +17,10 @@ import pytest
 import trio
 import trio.testing
 
+from nexapod.blobs.asking import Timing
 from nexapod.blobs.errors import BlobUnavailable
 from nexapod.blobs.exchange import Exchange
-from nexapod.blobs.fetching import SOURCES_ACTIVE_MAX
+from nexapod.blobs.fetching import IN_FLOW_S, SOURCES_ACTIVE_MAX
 from nexapod.blobs.frames import PIECE_BYTES, AskChunk, ChunkPart, NotHere, decode, encode
 from nexapod.blobs.rates import Caps, Rates
 from nexapod.blobs.store import BlobStore
@@ -85,10 +87,11 @@ class Mesh:
 
     def __init__(self, nursery: trio.Nursery, rates: Rates | None = None) -> None:
         self.store = Store()
+        self.has_room = True
         self.answers: dict[PeerId, Answer] = {}
         self.asked: list[PeerId] = []
         self.chunks_asked: Counter[int] = Counter()
-        self.exchange = Exchange(cast(BlobStore, self.store), self._send, rates=rates)
+        self.exchange = Exchange(cast(BlobStore, self.store), self._send, rates=rates, has_room=lambda: self.has_room)
         self._nursery = nursery
         nursery.start_soon(self.exchange.run)
 
@@ -244,6 +247,79 @@ async def test_a_source_that_had_nothing_is_asked_for_what_is_wanted_later(
             await trio.sleep(30)  # a pause: of the virtual clock
             assert it.asked == [*low, *slow]
             assert await it.fetch(Part(ref, 0, 5), []) < 5
+
+
+def flows(it: Mesh, data: bytes, *, until: float = math.inf) -> Answer:
+    """Gives a chunk in 10 ms, one after the other; none once `until` has come."""
+    line = trio.Lock()
+
+    async def answer(peer: PeerId, question: AskChunk) -> None:
+        async with line:
+            await trio.sleep(0.01)  # a pause: of the virtual clock
+        if trio.current_time() < until:
+            await it.gives(peer, question, data)
+
+    return answer
+
+
+async def test_a_further_source_is_not_asked_while_one_brings_all_that_this_machine_takes(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with mesh() as it:
+        data = os.urandom(40 * MIB)
+        ref = it.store.know(data)
+        it.has_room = False
+        first, further = it.peers("first", 1, flows(it, data)), it.peers("further", 2, flows(it, data))
+        assert await it.fetch(ref, [*first, *further]) == pytest.approx(0.4)
+        assert set(it.asked) == {*first}
+
+
+async def test_further_sources_are_asked_as_soon_as_there_is_room(autojump_clock: trio.testing.MockClock) -> None:
+    async with mesh() as it:
+        data = os.urandom(60 * MIB)
+        ref = it.store.know(data)
+        it.has_room = False
+        first, further = it.peers("first", 1, flows(it, data)), it.peers("further", 1, flows(it, data))
+
+        async def room_appears() -> None:
+            await trio.sleep(0.2)  # a pause: of the virtual clock
+            assert set(it.asked) == {*first}
+            it.has_room = True
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(room_appears)
+            assert await it.fetch(ref, [*first, *further]) <= 0.2 + IN_FLOW_S + 0.2 + 0.05
+
+
+@pytest.mark.parametrize("until", [0.0, 0.2])
+async def test_a_source_that_brings_nothing_keeps_no_other_from_its_turn(
+    autojump_clock: trio.testing.MockClock, until: float
+) -> None:
+    async with mesh() as it:
+        data = os.urandom(40 * MIB)
+        ref = it.store.know(data)
+        it.has_room = False
+        stuck, giver = it.peers("stuck", 1, flows(it, data, until=trio.current_time() + until)), it.giver(data)
+        # What was asked of the stuck one is asked elsewhere after the hedge.
+        assert await it.fetch(ref, [*stuck, giver]) <= until + 3 * IN_FLOW_S + Timing().hedge
+        assert it.asked.count(giver) >= 16
+
+
+async def test_a_source_that_is_lost_keeps_no_other_from_its_turn(autojump_clock: trio.testing.MockClock) -> None:
+    async with mesh() as it:
+        data = os.urandom(40 * MIB)
+        ref = it.store.know(data)
+        it.has_room = False
+        first, giver = it.peers("first", 1, flows(it, data)), it.giver(data)
+
+        async def breaks() -> None:
+            await trio.sleep(0.205)  # a pause: of the virtual clock
+            it.answers.update(dict.fromkeys(first, it.refuses))
+            it.exchange.peer_gone(first[0])
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(breaks)
+            assert await it.fetch(ref, [*first, giver]) == pytest.approx(0.205)
 
 
 RATE = 256 << 10
