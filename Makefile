@@ -13,7 +13,7 @@ EXAMPLE := examples/secondary-structure
 REQUIRE ?=
 PYTEST_FLAGS ?=
 
-.PHONY: help setup demo test sim check fix wasm lock clean
+.PHONY: help setup demo test sim bench check fix wasm lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -47,6 +47,12 @@ sim: $(RUNTIME) ## three hundred seeds through the simulator
 	$(BIN)/nexapod sim --seeds $(SIM_SEEDS)
 
 SIM_SEEDS ?= 0:300
+
+bench: $(DEV) ## how fast, against what (docs/benchmarks.md); BENCH="blobs containers split"
+	@missed=""; for name in $(BENCH); do $(BIN)/python benchmarks/$$name.py || missed="$$missed $$name"; done; \
+	test -z "$$missed" || { echo "missed a bar, or could not be measured:$$missed"; exit 1; }
+
+BENCH ?= blobs containers split
 
 check: $(DEV) ## lint, types, layers
 	$(BIN)/ruff check .

@@ -21,6 +21,8 @@ OWN_MIN: Final = 0.7
 """Cores: a process that uses less is not held up by the processor, whatever else the machine does."""
 IDLE_MAX: Final = 0.75
 """Cores: where more stand idle, a second source has one to be served with."""
+WINDOWS: Final = 2
+"""One after the other: a single one may have met a pause, in which the disk was waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,22 +42,24 @@ def spent_now() -> Spent:
 
 
 class Load:
-    """What the last window showed."""
+    """What the last windows showed."""
 
     def __init__(self, spent: Callable[[], Spent] = spent_now, clock: Callable[[], float] = time.monotonic) -> None:
         self._spent = spent
         self._clock = clock
         self._since: Spent | None = None
-        self._has_room = False
+        self._with_room = 0
+        """Windows, up to now and without one between them that had none."""
 
     def has_room(self) -> bool:
-        """Whether more could be taken in. Not before that is seen, for a window that began with a question."""
+        """Whether more could be taken in. Not before that is seen, in windows that began with a question."""
         passed = self._clock() - self._since.at if self._since else STALE_S
         if passed >= WINDOW_S:
             before, now = self._since, self._spent()
             self._since = now
-            self._has_room = before is not None and passed < STALE_S and _had_room(before, now)
-        return self._has_room
+            seen = before is not None and passed < STALE_S and _had_room(before, now)
+            self._with_room = self._with_room + 1 if seen else 0
+        return self._with_room >= WINDOWS
 
 
 def _had_room(before: Spent, now: Spent) -> bool:

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from nexapod.blobs.load import IDLE_MAX, OWN_MIN, STALE_S, WINDOW_S, Load, Spent, spent_now
+from nexapod.blobs.load import IDLE_MAX, OWN_MIN, STALE_S, WINDOW_S, WINDOWS, Load, Spent, spent_now
 
 
 class Machine:
@@ -45,20 +45,33 @@ def machine() -> Machine:
 def test_there_is_room_unless_this_process_fills_what_the_machine_has(
     machine: Machine, own: float, idle: float, room: bool
 ) -> None:
+    for _ in range(WINDOWS - 1):
+        assert not machine.passes(WINDOW_S + 0.001, own=own, idle=idle)
     assert machine.passes(WINDOW_S + 0.001, own=own, idle=idle) is room
 
 
-def test_it_says_what_the_last_whole_window_showed(machine: Machine) -> None:
-    assert not machine.passes(WINDOW_S / 2, own=0.0, idle=2.0)
-    assert machine.passes(WINDOW_S * 0.6, own=0.0, idle=2.0)
+def see_room(machine: Machine) -> None:
+    assert [machine.passes(WINDOW_S + 0.001, own=0.0, idle=2.0) for _ in range(WINDOWS)][-1]
+
+
+def test_it_says_what_the_last_whole_windows_showed(machine: Machine) -> None:
+    see_room(machine)
     assert machine.passes(WINDOW_S / 2, own=2.0, idle=0.0)
     assert not machine.passes(WINDOW_S * 0.6, own=2.0, idle=0.0)
+    assert not machine.passes(WINDOW_S / 2, own=0.0, idle=2.0)
+    see_room(machine)
+
+
+def test_a_single_window_with_room_is_a_pause(machine: Machine) -> None:
+    for _ in range(5):
+        assert not machine.passes(WINDOW_S + 0.001, own=0.0, idle=2.0)
+        assert not machine.passes(WINDOW_S + 0.001, own=1.5, idle=0.1)
 
 
 def test_what_is_long_ago_says_nothing(machine: Machine) -> None:
-    assert machine.passes(WINDOW_S * 1.1, own=0.0, idle=2.0)
+    see_room(machine)
     assert not machine.passes(STALE_S * 1.1, own=0.0, idle=2.0)
-    assert machine.passes(WINDOW_S * 1.1, own=0.0, idle=2.0)
+    see_room(machine)
 
 
 def test_the_clocks_of_this_machine_tell_work() -> None:
