@@ -36,9 +36,16 @@ class Spent:
 
 def spent_now() -> Spent:
     """Read the clocks of this process and of the machine's cores."""
-    times = psutil.cpu_times()
+    return Spent(time.monotonic(), time.process_time(), _idle())
+
+
+def _idle() -> float:
+    try:
+        times = psutil.cpu_times()
+    except OSError:
+        return 0.0  # some hosts hide it (/proc/stat) from what they run: none is known to stand idle
     # A core that waits for a disk is free for other work. Not every system tells that apart.
-    return Spent(time.monotonic(), time.process_time(), times.idle + getattr(times, "iowait", 0.0))
+    return float(times.idle + getattr(times, "iowait", 0.0))
 
 
 class Load:

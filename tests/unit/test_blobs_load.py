@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import psutil
 import pytest
 
 from nexapod.blobs.load import IDLE_MAX, OWN_MIN, STALE_S, WINDOW_S, WINDOWS, Load, Spent, spent_now
@@ -83,3 +84,11 @@ def test_the_clocks_of_this_machine_tell_work() -> None:
     assert after.own - before.own >= 0.05
     assert after.at > before.at
     assert after.idle >= before.idle
+
+
+def test_a_host_that_hides_its_cores_has_none_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hidden() -> None:
+        raise PermissionError(13, "Permission denied", "/proc/stat")
+
+    monkeypatch.setattr(psutil, "cpu_times", hidden)
+    assert spent_now().idle == 0
