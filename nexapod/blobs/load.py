@@ -1,7 +1,8 @@
 """Whether this machine could take in more if more were sent.
 
 A fetch is held up by what its sources send, or by what this machine can do with it: decrypt, hash, write. In the second
-case a further source brings nothing but its own cost, to this machine and to whoever runs it.
+case a further source brings nothing but its own cost, to this machine and to whoever runs it
+(docs/decisions/0020-a-further-source-needs-room.md). Knows this process and this machine's cores, and no fetch.
 """
 
 from __future__ import annotations

@@ -149,6 +149,19 @@ async def mesh(rates: Rates | None = None) -> AsyncIterator[Mesh]:
         nursery.cancel_scope.cancel()
 
 
+def flows(it: Mesh, data: bytes, *, seconds: float = 0.01, until: float = math.inf) -> Answer:
+    """Each peer gives a chunk in so many seconds, one after the other; none once `until` has come."""
+    lines = defaultdict[PeerId, trio.Lock](trio.Lock)
+
+    async def answer(peer: PeerId, question: AskChunk) -> None:
+        async with lines[peer]:
+            await trio.sleep(seconds)  # a pause: of the virtual clock
+        if trio.current_time() < until:
+            await it.gives(peer, question, data)
+
+    return answer
+
+
 @pytest.mark.parametrize("size", [5000, 2 * MIB])
 async def test_several_that_trickle_do_not_keep_a_chunk_from_who_has_it(
     autojump_clock: trio.testing.MockClock, size: int
@@ -164,14 +177,7 @@ async def test_a_chunk_is_asked_of_no_third_while_one_of_two_is_at_work(autojump
     async with mesh() as it:
         data = os.urandom(16 * MIB)
         ref = it.store.know(data)
-        lines = defaultdict[PeerId, trio.Lock](trio.Lock)
-
-        async def slowly(peer: PeerId, question: AskChunk) -> None:
-            async with lines[peer]:
-                await trio.sleep(3)  # a pause: of the virtual clock
-            await it.gives(peer, question, data)
-
-        await it.fetch(ref, it.peers("honest", 4, slowly), 120)
+        await it.fetch(ref, it.peers("honest", 4, flows(it, data, seconds=3)), 120)
         assert max(it.chunks_asked.values()) == 2
 
 
@@ -247,19 +253,6 @@ async def test_a_source_that_had_nothing_is_asked_for_what_is_wanted_later(
             await trio.sleep(30)  # a pause: of the virtual clock
             assert it.asked == [*low, *slow]
             assert await it.fetch(Part(ref, 0, 5), []) < 5
-
-
-def flows(it: Mesh, data: bytes, *, until: float = math.inf) -> Answer:
-    """Gives a chunk in 10 ms, one after the other; none once `until` has come."""
-    line = trio.Lock()
-
-    async def answer(peer: PeerId, question: AskChunk) -> None:
-        async with line:
-            await trio.sleep(0.01)  # a pause: of the virtual clock
-        if trio.current_time() < until:
-            await it.gives(peer, question, data)
-
-    return answer
 
 
 async def test_a_further_source_is_not_asked_while_one_brings_all_that_this_machine_takes(
