@@ -1,0 +1,180 @@
+"""Every bound and every timeout of protocol 3, in one place, with asserts on how they relate.
+
+Times are milliseconds of a monotonic clock. Sizes are bytes. Bounds that version 2 has too are taken from there until
+it goes.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from nexapod.protocol import limits as _older
+
+# --- as in version 2 -----------------------------------------------------------------------------------------------
+ADDRS_MAX: Final = _older.ADDRS_MAX
+BLOB_BYTES_MAX: Final = _older.BLOB_BYTES_MAX
+CHECKPOINT_FILES_MAX: Final = _older.CHECKPOINT_FILES_MAX
+CHUNK_BYTES: Final = _older.CHUNK_BYTES
+COMMAND_MAX: Final = _older.COMMAND_MAX
+DESCRIPTION_MAX: Final = _older.DESCRIPTION_MAX
+ENV_MAX: Final = _older.ENV_MAX
+EXECUTORS_MAX: Final = _older.EXECUTORS_MAX
+GPUS_MAX: Final = _older.GPUS_MAX
+IMAGE_NAME_MAX: Final = _older.IMAGE_NAME_MAX
+INPUTS_MAX: Final = _older.INPUTS_MAX
+LAYERS_MAX: Final = _older.LAYERS_MAX
+LOG_TAIL_MAX: Final = _older.LOG_TAIL_MAX
+MODULE_BYTES_MAX: Final = _older.MODULE_BYTES_MAX
+OUTPUT_FILES_MAX: Final = _older.OUTPUT_FILES_MAX
+PATH_MAX: Final = _older.PATH_MAX
+PIDS_MAX: Final = _older.PIDS_MAX
+REGISTRIES_MAX: Final = _older.REGISTRIES_MAX
+REPLICAS_MAX: Final = _older.REPLICAS_MAX
+SHARD_TASKS: Final = _older.SHARD_TASKS
+SPLIT_ENTRY_BYTES: Final = _older.SPLIT_ENTRY_BYTES
+TAGS_MAX: Final = _older.TAGS_MAX
+TASKS_MAX: Final = _older.TASKS_MAX
+TEXT_MAX: Final = _older.TEXT_MAX
+WALL_MAX_MS: Final = _older.WALL_MAX_MS
+
+PROTOCOL_MAJOR: Final = 3
+PROTOCOL_MINOR: Final = 0
+"""A peer speaks every minor version up to its own: what it does not know of a newer one lies in extension slots."""
+
+# --- sizes ---------------------------------------------------------------------------------------------------------
+ENVELOPE_BYTES_MAX: Final = 64 * 1024
+FRAME_BYTES_MAX: Final = 256 * 1024
+MESSAGE_STATEMENTS_MAX: Final = 256
+DELIVER_BYTES_MAX: Final = 192 * 1024
+"""Envelopes in one Deliver: a frame less its framing, with room for one more envelope."""
+EXTENSIONS_MAX: Final = 8
+EXTENSION_BYTES_MAX: Final = 1024
+NESTING_MAX: Final = 8
+"""Arrays and maps inside one another in anything that is read: twice what the schemas need."""
+OFFER_BYTES_MAX: Final = 1024
+"""A stewardship offer's envelope, as a panel holds up to PANEL_MAX of them."""
+SIGNATURES_MAX: Final = 64
+"""Signatures of one cosigned statement: a whole panel's."""
+REASON_MAX: Final = 512
+"""Why something failed or was refused, for people."""
+
+# --- the shape of a job --------------------------------------------------------------------------------------------
+PANEL_MAX: Final = 64
+PANEL_USUAL: Final = 16
+SEATS: Final = 3
+"""Stewards that hold one shard at a time."""
+WITNESSES: Final = 2
+"""Seats, where there are so many, that must say the same of who a worker is or that a job is here."""
+ROSTER_MAX: Final = 64
+"""Operator groups that one shard's tasks are drawn among."""
+WORKERS_MAX: Final = 16_384
+"""Workers that one job admits."""
+ADMISSION_MAX: Final = 256
+"""Workers that one round admits."""
+ROUNDS_MAX: Final = 64
+"""Rounds of freezing of one task."""
+REACHED_MAX: Final = 4
+WEIGHTS_MAX: Final = 64
+CLAIM_TASKS_MAX: Final = 64
+"""Tasks that one worker holds in one shard at once."""
+CHECKPOINTS_PER_TASK_MAX: Final = 4
+
+# --- tables of one node --------------------------------------------------------------------------------------------
+DIRECTORY_MAX: Final = 2_000
+SAMPLE_MAX: Final = 16
+"""Profiles that two peers exchange at a time."""
+JOBS_MAX: Final = 10_000
+SHARDS_MAX: Final = 10_000
+BIDS_MAX: Final = 1_024
+"""Standing bids of one job at one gate seat."""
+CLAIMS_MAX: Final = 256
+"""Standing claims of one shard at one seat."""
+PENDING_MAX: Final = 256
+"""Statements kept that arrived before what they answer, of one job."""
+REMEMBERED_MAX: Final = 4_096
+REMEMBERED_BYTES_MAX: Final = 4_096
+"""Signatures that were checked and are remembered, and the most that one of them may cover."""
+
+# --- admission: what a stranger may ask for -------------------------------------------------------------------------
+JOBS_PER_AUTHOR_MAX: Final = 64
+"""Open jobs of one submitter that a node keeps besides its own user's."""
+JOBS_PER_AUTHOR_PER_MINUTE: Final = 20
+JOBS_PER_LINK_PER_MINUTE: Final = 120
+LINK_BYTES_PER_SECOND: Final = 4 * 1024 * 1024
+LINK_BURST_BYTES: Final = 16 * 1024 * 1024
+LINK_COST_PER_SECOND: Final = 200
+"""Cost units (about a millisecond each) of answering one link that earns one per second; see node/admission.py."""
+LINK_COST_BURST: Final = 2_000
+ANSWER_FACTOR_MAX: Final = 16
+"""No answer to an unproven peer is larger than so many times the question."""
+ANSWER_FREE_BYTES: Final = 8 * 1024
+"""... or this, if that is more."""
+
+# --- times ---------------------------------------------------------------------------------------------------------
+BID_TTL_MS: Final = 30_000
+BID_RENEW_MS: Final = 20_000
+GATHER_MS: Final = 100
+"""How long a gate collects bids before its first round."""
+ROUND_MS: Final = 250
+"""Between two rounds of one gate."""
+VALUE_MS: Final = 1_000
+"""A gate seat that does not show its value for so long is left out, and its values are void for the epoch."""
+COSIGN_MS: Final = 1_000
+"""How long a seat waits for what a proposal speaks of before it objects."""
+BATCH_MS: Final = 200
+"""What becomes ready within so long of the last batch goes together; after a pause the first goes at once."""
+LEASE_TTL_MS: Final = 60_000
+RENEW_MS: Final = 20_000
+RETRY_MIN_MS: Final = 1_000
+LEADER_MUTE_MS: Final = 2_000
+"""A seat that has left a claim or a proposal unanswered for so long is passed over as leader."""
+PATIENCE_MIN_MS: Final = 200
+PATIENCE_MAX_MS: Final = 30_000
+"""Between two widenings of a shard's draw: half of what its tasks take of late, within these."""
+REVEAL_TTL_MS: Final = 20_000
+"""A frozen commit that is not revealed for so long counts as withheld."""
+NO_BID_MS: Final = 20_000
+"""After so long without an admissible claim a task with `agree` equal failures has failed."""
+DIFFER_MS: Final = 60_000
+"""... and one with `agree` or more results that do not agree."""
+LATE_FACTOR: Final = 3
+LATE_MIN_MS: Final = 10_000
+SEAT_SYNC_MS: Final = 5_000
+COLLECT_MS: Final = 2_000
+FETCH_RETRY_MS: Final = 5_000
+FETCH_RETRY_MAX_MS: Final = 320_000
+CHECKPOINT_MIN_MS: Final = 10_000
+SEAT_GONE_MS: Final = 10_000
+"""A seat that could not be reached for so long is replaced; doubles with each succession of a shard, up to the next."""
+SEAT_GONE_MAX_MS: Final = 600_000
+SUBMITTER_SUCCESSION_MS: Final = 60_000
+PROBE_MS: Final = 3_000
+CARETAKER_MS: Final = 3_600_000
+"""After so long without a quorum the first live members of a panel run on without one."""
+MEMBER_GONE_MS: Final = 24 * 3_600_000
+MEMBER_GONE_MIN_MS: Final = 1_800_000
+RENEWAL_MS: Final = 600_000
+"""Between two renewals of one panel that a member proposes."""
+PROFILE_MS: Final = 60_000
+SAMPLE_MS: Final = 60_000
+ANNOUNCE_MS: Final = 60_000
+PEER_SYNC_MS: Final = 180_000
+SUSPECT_MS: Final = 20_000
+CLOCK_GAP_MS: Final = 5_000
+"""A larger jump of the clock is a machine that slept: all that would have run out gets one period of grace."""
+RETENTION_MIN_MS: Final = 60_000
+RETENTION_DEFAULT_MS: Final = 7 * 24 * 3_600_000
+RETENTION_MAX_MS: Final = 90 * 24 * 3_600_000
+PENALTY_MAX: Final = 100
+PENALTY_DECAY_MS: Final = 60_000
+BAN_MS: Final = 600_000
+
+assert BID_RENEW_MS < BID_TTL_MS
+assert LEASE_TTL_MS >= 3 * RENEW_MS, "a lease must survive two lost renewals"
+assert COSIGN_MS <= LEADER_MUTE_MS, "an objection comes before the leader is passed over"
+assert LEADER_MUTE_MS < SEAT_GONE_MS < LEASE_TTL_MS, "a mute seat is replaced before leases end"
+assert REVEAL_TTL_MS < LEASE_TTL_MS
+assert ENVELOPE_BYTES_MAX + DELIVER_BYTES_MAX <= FRAME_BYTES_MAX, "one Deliver and one envelope fit a frame"
+assert PANEL_MAX * OFFER_BYTES_MAX <= ENVELOPE_BYTES_MAX + 4096
+assert WITNESSES <= SEATS
+assert SEATS % 2 == 1
