@@ -50,7 +50,7 @@ DELIVER_BYTES_MAX: Final = 192 * 1024
 EXTENSIONS_MAX: Final = 8
 EXTENSION_BYTES_MAX: Final = 1024
 NESTING_MAX: Final = 8
-"""Arrays and maps inside one another in anything that is read: twice what the schemas need."""
+"""Arrays and maps inside one another in anything that is read: more than any table of the specification needs."""
 OFFER_BYTES_MAX: Final = 1024
 """A stewardship offer's envelope, as a panel holds up to PANEL_MAX of them."""
 SIGNATURES_MAX: Final = 64
@@ -61,6 +61,8 @@ REASON_MAX: Final = 512
 # --- the shape of a job --------------------------------------------------------------------------------------------
 PANEL_MAX: Final = 64
 PANEL_USUAL: Final = 16
+PANEL_OUTPUT_BYTES: Final = 1024 * 1024
+"""Of one task's outputs, by which a panel is sized: most tasks leave far less than their limit."""
 SEATS: Final = 3
 """Stewards that hold one shard at a time."""
 WITNESSES: Final = 2
@@ -71,6 +73,8 @@ WORKERS_MAX: Final = 16_384
 """Workers that one job admits."""
 ADMISSION_MAX: Final = 256
 """Workers that one round admits."""
+ROUNDS_AHEAD_MAX: Final = 64
+"""How much higher a round of admission may be than the last one heard of."""
 ROUNDS_MAX: Final = 64
 """Rounds of freezing of one task."""
 REACHED_MAX: Final = 4
@@ -78,19 +82,49 @@ WEIGHTS_MAX: Final = 64
 CLAIM_TASKS_MAX: Final = 64
 """Tasks that one worker holds in one shard at once."""
 CHECKPOINTS_PER_TASK_MAX: Final = 4
+FREEZE_ENTRIES_MAX: Final = REPLICAS_MAX * 4
+"""Commits of one task in a freeze."""
+COUNTED_MAX: Final = 32
+"""Groups whose results are counted in one judgement: those after them in the draw are not."""
+AGREEING_PAIRS_MAX: Final = 512
+EPOCHS_MAX: Final = 4_096
+"""Successions of one shard, or renewals of one panel."""
+DRAWS_MAX: Final = 256
+"""Shards of one job whose draw is kept; others are drawn again."""
 
 # --- tables of one node --------------------------------------------------------------------------------------------
 DIRECTORY_MAX: Final = 2_000
+RELAYED_PER_FORWARDER_MAX: Final = 64
+"""Peers in the directory that one operator group has told of, and that this node has never had a link to."""
 SAMPLE_MAX: Final = 16
 """Profiles that two peers exchange at a time."""
 JOBS_MAX: Final = 10_000
 SHARDS_MAX: Final = 10_000
+WORKERS_PER_GROUP_MAX: Final = 256
+"""Workers of one operator group that one job admits: no group takes all places."""
 BIDS_MAX: Final = 1_024
 """Standing bids of one job at one gate seat."""
 CLAIMS_MAX: Final = 256
 """Standing claims of one shard at one seat."""
 PENDING_MAX: Final = 256
 """Statements kept that arrived before what they answer, of one job."""
+PROPOSALS_PER_SIGNER_MAX: Final = 32
+"""Statements of one kind that do not count yet, of one shard, and that one peer has signed: its newest are kept."""
+ADMISSIONS_MAX: Final = 4_096
+"""Rounds of admission of one job."""
+BEACONS_PER_ROUND_MAX: Final = 4
+ADOPTIONS_MAX: Final = 64
+"""Of one shard: what an epoch takes over fits many times."""
+FAULTS_MAX: Final = 1_024
+"""Peers of one job that are known to have signed two things of which they may sign one."""
+FOUNDED_PER_SHARD_MAX: Final = 4_096
+"""Freezes, and verdicts, of one shard that a quorum has signed: a round or two of each task fits many times."""
+COMMITS_PER_TASK_MAX: Final = 64
+"""Commits of one task that no freeze names: by the draw."""
+COMMITS_PER_GROUP_MAX: Final = 4
+"""... and of those of one operator group: by the worker's key."""
+LINEAGE_MAX: Final = 64
+"""Checkpoints of one task whose author is remembered, and how far a lineage is followed."""
 REMEMBERED_MAX: Final = 4_096
 REMEMBERED_BYTES_MAX: Final = 4_096
 """Signatures that were checked and are remembered, and the most that one of them may cover."""
@@ -109,6 +143,37 @@ ANSWER_FACTOR_MAX: Final = 16
 """No answer to an unproven peer is larger than so many times the question."""
 ANSWER_FREE_BYTES: Final = 8 * 1024
 """... or this, if that is more."""
+
+ACCOUNTS_MAX: Final = 4_096
+"""Links, and authors of jobs, whose rates are kept; the one longest unused goes first."""
+BANS_MAX: Final = 1_024
+STEWARDSHIPS_MAX: Final = 1_024
+"""Jobs of others that a node is a steward of at once."""
+CARDS_MAX: Final = 1_024
+"""Jobs that were announced here and whose bodies have been asked for."""
+JOB_RELAYS_PER_MINUTE: Final = 12
+"""Announcements of one job that a node passes on; four times as many at once."""
+
+# --- one submission ------------------------------------------------------------------------------------------------
+SHARDS_SWEPT: Final = 64
+"""Shards of a submission that one call looks at, of those that it must look at one after the other."""
+COLLECTS_MAX: Final = 64
+"""Shards that a submitter asks for news in one COLLECT_MS."""
+SUCCESSIONS_MAX: Final = 64
+"""Successions that a submitter signs in one COLLECT_MS."""
+FETCHES_MAX: Final = 32
+"""Outputs that one submission brings here at a time."""
+DISPUTES_MAX: Final = 64
+"""Failed tasks of one submission whose differing results are kept."""
+DISPUTE_TRIES: Final = 3
+"""How often a result that was not accepted is asked for before the job settles without it."""
+WHOLE_SHARDS_MAX: Final = 64
+"""Decided shards of one submission whose evidence stays in memory; of the others it lies on disk."""
+TASK_LOGS_MAX: Final = 256
+"""Logs of running tasks that one submission keeps for people."""
+FAILINGS_MAX: Final = 256
+"""Results that did not end well, of one submission, that its user was told of and is not told of again."""
+RATIFIED_MAX: Final = 256
 
 # --- times ---------------------------------------------------------------------------------------------------------
 BID_TTL_MS: Final = 30_000
@@ -141,6 +206,14 @@ LATE_FACTOR: Final = 3
 LATE_MIN_MS: Final = 10_000
 SEAT_SYNC_MS: Final = 5_000
 COLLECT_MS: Final = 2_000
+PLACE_RETRY_MAX_MS: Final = 60_000
+"""Between two deliveries of a job to a member that has not answered: doubles from RETRY_MIN_MS."""
+PLACE_BYTES_PER_MS: Final = 100
+"""A linked member that fetches a job's inputs more slowly than this is replaced as if it were mute."""
+COLLECT_SILENT_MS: Final = 4_000
+"""A seat that has left a Collect unanswered for so long is passed over."""
+COLLECT_QUIET_MAX_MS: Final = 300_000
+"""A shard of which there is no news is asked about ever less often: doubles from COLLECT_SILENT_MS."""
 FETCH_RETRY_MS: Final = 5_000
 FETCH_RETRY_MAX_MS: Final = 320_000
 CHECKPOINT_MIN_MS: Final = 10_000
@@ -149,6 +222,10 @@ SEAT_GONE_MS: Final = 10_000
 SEAT_GONE_MAX_MS: Final = 600_000
 SUBMITTER_SUCCESSION_MS: Final = 60_000
 PROBE_MS: Final = 3_000
+PROBE_MAX_MS: Final = 60_000
+"""Probes of a peer that does not answer come ever more rarely, down to one in so long."""
+SCAN_SHARDS: Final = 64
+"""Shards of one job that a node looks at in one go, when members have gone or seats have changed."""
 CARETAKER_MS: Final = 3_600_000
 """After so long without a quorum the first live members of a panel run on without one."""
 MEMBER_GONE_MS: Final = 24 * 3_600_000
@@ -158,6 +235,8 @@ RENEWAL_MS: Final = 600_000
 PROFILE_MS: Final = 60_000
 SAMPLE_MS: Final = 60_000
 ANNOUNCE_MS: Final = 60_000
+ANNOUNCE_FIRST_MS: Final = 1_000
+"""The first pause between two announcements; doubled after each, up to ANNOUNCE_MS."""
 PEER_SYNC_MS: Final = 180_000
 SUSPECT_MS: Final = 20_000
 CLOCK_GAP_MS: Final = 5_000
@@ -165,9 +244,16 @@ CLOCK_GAP_MS: Final = 5_000
 RETENTION_MIN_MS: Final = 60_000
 RETENTION_DEFAULT_MS: Final = 7 * 24 * 3_600_000
 RETENTION_MAX_MS: Final = 90 * 24 * 3_600_000
+UPTIME_UNIT_MS: Final = 3_600_000
+UPTIME_UNITS_MAX: Final = 24
+"""A peer's weight in the choice of a panel: hours that it was seen up, from 1 to so many."""
 PENALTY_MAX: Final = 100
 PENALTY_DECAY_MS: Final = 60_000
 BAN_MS: Final = 600_000
+BAN_MAX_MS: Final = 24 * 3_600_000
+"""A ban doubles with each one before it, up to this."""
+ASK_AGAIN_MS: Final = 5_000
+"""The same job is neither asked for, nor given, twice on one link within this."""
 
 assert BID_RENEW_MS < BID_TTL_MS
 assert LEASE_TTL_MS >= 3 * RENEW_MS, "a lease must survive two lost renewals"
@@ -177,4 +263,7 @@ assert REVEAL_TTL_MS < LEASE_TTL_MS
 assert ENVELOPE_BYTES_MAX + DELIVER_BYTES_MAX <= FRAME_BYTES_MAX, "one Deliver and one envelope fit a frame"
 assert PANEL_MAX * OFFER_BYTES_MAX <= ENVELOPE_BYTES_MAX + 4096
 assert WITNESSES <= SEATS
+assert REPLICAS_MAX <= COUNTED_MAX <= FREEZE_ENTRIES_MAX
+assert COUNTED_MAX * (COUNTED_MAX - 1) // 2 <= AGREEING_PAIRS_MAX, "a verdict can name every pair"
 assert SEATS % 2 == 1
+assert COLLECT_MS <= COLLECT_SILENT_MS < SEAT_GONE_MS, "another seat is asked before one is replaced"

@@ -70,7 +70,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A file cut into one piece a task (nexapod.protocol.types.Split says how)."""
+    """A file cut into one piece a task: its first `header` bytes, then those from its offset on, as `index` says."""
 
     path: Annotated[str, PATH, "where a task finds its piece"]
     blob: Annotated[BlobRef, BLOB, "the file"]
@@ -314,7 +314,7 @@ class DialBack:
     peer: Annotated[PeerId, PEER, "who dialled"]
     addr: Annotated[str, NAME, "the multiaddr dialled"]
     stamp: Annotated[int, U63, "its wall clock, ms"]
-    signature: Annotated[bytes, binary(64), "its own, over what docs/protocol-3.md says"]
+    signature: Annotated[bytes, binary(64), "its own (section 4, Offers)"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,7 +127,7 @@ class Settlement:
     job: Annotated[JobId, DIGEST, "which"]
     settled: Annotated[int, U32, "tasks with an accepted result"]
     failed: Annotated[int, U32, "tasks that have failed"]
-    evidence: Annotated[Digest, DIGEST, "H over the sorted ids of every other statement of the certificate"]
+    evidence: Annotated[Digest, DIGEST, "what the certificate holds beside it (section 8)"]
     ratified: Annotated[
         tuple[StatementId, ...], array(DIGEST, 0, 256), "successions of caretakers whose work the author accepts"
     ] = ()

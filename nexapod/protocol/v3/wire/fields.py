@@ -29,12 +29,15 @@ Raw: TypeAlias = Any
 class Check(Generic[T]):
     """One field's rule, in both directions. `decode` raises PeerError on anything it does not expect.
 
-    `name` is the rule as the specification's tables write it.
+    `name` is the rule as the specification's tables write it. `parts` are the rules that it is made of, `record` is the
+    declared class that it reads, if it reads one.
     """
 
     name: str
     decode: Callable[[Raw], T]
     encode: Callable[[T], Raw]
+    parts: tuple[Check[Any], ...] = ()
+    record: type | None = None
 
 
 def pack(value: Raw) -> bytes:
@@ -53,6 +56,7 @@ def unpack(data: bytes, size_max: int) -> Raw:
             raw=False,
             strict_map_key=False,
             object_pairs_hook=_pairs,
+            ext_hook=_no_extension_type,
             max_str_len=size,
             max_bin_len=size,
             max_array_len=size,
@@ -63,7 +67,19 @@ def unpack(data: bytes, size_max: int) -> Raw:
     # an unexpected map key as TypeError, and a timestamp out of range as OverflowError.
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
         raise PeerError("not-msgpack", type(error).__name__) from None
+    if _too_deep(value):
+        raise PeerError("not-msgpack", f"more than {limits.NESTING_MAX} arrays inside one another")
     return value
+
+
+def _too_deep(value: Raw) -> bool:
+    """Whether containers lie more than NESTING_MAX deep in one another, level by level: no recursion to exhaust."""
+    level = [value] if isinstance(value, _CONTAINERS) else []
+    for _ in range(limits.NESTING_MAX):
+        level = [item for part in level for item in part if isinstance(item, _CONTAINERS)]
+        if not level:
+            return False
+    return True
 
 
 class Pairs(tuple[tuple[Raw, Raw], ...]):
@@ -72,8 +88,18 @@ class Pairs(tuple[tuple[Raw, Raw], ...]):
     __slots__ = ()
 
 
+_CONTAINERS = (list, Pairs)
+
+
 def _pairs(items: list[tuple[Raw, Raw]]) -> Pairs:
+    if any(isinstance(part, _CONTAINERS) for pair in items for part in pair):
+        raise ValueError("a map holds no arrays and no maps")
     return Pairs(items)
+
+
+def _no_extension_type(code: int, data: bytes) -> Raw:
+    """msgpack's own length limit lets an empty one pass."""
+    raise ValueError("an extension type")
 
 
 def wrong(expected: str, value: Raw) -> PeerError:
@@ -109,7 +135,7 @@ def text(bytes_max: int, *, empty: bool = True) -> Check[str]:
             raise PeerError("bad-field", f"text over {bytes_max} bytes")
         return value
 
-    return Check(f"text {bytes_max}" + ("" if empty else ", not empty"), decode, str)
+    return Check(f"text {0 if empty else 1}..{bytes_max}", decode, str)
 
 
 def choice(*allowed: str) -> Check[Any]:
@@ -149,30 +175,33 @@ def array(item: Check[T], low: int, high: int) -> Check[tuple[T, ...]]:
             raise wrong(f"a list of {low} to {high}", value)
         return tuple(map(item.decode, value))
 
-    return Check(f"list {low}..{high} of {item.name}", decode, lambda values: list(map(item.encode, values)))
+    return Check(f"list {low}..{high} of {item.name}", decode, lambda values: list(map(item.encode, values)), (item,))
 
 
 def several(*checks: Check[Any]) -> Check[tuple[Any, ...]]:
     """A list of exactly these."""
+    decoders, encoders = [check.decode for check in checks], [check.encode for check in checks]
 
     def decode(value: Raw) -> tuple[Any, ...]:
-        if type(value) is not list or len(value) != len(checks):
-            raise wrong(f"a list of {len(checks)}", value)
-        return tuple(check.decode(part) for check, part in zip(checks, value, strict=True))
+        if type(value) is not list or len(value) != len(decoders):
+            raise wrong(f"a list of {len(decoders)}", value)
+        return tuple([decoder(part) for decoder, part in zip(decoders, value)])  # noqa: B905 - as long, and hot
 
     return Check(
         "[" + ", ".join(check.name for check in checks) + "]",
         decode,
-        lambda value: [check.encode(part) for check, part in zip(checks, value, strict=True)],
+        lambda value: [encoder(part) for encoder, part in zip(encoders, value)],  # noqa: B905
+        checks,
     )
 
 
 def optional(check: Check[T]) -> Check[T | None]:
     """The value or nil."""
     return Check(
-        f"{check.name} or nil",
+        f"nil or {check.name}",
         lambda value: None if value is None else check.decode(value),
         lambda value: None if value is None else check.encode(value),
+        (check,),
     )
 
 
@@ -210,30 +239,41 @@ def record(cls: type, make: Callable[..., Any] | None = None) -> Check[Any]:
     names = [field.name for field in declared]
     decoders = [field.check.decode for field in declared]
     encoders = [field.check.encode for field in declared]
-    build = make or cls
-    extensible = has_extensions(cls)
-    if extensible:
+    if has_extensions(cls):
         names, decoders, encoders = [*names, "ext"], [*decoders, EXTENSIONS.decode], [*encoders, EXTENSIONS.encode]
+    assert names == [part.name for part in fields(cls)], "the extension slot is the last field"
+    size = len(names)
+    build: Callable[..., Any] = cls if make is None else lambda *parts: make(**dict(zip(names, parts, strict=True)))
 
     def decode(value: Raw) -> Any:
-        if type(value) is not list or len(value) != len(names):
-            raise wrong(f"{len(names)} fields", value)
-        parts = []
-        for name, decoder, raw in zip(names, decoders, value, strict=True):
-            try:
-                parts.append(decoder(raw))
-            except PeerError as error:
-                raise PeerError(error.rule, f"{name}: {error.detail}", penalty=error.penalty) from None
+        if type(value) is not list or len(value) != size:
+            raise wrong(f"{size} fields", value)
         try:
-            return build(**dict(zip(names, parts, strict=True)))
+            parts = [decoder(raw) for decoder, raw in zip(decoders, value)]  # noqa: B905 - as long, and hot
+        except PeerError as error:
+            raise blame(value, error) from None
+        try:
+            return build(*parts)
         except ValueError as error:
             raise PeerError("bad-field", str(error)) from None
 
-    def encode(value: Any) -> Raw:
-        return [encoder(getattr(value, name)) for name, encoder in zip(names, encoders, strict=True)]
+    def blame(value: list[Raw], error: PeerError) -> PeerError:
+        """The same error with the name of the field before it: looked for only once something is wrong."""
+        name = next(name for name, decoder, raw in zip(names, decoders, value, strict=True) if _fails(decoder, raw))
+        return PeerError(error.rule, f"{name}: {error.detail}", penalty=error.penalty)
 
-    inner = ", ".join(f"{field.name}: {field.check.name}" for field in declared)
-    return Check(f"[{inner}]", decode, encode)
+    def encode(value: Any) -> Raw:
+        return [encoder(getattr(value, name)) for name, encoder in zip(names, encoders)]  # noqa: B905
+
+    return Check(cls.__name__, decode, encode, tuple(field.check for field in declared), cls)
+
+
+def _fails(decoder: Callable[[Raw], Any], raw: Raw) -> bool:
+    try:
+        decoder(raw)
+    except PeerError:
+        return True
+    return False
 
 
 def _path(value: Raw) -> str:
@@ -264,7 +304,8 @@ DIGEST: Check[Any] = Check("digest", binary(32).decode, bytes)
 U16 = integer(0, 2**16 - 1)
 U32: Check[int] = Check("u32", integer(0, 2**32 - 1).decode, int)
 U63: Check[int] = Check("u63", integer(0, 2**63 - 1).decode, int)
-PEER: Check[PeerId] = Check("peer", lambda value: peer_id_of_key(binary(32).decode(value)), key_of_peer_id)
+_KEY = binary(32)
+PEER: Check[PeerId] = Check("peer", lambda value: peer_id_of_key(_KEY.decode(value)), key_of_peer_id)
 SHORT = text(limits.TEXT_MAX)
 NAME: Check[str] = Check("name", text(limits.TEXT_MAX, empty=False).decode, str)
 _PATH_TEXT = text(limits.PATH_MAX, empty=False)

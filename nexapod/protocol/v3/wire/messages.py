@@ -80,7 +80,7 @@ class Card:
     memory: Annotated[int, U63, "bytes that a task needs"]
     gpus: Annotated[int, integer(0, limits.GPUS_MAX), "GPUs that a task needs"]
     gate: Annotated[tuple[PeerId, ...], array(PEER, 1, limits.SEATS), "who admits workers"]
-    call: Annotated[int, integer(0, 1 << 16), "workers whose turn (3.6) is below it are asked to bid"]
+    call: Annotated[int, integer(0, 1 << 16), "workers whose turn (3.3) is below it are asked to bid"]
     seq: Annotated[int, U32, "rises with each announcement: a larger one is passed on again"]
 
 

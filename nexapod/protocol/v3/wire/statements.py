@@ -152,6 +152,11 @@ def value_commitment(value: bytes) -> Digest:
     return Digest(hashlib.sha256(b"nexapod/value\0" + value).digest())
 
 
+def dial_back_bytes(reached: PeerId, addr: str, stamp: int) -> bytes:
+    """What a peer that dialled another at an address signs, for that one to show in its offer (DialBack)."""
+    return b"nexapod/3/dial-back\0" + key_of_peer_id(reached) + stamp.to_bytes(8, "big") + addr.encode()
+
+
 # --- making --------------------------------------------------------------------------------------------------------
 def make(body: Body, signer: Signer) -> Statement:
     """Sign a body. A body out of bounds is our own mistake and asserts."""

@@ -1,0 +1,149 @@
+"""Who holds the seats of each shard, by epochs (docs/protocol-3.md, Seats, Succession)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Literal
+
+from nexapod.protocol.errors import PeerError
+from nexapod.protocol.types import JobId, PeerId, StatementId
+from nexapod.protocol.v3 import limits
+from nexapod.protocol.v3.facts import Added
+from nexapod.protocol.v3.facts.chain import Chain
+from nexapod.protocol.v3.facts.panels import Panels
+from nexapod.protocol.v3.facts.proposals import Proposals
+from nexapod.protocol.v3.rules import succession
+from nexapod.protocol.v3.rules.succession import Seats
+from nexapod.protocol.v3.wire.bodies import Succession
+from nexapod.protocol.v3.wire.statements import Statement
+
+
+class Successions:
+    """The seats of all shards. A shard costs nothing before it is asked for.
+
+    A caretaker's succession counts as soon as its holders have signed it. Whether a node believes that no quorum can
+    be reached is for the node to decide before it offers one: nothing here knows how long anybody was away.
+    """
+
+    def __init__(self, job: JobId, shards: int, panels: Panels, owners: Collection[PeerId]) -> None:
+        self._job = job
+        self._shards = shards
+        self._panels = panels
+        self._owners = owners
+        self._chains: dict[int, Chain] = {}
+        self._proposals: dict[int, Proposals] = {}
+        self._first: dict[int, Seats] = {}
+        self._rewritten = panels.rewritten
+
+    # --- what it says ----------------------------------------------------------------------------------------------
+    def seats(self, shard: int) -> Seats:
+        """Who holds a shard now."""
+        chain = self._chains.get(shard)
+        if chain is None or not chain.links:
+            return self._first_seats(shard)
+        return succession.succeeded(chain.links[-1])
+
+    def at(self, shard: int, epoch: int) -> Seats | None:
+        """Who held it in an epoch; None: there has been none such."""
+        if epoch == 0:
+            return self._first_seats(shard)
+        chain = self._chains.get(shard)
+        link = None if chain is None else chain.at(epoch - 1)
+        return None if link is None else succession.succeeded(link)
+
+    def _first_seats(self, shard: int) -> Seats:
+        found = self._first.get(shard)
+        if found is None:
+            found = self._first[shard] = succession.first_seats(self._job, shard, self._panels.history[0])
+        return found
+
+    def counting(self) -> list[Statement]:
+        """All that count, by shard, then by epoch."""
+        return [link for shard in sorted(self._chains) for link in self._chains[shard].links]
+
+    def counts(self, statement: Statement) -> bool:
+        chain = self._chains.get(statement.body.shard)
+        return chain is not None and chain.has(statement.id)
+
+    def get(self, id: StatementId) -> Statement | None:
+        for chain in self._chains.values():
+            if chain.has(id):
+                return next((link for link in chain.links if link.id == id), None)
+        found = (proposals.get(id) for proposals in self._proposals.values())
+        return next((statement for statement in found if statement is not None), None)
+
+    def rivals(self, statement: Statement) -> list[Statement]:
+        """Other successions of the same shard to the same epoch that are here, proposals included."""
+        body: Succession = statement.body
+        chain = self._chains.get(body.shard)
+        proposals = self._proposals.get(body.shard)
+        known = [] if chain is None else chain.links[body.epoch - 1 : body.epoch]
+        known = [*known, *([] if proposals is None else proposals.all())]
+        return [other for other in known if other.id != statement.id and other.body.epoch == body.epoch]
+
+    # --- the fold --------------------------------------------------------------------------------------------------
+    def add(self, statement: Statement) -> Added:
+        body: Succession = statement.body
+        if body.shard >= self._shards or body.epoch > limits.EPOCHS_MAX:
+            raise PeerError("bad-succession", "the job has no such shard, or no shard so many epochs")
+        chain = self._chains.get(body.shard) or Chain(StatementId(self._job))
+        place = chain.place(body.previous)
+        if place is None:
+            return "orphan"
+        if not chain.would_take(place, statement):
+            return "known"
+        before = self.at(body.shard, place)
+        assert before is not None
+        proposals = self._proposals.get(body.shard) or Proposals(limits.PROPOSALS_PER_SIGNER_MAX)
+        merged = proposals.merged(statement, self._eligible(body, before))
+        if merged is None:
+            # Whoever signed may be a member by a renewal that is not here.
+            return "orphan"
+        match self._standing(merged, before):
+            case "orphan":
+                return "orphan"
+            case "proposal":
+                self._proposals[body.shard] = proposals
+                return "proposal" if proposals.keep(merged) else "known"
+        chain.put(place, merged)
+        proposals.drop(merged.id)
+        self._chains[body.shard] = chain
+        return "new"
+
+    def _eligible(self, body: Succession, before: Seats) -> Collection[PeerId]:
+        match body.authority:
+            case "submitter":
+                return self._owners
+            case "seats":
+                return before.holders
+            case "caretaker":
+                return body.holders
+            case "panel":
+                return frozenset(peer for members in self._panels.history for peer in members)
+
+    def _standing(self, statement: Statement, before: Seats) -> succession.Standing | Literal["orphan"]:
+        """`orphan`: a holder is no member, unless by a renewal that is not here."""
+        holders = statement.body.holders
+        if not any(all(holder in members for holder in holders) for members in self._panels.history):
+            return "orphan"
+        return succession.standing(statement, before, self._panels.history, self._owners)
+
+    def panel_changed(self) -> bool:
+        """Look again at what rests on the panel; whether any seats changed."""
+        cut = self._panels.rewritten != self._rewritten and self._cut_unfounded()
+        self._rewritten = self._panels.rewritten
+        added = [self.add(statement) for own in list(self._proposals.values()) for statement in own.all()]
+        return cut or "new" in added
+
+    def _cut_unfounded(self) -> bool:
+        """A renewal was replaced: what only the old one's members could have signed goes."""
+        cut = False
+        for shard, chain in self._chains.items():
+            for place, link in enumerate(chain.links):
+                before = self.at(shard, place)
+                assert before is not None
+                if self._standing(link, before) != "counts":
+                    chain.cut(place)
+                    cut = True
+                    break
+        return cut

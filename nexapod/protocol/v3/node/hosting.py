@@ -1,0 +1,191 @@
+"""The machines that this node runs, and when each wants to be called: one worker, and for each job that names this
+node a stewardship, or for its own user's a submission.
+
+Creates them, passes on to them what concerns all of a job's, and closes them. Which message goes to which of them is
+routing.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from nexapod.protocol.records import Record
+from nexapod.protocol.timers import Timers
+from nexapod.protocol.types import JobId, Part, PeerId
+from nexapod.protocol.v3.context import Context
+from nexapod.protocol.v3.job import JobState
+from nexapod.protocol.v3.node.parties import Parties
+from nexapod.protocol.v3.node.recovery import Recovered, machine_of
+from nexapod.protocol.v3.node.stored import Stored
+from nexapod.protocol.v3.rules.matching import Policy
+from nexapod.protocol.v3.rules.panel import Candidate
+from nexapod.protocol.v3.steward.stewardship import Stewardship
+from nexapod.protocol.v3.submitter.submission import Submission
+from nexapod.protocol.v3.worker.worker import Worker
+
+
+class Hosting:
+    """`accepts`: why this node would not be a steward of a job; "": it would. `candidates`: who would be one.
+    `population`: how many peers are known."""
+
+    def __init__(
+        self,
+        ctx: Context,
+        policy: Policy,
+        timers: Timers,
+        accepts: Callable[[JobState], str],
+        candidates: Callable[[], Sequence[Candidate]],
+        population: Callable[[], int],
+    ) -> None:
+        self._ctx = ctx
+        self._timers = timers
+        self._accepts = accepts
+        self._candidates = candidates
+        self._population = population
+        self.worker = Worker(ctx, policy)
+        self.stewardships: dict[JobId, Stewardship] = {}
+        self.submissions: dict[JobId, Submission] = {}
+        self.parties = Parties()
+        self.stored = Stored()
+        self._touched: dict[JobId, None] = {}
+
+    # --- jobs ------------------------------------------------------------------------------------------------------
+    def job_opened(self, state: JobState) -> None:
+        """This node keeps a job: begin what it is to do in it."""
+        if state.submitter == self._ctx.me:
+            self.submissions[state.job] = Submission(self._ctx, state, self._candidates)
+        self._join_panel(state)
+        self._name_parties(state)
+        self.touch(state.job)
+
+    def job_changed(self, state: JobState) -> None:
+        """Something counts that did not before."""
+        self._join_panel(state)
+        self._name_parties(state)
+        if (stewardship := self.stewardships.get(state.job)) is not None:
+            stewardship.job_changed()
+        if (submission := self.submissions.get(state.job)) is not None:
+            submission.job_changed()
+        if state.workable and not state.closed:
+            self.worker.job_changed(state)
+        self.touch(state.job)
+
+    def job_over(self, job: JobId) -> None:
+        """It has ended or is dropped: only the submission of this node's user, if it is that, remains."""
+        self.worker.job_over(job)
+        stewardship = self.stewardships.pop(job, None)
+        if stewardship is not None:
+            stewardship.close()
+        if job not in self.submissions:
+            self.parties.forget_job(job)
+        self.stored.job_over(job, submission=job in self.submissions)
+        self.touch(job)
+
+    def submission_over(self, job: JobId) -> None:
+        """Nobody will ask for its certificate any more."""
+        submission = self.submissions.pop(job, None)
+        if submission is not None:
+            submission.close()
+        self.stored.job_over(job, submission=False)
+        self.parties.forget_job(job)
+        self.touch(job)
+
+    def _join_panel(self, state: JobState) -> None:
+        # By the job itself, or by a renewal.
+        if self._ctx.me in state.members() and state.job not in self.stewardships and not state.closed:
+            self.stewardships[state.job] = Stewardship(
+                self._ctx, state, self._accepts, offers=self._offers, population=self._population
+            )
+
+    def _offers(self) -> list[bytes]:
+        """For a renewal of a panel."""
+        return [candidate.offer.envelope for candidate in self._candidates()]
+
+    def _name_parties(self, state: JobState) -> None:
+        if state.job in self.stewardships or state.job in self.submissions:
+            self.parties.name(state.job, (*state.owners, *state.members()))
+
+    # --- links and blobs -------------------------------------------------------------------------------------------
+    def peer_up(self, peer: PeerId) -> None:
+        self.worker.peer_up(peer)
+        for job in self.parties.jobs_of(peer):
+            self.touch(job)
+            for machine in self._of(job):
+                machine.peer_up(peer)
+
+    def peer_down(self, peer: PeerId) -> None:
+        self.worker.peer_down(peer)
+        for job in self.parties.jobs_of(peer):
+            self.touch(job)
+            for machine in self._of(job):
+                machine.peer_down(peer)
+        self.parties.forget_link(peer)
+
+    def blob_ready(self, part: Part) -> None:
+        jobs = self._jobs_with(part)
+        self.worker.blob_ready(part)
+        for job in jobs:
+            for machine in self._of(job):
+                machine.blob_ready(part)
+
+    def blob_failed(self, part: Part) -> None:
+        jobs = self._jobs_with(part)
+        self.worker.blob_failed(part)
+        for job in jobs:
+            for machine in self._of(job):
+                machine.blob_failed(part)
+
+    def _jobs_with(self, part: Part) -> list[JobId]:
+        """Those that have asked for the blob: a node may have thousands, and each asks for parts of its own."""
+        jobs = list(dict.fromkeys(job for _, job, _ in self._ctx.owners(part.blob)))
+        for job in jobs:
+            self.touch(job)
+        return jobs
+
+    def _of(self, job: JobId) -> list[Stewardship | Submission]:
+        found = (self.stewardships.get(job), self.submissions.get(job))
+        return [machine for machine in found if machine is not None]
+
+    # --- time ------------------------------------------------------------------------------------------------------
+    def touch(self, job: JobId) -> None:
+        """What the machines of this job want of the clock may have changed."""
+        self._touched[job] = None
+
+    def tick(self, name: object) -> None:
+        """The time of a timer that `arm` has set has come."""
+        match name:
+            case ("worker",):
+                self.worker.tick()
+            case (("stewardship" | "submission") as role, bytes() as id):
+                self._tick_one(role, JobId(id))
+
+    def _tick_one(self, role: str, job: JobId) -> None:
+        machine = self.stewardships.get(job) if role == "stewardship" else self.submissions.get(job)
+        if machine is not None:
+            self.touch(job)
+            machine.tick()
+
+    def arm(self) -> None:
+        """Set the timers of what was touched."""
+        for job in self._touched:
+            stewardship, submission = self.stewardships.get(job), self.submissions.get(job)
+            self._timers.set(("stewardship", job), None if stewardship is None else stewardship.deadline)
+            self._timers.set(("submission", job), None if submission is None else submission.deadline)
+        self._touched.clear()
+        self._timers.set(("worker",), self.worker.deadline)
+
+    # --- restart ---------------------------------------------------------------------------------------------------
+    def restore(self, jobs: Mapping[JobId, JobState], saved: Recovered) -> list[Record]:
+        """Give each machine its records. Returns those whose job is not here."""
+        kept: dict[JobId, list[Record]] = {}
+        for record in saved.of_jobs:
+            self.stored.note(record)
+            kept.setdefault(JobId(record.key[:32]), []).append(record)
+        for job, stewardship in self.stewardships.items():
+            stewardship.restore([r for r in kept.get(job, ()) if machine_of(r) != "submission"])
+            self.touch(job)
+        for job, submission in self.submissions.items():
+            submission.restore([r for r in kept.get(job, ()) if machine_of(r) == "submission"])
+            self.touch(job)
+        self.worker.restore(saved.of_worker, jobs)
+        return [record for job, records in kept.items() if job not in jobs for record in records]

@@ -1,0 +1,207 @@
+"""Which operator groups may have which tasks (docs/protocol-3.md, Beacon and draw).
+
+A group's tickets come of the value of the round that admitted it first, and never change: a newcomer takes its places
+in the draws and moves nobody else's. All of it is computed when asked for, and kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import struct
+from bisect import bisect_left, insort
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from nexapod.protocol.types import Digest, JobId, Millis, PeerId, StatementId, key_of_peer_id
+from nexapod.protocol.v3 import limits
+from nexapod.protocol.v3.rules import beacon as beacons
+from nexapod.protocol.v3.types import Group, JobSpec
+from nexapod.protocol.v3.wire.statements import Statement
+
+RoundKey: TypeAlias = tuple[int, int, StatementId]
+"""(epoch, round, id of the admission): of two admissions of a group the smaller one fixes its tickets."""
+
+
+def roster_hash(value: Digest, job: JobId, shard: int, group: Group) -> int:
+    """Where a group stands among those that want tasks of a shard: the smallest are drawn among."""
+    named = value + job + shard.to_bytes(4, "big") + group.encode()
+    return int.from_bytes(hashlib.sha256(b"nexapod/roster\0" + named).digest()[:8], "big")
+
+
+def tickets(value: Digest, job: JobId, shard: int, group: Group, tasks: int) -> tuple[int, ...]:
+    """A group's ticket for each task of a shard: the smallest comes first."""
+    named = value + job + shard.to_bytes(4, "big") + group.encode()
+    return struct.unpack(f">{tasks}Q", hashlib.shake_128(b"nexapod/draw\0" + named).digest(8 * tasks))
+
+
+def turn(job: JobId, worker: PeerId) -> int:
+    """When a worker is asked to bid, 0 to 65535: the first who are called are not the same for every job."""
+    return int.from_bytes(hashlib.sha256(b"nexapod/turn\0" + job + key_of_peer_id(worker)).digest()[:2], "big")
+
+
+@dataclass(slots=True)
+class _ShardDraw:
+    """One shard's roster with its tickets, and the tasks drawn so far. `seen`: how many of the groups it knows."""
+
+    roster: list[tuple[int, Group]] = field(default_factory=list)
+    tickets: dict[Group, tuple[int, ...]] = field(default_factory=dict)
+    orders: dict[int, tuple[Group, ...]] = field(default_factory=dict)
+    names: tuple[Group, ...] = ()
+    seen: int = 0
+
+
+class Lottery:
+    """The admitted workers of one job, and the draw of its tasks."""
+
+    def __init__(self, job: JobId, spec: JobSpec) -> None:
+        self.version = 0
+        """Rises with every admission that changes something."""
+        self._job = job
+        self._spec = spec
+        self._workers: dict[PeerId, tuple[RoundKey, Group]] = {}
+        self._values: dict[Group, tuple[RoundKey, Digest]] = {}
+        self._joined: list[Group] = []
+        """Groups in the order in which they became known."""
+        self._draws: OrderedDict[int, _ShardDraw] = OrderedDict()
+        self._shards_of: dict[Group, tuple[int, ...]] = {}
+
+    # --- who is in it ----------------------------------------------------------------------------------------------
+    def admit(self, admission: Statement, beacon: Statement) -> None:
+        """Fold a round in, in any order of rounds. Both count, and the beacon is the admission's."""
+        key = admission.body.epoch, admission.body.round, admission.id
+        value = beacons.value(beacon.body)
+        entered = [self._enter(group, key, value) for _, group in admission.body.workers]
+        admitted = [self._admit(worker, group, key) for worker, group in admission.body.workers]
+        self.version += any(entered) or any(admitted)
+
+    def _admit(self, worker: PeerId, group: Group, key: RoundKey) -> bool:
+        known = self._workers.get(worker)
+        if (known is not None and known[0] <= key) or (known is None and len(self._workers) >= limits.WORKERS_MAX):
+            return False
+        self._workers[worker] = key, group
+        return True
+
+    def _enter(self, group: Group, key: RoundKey, value: Digest) -> bool:
+        known = self._values.get(group)
+        if (known is not None and known[0] <= key) or (known is None and len(self._values) >= limits.WORKERS_MAX):
+            return False
+        if known is None:
+            self._joined.append(group)
+        else:
+            # An earlier round came later: rare, so everything is drawn again.
+            self._draws.clear()
+        self._values[group] = key, value
+        self._shards_of.pop(group, None)
+        return True
+
+    def group(self, worker: PeerId) -> Group | None:
+        """The group in which a worker was admitted; None: it was not."""
+        known = self._workers.get(worker)
+        return None if known is None else known[1]
+
+    def groups(self) -> int:
+        """How many groups are admitted."""
+        return len(self._values)
+
+    def workers(self) -> int:
+        """How many workers are admitted."""
+        return len(self._workers)
+
+    # --- the draw --------------------------------------------------------------------------------------------------
+    def roster(self, shard: int) -> tuple[Group, ...]:
+        """The groups that a shard's tasks are drawn among, by roster hash, then name."""
+        return self._draw(shard).names
+
+    def draw(self, task: int) -> tuple[Group, ...]:
+        """The shard's roster in the order of the task's tickets, then of the names."""
+        shard, place = divmod(task, limits.SHARD_TASKS)
+        state = self._draw(shard)
+        order = state.orders.get(place)
+        if order is None:
+            order = tuple(sorted(state.names, key=lambda group: (state.tickets[group][place], group)))
+            state.orders[place] = order
+        return order
+
+    def rank(self, task: int, group: Group, present: Callable[[Group], bool]) -> int | None:
+        """A group's place, from 1, among those present, itself counted; None: it is not in the roster."""
+        order = self.draw(task)
+        if group not in self._draw(task // limits.SHARD_TASKS).tickets:
+            return None
+        return 1 + sum(1 for other in order[: order.index(group)] if present(other))
+
+    def first(self, task: int, present: Callable[[Group], bool], count: int) -> tuple[Group, ...]:
+        """The first `count` groups present in a task's draw."""
+        found: list[Group] = []
+        for group in self.draw(task):
+            if len(found) >= count:
+                break
+            if present(group):
+                found.append(group)
+        return tuple(found)
+
+    def shards_for(self, worker: PeerId) -> tuple[int, ...]:
+        """All shards in the order in which a worker claims in them: first those that its roster hash puts it first in.
+        None, before it is admitted."""
+        group = self.group(worker)
+        if group is None:
+            return ()
+        if group not in self._shards_of:
+            value = self._values[group][1]
+            hashes = [(roster_hash(value, self._job, shard, group), shard) for shard in range(self._spec.shards)]
+            # One is kept: a worker asks for itself alone.
+            self._shards_of = {group: tuple(shard for _, shard in sorted(hashes))}
+        return self._shards_of[group]
+
+    # --- kept up to date -------------------------------------------------------------------------------------------
+    def _draw(self, shard: int) -> _ShardDraw:
+        state = self._draws.get(shard)
+        if state is None:
+            state = self._draws[shard] = _ShardDraw()
+            if len(self._draws) > limits.DRAWS_MAX:
+                self._draws.popitem(last=False)
+        if state.seen < len(self._joined):
+            self._update(shard, state)
+        self._draws.move_to_end(shard)
+        return state
+
+    def _update(self, shard: int, state: _ShardDraw) -> None:
+        newcomers = self._joined[state.seen :]
+        state.seen = len(self._joined)
+        hashed = [(roster_hash(self._values[group][1], self._job, shard, group), group) for group in newcomers]
+        for entry in heapq.nsmallest(limits.ROSTER_MAX, hashed):
+            insort(state.roster, entry)
+        for _, group in state.roster[limits.ROSTER_MAX :]:
+            self._leave(state, group)
+        del state.roster[limits.ROSTER_MAX :]
+        state.names = tuple(group for _, group in state.roster)
+        for group in state.names:
+            if group not in state.tickets:
+                self._join(shard, state, group)
+
+    def _join(self, shard: int, state: _ShardDraw, group: Group) -> None:
+        tasks = len(self._spec.shard_tasks(shard))
+        own = state.tickets[group] = tickets(self._values[group][1], self._job, shard, group, tasks)
+        for place, order in state.orders.items():
+            at = bisect_left(order, (own[place], group), key=lambda other: (state.tickets[other][place], other))
+            state.orders[place] = (*order[:at], group, *order[at:])
+
+    @staticmethod
+    def _leave(state: _ShardDraw, group: Group) -> None:
+        if state.tickets.pop(group, None) is not None:
+            for place, order in state.orders.items():
+                state.orders[place] = tuple(other for other in order if other != group)
+
+
+# --- entitlement by the width alone: steward/granting.py's, until it goes by rules/entitlement.py ------------------
+def entitled(rank: int, wanted: int, width: int) -> bool:
+    """Whether a group of this rank (from 1) among those present may have a task that wants so many groups."""
+    return rank <= wanted << width
+
+
+def widening_due(present_groups: int, idle_groups: int, since_ms: Millis, typical_ms: Millis) -> bool:
+    """Whether the draw of a shard's open tasks is widened by one."""
+    patience = min(max(typical_ms // 2, limits.PATIENCE_MIN_MS), limits.PATIENCE_MAX_MS)
+    return present_groups > 0 and 4 * idle_groups >= present_groups and since_ms >= patience

@@ -1,0 +1,376 @@
+"""Workers and their leases at one seat: claims, leases, renewals, releases (docs/protocol-3.md, section 5).
+
+The leading seat assigns; the others check what it says, each by what it sees itself, and say Grant too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Final
+
+from nexapod.protocol.types import Millis, PeerId
+from nexapod.protocol.v3 import limits
+from nexapod.protocol.v3.rules import lottery
+from nexapod.protocol.v3.steward import assigning, leases
+from nexapod.protocol.v3.steward.assigning import Assigned, OpenTask, Room
+from nexapod.protocol.v3.steward.checkpoints import Checkpoints
+from nexapod.protocol.v3.steward.state import ShardState
+from nexapod.protocol.v3.types import Group
+from nexapod.protocol.v3.wire import messages
+from nexapod.protocol.v3.wire.messages import Grant, Held, LeaseItem, Standing
+from nexapod.protocol.v3.wire.statements import Statement
+
+LEASE_ITEMS_MAX: Final = 512
+CHECKPOINT_BYTES_MAX: Final = limits.DELIVER_BYTES_MAX // 2
+_ORDER: Final = ("running", "committed", "revealed")
+
+
+class Granting:
+    """Those of one shard."""
+
+    def __init__(self, state: ShardState, checkpoints: Checkpoints, has_inputs: Callable[[], bool]) -> None:
+        self._state = state
+        self._ctx = state.ctx
+        self._checkpoints = checkpoints
+        self._has_inputs = has_inputs
+        self._widened: Millis | None = None
+        """When the draw was widened last, or could first have been."""
+
+    # --- claims ----------------------------------------------------------------------------------------------------
+    def on_claim(self, worker: PeerId, message: messages.Claim) -> None:
+        """A worker has room. Also what it does not hold: a lease that it has not heard of, or does not want, ends."""
+        state, now = self._state, self._ctx.now
+        claim = state.claims.put(worker, message, now)
+        if claim is None:
+            return
+        for task in state.leases.tasks_of(worker):
+            lease = state.leases[task].of(worker)
+            assert lease is not None
+            # What it has done it may just be committing.
+            unheard = task not in claim.holding and task not in claim.done
+            if unheard and lease.granted + limits.LEADER_MUTE_MS <= now and self._runs(task, worker):
+                table = leases.release(state.leases[task], worker)
+                # Others go first for a while; if there are none, it is asked again.
+                self._put(task, leases.bar(table, worker, now, limits.RENEW_MS))
+        state.assignable = True
+        state.mark(*(task for task, soft in state.soft.items() if soft.idle_since is not None))
+
+    def _put(self, task: int, table: leases.TaskLeases) -> None:
+        self._state.leases.put(task, table)
+        self._state.mark(task)
+        self._state.assignable = True
+
+    # --- assigning -------------------------------------------------------------------------------------------------
+    def assigned(self) -> Assigned:
+        """What open tasks and claims come to now; changes nothing."""
+        state = self._state
+        rooms = self._rooms()
+        present = {room.group for room in rooms} | self._leased_groups()
+        opened = [state.open[task] for task in sorted(state.open)]
+        if not opened or not rooms or not self._has_inputs():
+            return Assigned((), frozenset(room.group for room in rooms if room.room), tuple(o.task for o in opened))
+
+        def first(task: int, count: int) -> tuple[Group, ...]:
+            return state.job.lottery.first(task, present.__contains__, count)
+
+        return assigning.assign(opened, rooms, first)
+
+    def _rooms(self) -> list[Room]:
+        state = self._state
+        found = []
+        for claim in state.claims:
+            group = state.present(claim.worker)
+            if group is not None:
+                held = state.leases.tasks_of(claim.worker)
+                # Granted since it said so: its next claim will count them.
+                granted = [task for task in held if task not in claim.holding and self._runs(task, claim.worker)]
+                room = min(claim.room - len(granted), limits.CLAIM_TASKS_MAX - len(held))
+                found.append(Room(claim.worker, group, max(0, room), claim.done))
+        return found
+
+    def _runs(self, task: int, worker: PeerId) -> bool:
+        return self._state.evidence.commit_of(task, worker) is None
+
+    def _leased_groups(self) -> set[Group]:
+        tables = self._state.leases
+        return {lease.group for task in tables for lease in tables[task].firm}
+
+    def lead(self, assigned: Assigned) -> None:
+        """Tell the other seats and the workers who is to have which tasks."""
+        state = self._state
+        items = [self._item(task, worker) for task, worker in assigned.items]
+        for at in range(0, len(items), LEASE_ITEMS_MAX):
+            some = tuple(items[at : at + LEASE_ITEMS_MAX])
+            message = messages.Lease(state.job.job, state.shard, state.seats.epoch, some)
+            for peer in state.others:
+                self._ctx.send(peer, message)
+        self._grant(items)
+
+    def _item(self, task: int, worker: PeerId) -> LeaseItem:
+        given = self._checkpoint_for(task, worker)
+        return LeaseItem(task, worker, None if given is None else given.id)
+
+    def _checkpoint_for(self, task: int, worker: PeerId) -> Statement | None:
+        given = self._checkpoints.give(task, worker, lambda other: self._is_gone(task, other))
+        if given is None or (given.author != worker and not self._state.lineage.may_hand(task, worker)):
+            return None
+        return given
+
+    def _is_gone(self, task: int, worker: PeerId) -> bool:
+        """It has neither a lease nor a result of the task, or its link is gone."""
+        lease = self._state.leases[task].of(worker)
+        return (lease is None or lease.doubtful) and self._state.evidence.commit_of(task, worker) is None
+
+    def _grant(self, items: Iterable[LeaseItem]) -> None:
+        """Lease these, and say so to their workers."""
+        state, now = self._state, self._ctx.now
+        of_worker: dict[PeerId, list[LeaseItem]] = {}
+        for item in items:
+            group = state.admitted(item.worker)
+            assert group is not None
+            self._put(item.task, leases.grant(state.leases[item.task], item.worker, group, now))
+            self._watch(item.task)
+            of_worker.setdefault(item.worker, []).append(item)
+            state.ctx.trace("lease_granted", job=state.job.job, task=item.task, worker=item.worker)
+        for worker, theirs in of_worker.items():
+            given = tuple(self._hand_out(theirs))
+            tasks = tuple(sorted(item.task for item in theirs))
+            self._ctx.send(worker, Grant(state.job.job, state.shard, state.seats.epoch, tasks, given))
+
+    def _hand_out(self, items: Sequence[LeaseItem]) -> list[bytes]:
+        """The checkpoints that these name, as much as a message has room for."""
+        found: list[bytes] = []
+        room = CHECKPOINT_BYTES_MAX
+        for item in items:
+            given = None if item.checkpoint is None else self._checkpoints.find(item.task, item.checkpoint)
+            if given is None:
+                continue
+            # On record even if it does not fit: the other seats say the same of it.
+            self._state.hand(item.task, item.worker, given.author)
+            self._checkpoints.note_handed(given, item.worker)
+            if len(given.envelope) <= room and len(found) < 64:
+                room -= len(given.envelope)
+                found.append(given.envelope)
+        return found
+
+    def _watch(self, task: int) -> None:
+        """Look at a task's leases again when the first could run out."""
+        table = self._state.leases[task]
+        wall_ms = self._state.job.spec.limits.wall_ms
+        if table.leases:
+            first = min(min(lease.expires, leases.overrun_at(lease, wall_ms)) for lease in table.leases)
+            self._state.wake(("lease", task), max(first, self._ctx.now + 1))
+
+    def widen(self, assigned: Assigned) -> None:
+        """Let more groups in where tasks stay open while others have nothing to do."""
+        state, now = self._state, self._ctx.now
+        unfilled = [task for task in assigned.unfilled if assigning.may_widen(state.open[task])]
+        present = {room.group for room in self._rooms()} | self._leased_groups()
+        if not unfilled or not assigned.idle or 4 * len(assigned.idle) < len(present):
+            self._widened = None
+            state.timers.set(("widen", 0), None)
+            return
+        if self._widened is None:
+            self._widened = now
+        if not lottery.widening_due(len(present), len(assigned.idle), now - self._widened, state.typical_ms):
+            state.wake(("widen", 0), self._widened + self._patience_ms())
+            return
+        self._widened = now
+        for task in unfilled:
+            state.task(task).width += 1
+        state.mark(*unfilled)
+
+    def _patience_ms(self) -> Millis:
+        return min(max(self._state.typical_ms // 2, limits.PATIENCE_MIN_MS), limits.PATIENCE_MAX_MS)
+
+    # --- another seat's lease --------------------------------------------------------------------------------------
+    def on_lease(self, message: messages.Lease) -> None:
+        """Grant what this seat would let pass, too."""
+        state = self._state
+        if message.epoch != state.seats.epoch or not self._has_inputs():
+            return
+        present = self._present()
+        fitting: list[LeaseItem] = []
+        named: dict[tuple[int, PeerId], None] = {}
+        for item in message.items:
+            if (item.task, item.worker) not in named and self._passes(item, present, fitting):
+                named[item.task, item.worker] = None
+                fitting.append(item)
+        self._grant(fitting)
+
+    def _present(self) -> set[Group]:
+        groups = {self._state.present(claim.worker) for claim in self._state.claims} | self._leased_groups()
+        return {group for group in groups if group is not None}
+
+    def _passes(self, item: LeaseItem, present: set[Group], fitting: Sequence[LeaseItem]) -> bool:
+        state = self._state
+        held = state.leases[item.task].of(item.worker) if item.task in state.evidence.tasks else None
+        if held is not None:
+            return self._runs(item.task, item.worker)
+        if item.checkpoint is not None and self._checkpoints.find(item.task, item.checkpoint) is None:
+            return False
+        already = [other for other in fitting if other.task == item.task]
+        return self._may_have(item.task, item.worker, present, len(already), 1)
+
+    def _may_have(self, task: int, worker: PeerId, present: set[Group], others: int, slack: int) -> bool:
+        """Whether this seat lets a worker have a task. `slack`: widths beyond its own, and as much for places: presence
+        is seen differently from seat to seat."""
+        state = self._state
+        opened = state.wanting.get(task)
+        group = state.present(worker)
+        if opened is None or group is None or group in opened.taken or worker in opened.refused:
+            return False
+        if others >= opened.room(min(slack, 1)) or len(state.leases.tasks_of(worker)) >= limits.CLAIM_TASKS_MAX:
+            return False
+        return self._entitled(opened, group, present, slack)
+
+    def _entitled(self, opened: OpenTask, group: Group, present: set[Group], slack: int) -> bool:
+        rank = self._state.job.lottery.rank(opened.task, group, lambda other: other == group or other in present)
+        return rank is not None and lottery.entitled(rank, opened.wanted, opened.width + slack)
+
+    # --- renewing and giving back ----------------------------------------------------------------------------------
+    def on_renew(self, worker: PeerId, message: messages.Renew) -> list[tuple[int, Standing]]:
+        """Keep a worker's leases. How each of its tasks stands here."""
+        answers: dict[int, Standing] = {}
+        present = self._present()
+        if self._state.job.group(worker) is None and self._state.job.groups_seen(worker):
+            # Admitted by an earlier epoch, and not adopted yet: there is nothing to say until it is.
+            return []
+        for held in message.held:
+            if held.task in self._state.evidence.tasks and held.task not in answers:
+                answers[held.task] = self._renewed(worker, held, present)
+        return list(answers.items())
+
+    def _renewed(self, worker: PeerId, held: Held, present: set[Group]) -> Standing:
+        state, task = self._state, held.task
+        if state.active and not state.decided(task):
+            self.regrow(worker, task, present)
+            table = state.leases[task]
+            lease = table.of(worker)
+            if lease is not None:
+                self._put(task, leases.renew(table, worker, self._ctx.now, held.progress))
+                self._watch(task)
+        return self.standing(worker, task, held.stage)
+
+    def regrow(self, worker: PeerId, task: int, present: set[Group] | None = None) -> bool:
+        """A worker says that it has a task of which nothing is known here: after a restart of this seat, or when its
+        lease ran out while it was away. It has it if there is a place. Whether it has a lease now."""
+        state = self._state
+        if state.leases[task].of(worker) is not None:
+            return True
+        group = state.present(worker)
+        if group is None or not state.active or state.decided(task):
+            return False
+        if state.evidence.reveal_of(task, worker) is not None:
+            return False
+        committed = worker in state.committed(task)
+        grace = state.began + limits.LEASE_TTL_MS > self._ctx.now
+        known = self._present() if present is None else present
+        # What the widths were before a restart is not known, so for a while entitlement is not asked for.
+        slack = limits.SEATS * 2 if grace else 1
+        free = committed and not state.leases[task].barred(worker, self._ctx.now)
+        if not free and not self._may_have(task, worker, known, 0, slack):
+            return False
+        self._put(task, leases.grant(state.leases[task], worker, group, self._ctx.now))
+        self._watch(task)
+        commit = state.evidence.commit_of(task, worker)
+        if commit is not None and (task, worker) in state.unleased:
+            # It came before this seat knew of the lease.
+            del state.unleased[task, worker]
+            state.save(commit.statement)
+        return True
+
+    def standing(self, worker: PeerId, task: int, stage: str = "running") -> Standing:
+        """How a worker's task stands here."""
+        state = self._state
+        if state.decided(task):
+            return "decided"
+        if state.closed or worker in state.job.faults():
+            return "closed"
+        commit = state.evidence.commit_of(task, worker)
+        leased = state.leases[task].of(worker) is not None
+        known = "running"
+        if commit is not None and (state.counts(task, worker) or not leased):
+            known = "revealed" if state.evidence.reveal_of(task, worker) is not None else "committed"
+        if _ORDER.index(stage) > _ORDER.index(known) and (leased or commit is not None):
+            return "unknown"
+        if commit is None:
+            return "held" if leased else "lost"
+        frozen = state.evidence.frozen(task)
+        if known == "committed" and frozen is not None and any(e.worker == worker for e in frozen.entries):
+            return "frozen"
+        return "held"
+
+    def on_release(self, worker: PeerId, message: messages.Release) -> None:
+        """A worker gives tasks back. What it has committed stays."""
+        state = self._state
+        for task in dict.fromkeys(message.tasks):
+            if task not in state.evidence.tasks or state.leases[task].of(worker) is None:
+                continue
+            table = state.leases[task]
+            if message.unable:
+                table = leases.bar(table, worker, self._ctx.now)
+                state.note(task, worker, -1, message.reason)
+            if worker not in state.committed(task):
+                table = leases.release(table, worker)
+            self._put(task, table)
+
+    # --- what ends -------------------------------------------------------------------------------------------------
+    def lost(self, worker: PeerId) -> bool:
+        """A worker's link is gone: its tasks are open for others at once. Whether it had anything here."""
+        state = self._state
+        claimed = state.claims.drop(worker)
+        tasks = state.leases.tasks_of(worker)
+        for task in tasks:
+            self._put(task, leases.lose(state.leases[task], worker))
+        state.assignable = state.assignable or claimed
+        return claimed or bool(tasks)
+
+    def expire(self, task: int) -> None:
+        """A lease of the task may have run out."""
+        state = self._state
+        wall_ms = state.job.spec.limits.wall_ms
+        table, over = leases.expire(state.leases[task], self._ctx.now, wall_ms, state.committed(task))
+        if over:
+            self._put(task, table)
+            for lease in over:
+                state.ctx.trace("lease_expired", job=state.job.job, task=task, worker=lease.worker)
+        self._watch(task)
+
+    def ended(self, task: int, worker: PeerId) -> None:
+        """A worker's result is here, or not waited for any more."""
+        table = self._state.leases[task]
+        if table.of(worker) is not None:
+            self._put(task, leases.release(table, worker))
+
+    def committed(self, task: int, worker: PeerId) -> None:
+        """How long it took."""
+        lease = self._state.leases[task].of(worker)
+        if lease is not None:
+            took, old = max(1, self._ctx.now - lease.granted), self._state.typical_ms
+            self._state.typical_ms = took if old == 0 else (3 * old + took) // 4
+
+    def help_late(self) -> None:
+        """When nothing else is left to do, a task whose worker is late gets one more: the end must not wait for it."""
+        state, now = self._state, self._ctx.now
+        if state.typical_ms == 0 or state.open:
+            return
+        soonest: Millis | None = None
+        for task in state.leases:
+            since = leases.late_since(state.leases[task], state.evidence.commits(task), state.typical_ms)
+            if since is None or state.task(task).extra or state.decided(task):
+                continue
+            if since > now:
+                soonest = since if soonest is None else min(soonest, since)
+                continue
+            state.task(task).extra = 1
+            state.mark(task)
+            state.ctx.trace("task_late", job=state.job.job, task=task)
+        if soonest is not None:
+            state.wake(("late", 0), soonest)
+
+    def clear(self, task: int) -> None:
+        """The task is decided: nobody has it any more."""
+        state = self._state
+        state.leases.put(task, replace(state.leases[task], leases=()))

@@ -1,0 +1,187 @@
+"""What one seat knows of its shard, for the parts of a steward to share (docs/protocol-3.md, section 5).
+
+What is kept for ever is in the evidence; everything else here may be lost in a crash, and grows back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from nexapod.protocol.records import Record
+from nexapod.protocol.timers import Timers
+from nexapod.protocol.types import JobId, Millis, PeerId, StatementId, key_of_peer_id
+from nexapod.protocol.v3.context import Context
+from nexapod.protocol.v3.evidence import ShardEvidence
+from nexapod.protocol.v3.job import JobState
+from nexapod.protocol.v3.rules.agreement import Judgement
+from nexapod.protocol.v3.rules.succession import Seats
+from nexapod.protocol.v3.steward.assigning import OpenTask
+from nexapod.protocol.v3.steward.batching import Pronounced
+from nexapod.protocol.v3.steward.claims import Claims
+from nexapod.protocol.v3.steward.judging import RoundOf
+from nexapod.protocol.v3.steward.leases import LeaseTable
+from nexapod.protocol.v3.steward.lineage import Lineage
+from nexapod.protocol.v3.steward.signed import Signed
+from nexapod.protocol.v3.types import Group
+from nexapod.protocol.v3.wire import fields
+from nexapod.protocol.v3.wire.statements import Statement
+
+EVIDENCE_RECORD: Final = "steward.evidence"
+"""Key: job, shard, statement. Value: msgpack [a commit seen on its worker's own link?, tasks of it not leased here,
+envelope]."""
+CHECKPOINT_RECORD: Final = "steward.checkpoint"
+LINEAGE_RECORD: Final = "steward.lineage"
+"""Key: job, shard, task, worker's key. Value: the key of the worker whose checkpoint it was handed."""
+NOTES_MAX: Final = 8
+
+
+def record_prefix(job: JobId, shard: int) -> bytes:
+    """What the keys of all records of one steward begin with."""
+    return bytes(job) + shard.to_bytes(4, "big")
+
+
+@dataclass(slots=True)
+class SoftTask:
+    """One task beyond its evidence and leases."""
+
+    extra: int = 0
+    """Groups beyond those wanted, because a worker is late."""
+    width: int = 0
+    late: dict[PeerId, None] = field(default_factory=dict)
+    """Workers that did not show in time what was frozen."""
+    ungiven: dict[PeerId, None] = field(default_factory=dict)
+    """Workers whose accepted outputs nobody gave."""
+    frozen_round: int = 0
+    frozen_at: Millis = 0
+    idle_since: Millis | None = None
+    """Since when no admissible claim has been here for a task that wants more groups."""
+    judgement: Judgement | None = None
+    notes: dict[PeerId, tuple[int, str]] = field(default_factory=dict)
+    """Results that did not end well: (exit, reason)."""
+
+    @property
+    def withheld(self) -> tuple[PeerId, ...]:
+        return tuple(sorted({**self.late, **self.ungiven}))
+
+
+class ShardState:
+    """One shard at one seat."""
+
+    def __init__(self, ctx: Context, job: JobState, shard: int) -> None:
+        self.ctx = ctx
+        self.job = job
+        self.shard = shard
+        self.evidence = ShardEvidence(job, shard)
+        self.leases = LeaseTable()
+        self.claims = Claims(self._worth)
+        self.lineage = Lineage()
+        self.signed = Signed()
+        self.timers = Timers()
+        self.soft: dict[int, SoftTask] = {}
+        self.unleased: dict[tuple[int, PeerId], None] = {}
+        """Commits on their worker's own link to tasks that it had no lease of here: they do not count."""
+        self.wanting: dict[int, OpenTask] = {}
+        """Tasks that are not decided, as of their last refresh; likewise the next three."""
+        self.open: dict[int, OpenTask] = {}
+        """Those of them with a place for somebody."""
+        self.freezable: dict[int, RoundOf] = {}
+        self.decidable: dict[int, Pronounced] = {}
+        self.dirty: dict[int, None] = {}
+        """Tasks to be looked at again before the call ends."""
+        self.assignable = True
+        """Claims, presence or open tasks have changed since the last assigning."""
+        self.typical_ms: Millis = 0
+        """What tasks of this shard have taken of late, from lease to commit; 0: none has been seen."""
+        self.began: Millis = ctx.now
+        """Since when this process has a seat: leases of before grow back by Renew."""
+        self.closed = False
+
+    # --- who ---------------------------------------------------------------------------------------------------------
+    @property
+    def seats(self) -> Seats:
+        return self.job.seats(self.shard)
+
+    @property
+    def others(self) -> tuple[PeerId, ...]:
+        """The other holders, in order."""
+        return tuple(peer for peer in self.seats.holders if peer != self.ctx.me)
+
+    @property
+    def active(self) -> bool:
+        """Whether this node grants and judges: it has a seat, and the job is open."""
+        return not self.closed and self.ctx.me in self.seats.holders
+
+    def admitted(self, worker: PeerId) -> Group | None:
+        """The group in which a worker was admitted; None also for one at fault."""
+        return None if worker in self.job.faults() else self.job.group(worker)
+
+    def present(self, worker: PeerId) -> Group | None:
+        """That group, if it is also what this node sees on the worker's own link now."""
+        group = self.admitted(worker)
+        if group is None or self.ctx.peers.group(worker, self.job.spec.policy.grouping) != group:
+            return None
+        return group
+
+    def _worth(self, worker: PeerId) -> int:
+        """Which claim to keep when there are too many: smaller is better."""
+        group = self.admitted(worker)
+        roster = self.job.lottery.roster(self.shard)
+        return 2 * len(roster) + 1 if group is None else (roster.index(group) if group in roster else 2 * len(roster))
+
+    # --- tasks -------------------------------------------------------------------------------------------------------
+    def task(self, task: int) -> SoftTask:
+        return self.soft.setdefault(task, SoftTask())
+
+    def mark(self, *tasks: int) -> None:
+        """Look at these again before the call ends."""
+        self.dirty |= dict.fromkeys(tasks)
+
+    def decided(self, task: int) -> bool:
+        return self.evidence.verdict(task) is not None
+
+    def committed(self, task: int) -> tuple[PeerId, ...]:
+        """Workers whose commit counts here: on their own link, with a lease."""
+        return tuple(worker for worker in sorted(self.evidence.commits(task)) if self.counts(task, worker))
+
+    def counts(self, task: int, worker: PeerId) -> bool:
+        """Whether this seat vouches for a worker's commit."""
+        commit = self.evidence.commit_of(task, worker)
+        return commit is not None and commit.direct and (task, worker) not in self.unleased
+
+    def counted_groups(self, task: int, workers: Mapping[PeerId, Group]) -> dict[PeerId, Group]:
+        """The groups in which these count for a task: those joined by a checkpoint are one."""
+        return self.lineage.groups(task, workers, self.admitted)
+
+    def wake(self, name: tuple[str, int], when: Millis) -> None:
+        """Look at a task (or at something of the shard) again then, or before."""
+        self.timers.set(name, when)
+
+    def note(self, task: int, worker: PeerId, exit_status: int, reason: str) -> None:
+        """For people: something of this task did not end well."""
+        notes = self.task(task).notes
+        if worker in notes or len(notes) < NOTES_MAX:
+            notes[worker] = (exit_status, reason)
+
+    # --- what survives -----------------------------------------------------------------------------------------------
+    def save(self, statement: Statement) -> None:
+        key = record_prefix(self.job.job, self.shard) + statement.id
+        direct, unleased = False, []
+        if statement.kind == "commit":
+            tasks = [item.task for item in statement.body.items]
+            commits = [self.evidence.commit_of(task, statement.author) for task in tasks]
+            direct = any(commit is not None and commit.direct for commit in commits)
+            unleased = [task for task in tasks if (task, statement.author) in self.unleased]
+        value = fields.pack([direct, unleased, statement.envelope])
+        self.ctx.save(Record(EVIDENCE_RECORD, key, value))
+
+    def save_checkpoint(self, id: StatementId, statement: Statement | None) -> None:
+        key = record_prefix(self.job.job, self.shard) + id
+        self.ctx.save(Record(CHECKPOINT_RECORD, key, None if statement is None else statement.envelope))
+
+    def hand(self, task: int, worker: PeerId, author: PeerId) -> None:
+        """A worker is handed another's checkpoint: on record before it hears of it."""
+        if self.lineage.hand(task, worker, author):
+            key = record_prefix(self.job.job, self.shard) + task.to_bytes(4, "big") + key_of_peer_id(worker)
+            self.ctx.save(Record(LINEAGE_RECORD, key, key_of_peer_id(author)))

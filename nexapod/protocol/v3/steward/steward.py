@@ -1,0 +1,565 @@
+"""One seat of one shard: joins its leases, votes, outputs, checkpoints and replication (docs/protocol-3.md, 4.1, 5, 6).
+
+Every call notes what has changed, and ends with `_settle`: tasks are looked at again, and what follows is done, until
+nothing changes any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from nexapod.protocol.errors import PeerError
+from nexapod.protocol.records import Record
+from nexapod.protocol.types import Millis, Part, PeerId, StatementId
+from nexapod.protocol.v3 import limits
+from nexapod.protocol.v3.context import Context
+from nexapod.protocol.v3.evidence import Contradiction
+from nexapod.protocol.v3.job import JobState
+from nexapod.protocol.v3.steward import leases, restoring, viewing
+from nexapod.protocol.v3.steward.checkpoints import Checkpoints
+from nexapod.protocol.v3.steward.collecting import Collecting
+from nexapod.protocol.v3.steward.granting import Granting
+from nexapod.protocol.v3.steward.leading import Leading
+from nexapod.protocol.v3.steward.outputs import Outputs
+from nexapod.protocol.v3.steward.refreshing import gather, refresh
+from nexapod.protocol.v3.steward.replication import Replication
+from nexapod.protocol.v3.steward.state import ShardState
+from nexapod.protocol.v3.steward.telling import Telling
+from nexapod.protocol.v3.steward.voting import Voting
+from nexapod.protocol.v3.wire import messages
+from nexapod.protocol.v3.wire.bodies import Fault
+from nexapod.protocol.v3.wire.messages import Message, Status, TaskView
+from nexapod.protocol.v3.wire.statements import Statement
+
+PASSES_MAX: Final = 1_000
+"""Passes of one `_settle`: a bug would show as this assertion rather than as a node that stands still."""
+
+
+class Steward:
+    """`has_inputs`: whether the inputs of the shard are here, so that its tasks may be granted."""
+
+    def __init__(self, ctx: Context, job: JobState, shard: int, has_inputs: Callable[[], bool]) -> None:
+        self._ctx = ctx
+        self._state = ShardState(ctx, job, shard)
+        self.evidence = self._state.evidence
+        self._outputs = Outputs(ctx, job.job, shard)
+        self._checkpoints = Checkpoints(ctx, job.job, job.spec, shard, self._state.save_checkpoint)
+        self._granting = Granting(self._state, self._checkpoints, has_inputs)
+        self._leading = Leading(ctx.me)
+        self._voting = Voting(self._state, self._outputs, self._leading, self._fold)
+        self._telling = Telling(self._state)
+        self._collecting = Collecting(ctx, job, shard, self.evidence, lambda: self.leased)
+        self._replication = Replication(job.job, shard, self.evidence.ids, self._send, self._hand_over)
+        self._seats = job.seats(shard)
+        self._adopted = job.adopted(shard)
+        self._job_version = job.version
+        self._news = False
+        """Something has been learnt that proposals may have waited for."""
+        self._unassigned = False
+        """As another seat than the leader: there are tasks that a leader would assign."""
+        self._replication.with_seats(self._state.others, ctx.now)
+        self._state.mark(*self.evidence.tasks)
+        self._settle()
+
+    # --- messages --------------------------------------------------------------------------------------------------
+    def on_message(self, peer: PeerId, message: Message) -> None:
+        """Of this job and shard. Raises PeerError on what no honest peer says."""
+        state, holders = self._state, self._state.seats.holders
+        match message:
+            case messages.Claim():
+                if state.active:
+                    self._granting.on_claim(peer, message)
+            case messages.Renew():
+                self._on_renew(peer, message)
+            case messages.Release():
+                self._granting.on_release(peer, message)
+            case messages.Lease():
+                if peer in holders and state.active:
+                    self._leading.spoke(peer)
+                    self._granting.on_lease(message)
+            case messages.Object():
+                if peer in holders:
+                    self._voting.on_object(peer, message)
+            case messages.Reconcile():
+                if peer in holders:
+                    self._replication.on_reconcile(peer, message)
+            case messages.Collect():
+                self._collecting.on_collect(peer, message)
+            case messages.Inspect():
+                self._on_inspect(peer, message)
+            case _:
+                raise PeerError("not-for-a-seat", type(message).__name__)
+        self._settle()
+
+    def _on_renew(self, worker: PeerId, message: messages.Renew) -> None:
+        answers = self._granting.on_renew(worker, message)
+        if answers:
+            self._telling.prove(worker, answers)
+            self._ctx.send(worker, Status(self._state.job.job, self._state.shard, tuple(answers)))
+
+    def _on_inspect(self, peer: PeerId, message: messages.Inspect) -> None:
+        """For people: of those who have to do with the job."""
+        job = self._state.job
+        if peer in job.owners or job.was_member(peer):
+            tasks = message.tasks or tuple(self.evidence.tasks)
+            self._ctx.send(peer, messages.View(job.job, self._state.shard, self.views(tasks)))
+
+    # --- statements ------------------------------------------------------------------------------------------------
+    def on_statement(self, statement: Statement, sender: PeerId) -> None:
+        """Of this shard; `sender` is the link that it came on. Raises PeerError when it cannot be true."""
+        match statement.kind:
+            case "commit":
+                self._on_commit(statement, sender)
+            case "reveal":
+                self._on_reveal(statement, sender)
+            case "freeze" | "verdict":
+                self._on_cosigned(statement, sender)
+            case "adoption":
+                self._on_adoption(statement, sender)
+            case "checkpoint":
+                self._on_checkpoint(statement, sender)
+            case _:
+                raise PeerError("not-for-a-seat", statement.kind)
+        self._settle()
+
+    def _on_commit(self, statement: Statement, sender: PeerId) -> None:
+        state, worker = self._state, statement.author
+        if sender != worker:
+            if state.job.was_member(sender) and state.job.groups_seen(worker):
+                self._added(statement, state.evidence.add(statement))
+            return
+        tasks = [item.task for item in statement.body.items if item.task in state.evidence.tasks]
+        leased = [task for task in tasks if state.present(worker) is not None and self._granting.regrow(worker, task)]
+        if not leased:
+            self._answer(worker, tasks)
+            return
+        for task in tasks:
+            was = state.evidence.commit_of(task, worker)
+            if task not in leased and (was is None or not was.direct):
+                state.unleased[task, worker] = None
+        added = state.evidence.add(statement, direct=True)
+        if added == "new":
+            for task in leased:
+                self._granting.committed(task, worker)
+        self._added(statement, added)
+
+    def _answer(self, worker: PeerId, tasks: Sequence[int], stage: messages.Stage = "running") -> None:
+        """How tasks of a worker stand, where it may be in error."""
+        answers = [(task, self._granting.standing(worker, task, stage)) for task in dict.fromkeys(tasks)]
+        if answers:
+            self._telling.prove(worker, answers)
+            self._ctx.send(worker, Status(self._state.job.job, self._state.shard, tuple(answers)))
+
+    def _on_reveal(self, statement: Statement, sender: PeerId) -> None:
+        state, worker = self._state, statement.author
+        if sender != worker and not state.job.was_member(sender):
+            return
+        added = state.evidence.add(statement)
+        if added == "orphan" and sender == worker:
+            tasks = [item.task for item in statement.body.items if item.task in state.evidence.tasks]
+            self._answer(worker, tasks, "revealed")
+        if added == "new":
+            for item in statement.body.items:
+                if item.task in state.evidence.tasks:
+                    self._granting.ended(item.task, worker)
+                    self._note_failure(statement, item.task)
+        self._added(statement, added)
+
+    def _note_failure(self, statement: Statement, task: int) -> None:
+        reveal = self.evidence.reveal_of(task, statement.author)
+        commit = self.evidence.commit_of(task, statement.author)
+        if reveal is not None and commit is not None and reveal.item.outcome != "ok":
+            reason = reveal.item.reason or reveal.item.outcome
+            self._state.note(task, statement.author, reveal.item.exit, reason)
+            self._collecting.failing(commit.statement, statement)
+
+    def _added(self, statement: Statement, added: object) -> None:
+        """What follows from a commit or reveal."""
+        if isinstance(added, Contradiction):
+            self._prove(added)
+        elif added == "new":
+            self._state.save(statement)
+            self._touch(item.task for item in statement.body.items)
+
+    def _touch(self, tasks: Iterable[int]) -> None:
+        """Something new is known of these."""
+        some = [task for task in tasks if task in self.evidence.tasks]
+        for task in some:
+            self._voting.nudge(task)
+        self._state.mark(*some)
+        self._replication.changed(self._ctx.now)
+        self._news = True
+
+    def _prove(self, found: Contradiction) -> None:
+        """A worker has signed two results of one task: all who rely on it are to know."""
+        worker = found.first.author
+        job = self._state.job
+        most = limits.ENVELOPE_BYTES_MAX // 3
+        if worker in job.faults() or max(len(found.first.envelope), len(found.second.envelope)) > most:
+            return
+        proof = self._ctx.sign(Fault(job.job, worker, found.first.envelope, found.second.envelope))
+        self._ctx.trace("fault_proven", job=job.job, worker=worker)
+        for peer in dict.fromkeys((self._ctx.me, *self._state.others, job.submitter)):
+            self._ctx.deliver(peer, [proof])
+
+    # --- cosigned --------------------------------------------------------------------------------------------------
+    def _on_cosigned(self, statement: Statement, sender: PeerId) -> None:
+        counted = self._state.job.counts(statement)
+        if not counted and sender != self._ctx.me and not self._state.job.was_member(sender):
+            return
+        known = self.evidence.get(statement.id)
+        self._fold(statement)
+        # What is not kept because something that it names is missing is waited for like that itself.
+        merged = self.evidence.get(statement.id) or statement
+        if self._state.job.counts(merged):
+            self._answer_late(known, statement, sender)
+            return
+        if self._ctx.me in merged.signers and self._ctx.me not in statement.signers:
+            # Sent again: the answer was lost.
+            self._ctx.deliver(sender, [merged])
+        self._voting.merged(merged)
+        self._voting.on_proposal(merged, sender)
+
+    def _answer_late(self, known: Statement | None, statement: Statement, sender: PeerId) -> None:
+        """A seat still proposes what counts here already: it has missed the signatures."""
+        if known is not None and sender in self._state.others and not self._state.job.counts(statement):
+            whole = self.evidence.get(statement.id)
+            if whole is not None:
+                self._ctx.deliver(sender, [whole])
+
+    def _fold(self, statement: Statement) -> None:
+        """Add a freeze, verdict or adoption, save it if this seat has signed it, and do what follows if it counts."""
+        if statement.kind == "adoption":
+            self._fold_adoption(statement)
+            return
+        added = self.evidence.add(statement)
+        if isinstance(added, Contradiction):
+            self._prove(added)
+            return
+        merged = self.evidence.get(statement.id)
+        if merged is None:
+            # A table had no room for what this seat signs: on record all the same.
+            merged = statement if self._ctx.me in statement.signers else None
+        if merged is not None and added in ("new", "proposal") and (added == "new" or self._ctx.me in merged.signers):
+            self._state.save(merged)
+        if added == "new":
+            assert merged is not None
+            self._counts(merged)
+
+    def _counts(self, statement: Statement) -> None:
+        """A freeze or verdict counts from now on."""
+        self._voting.adopting.note(statement)
+        mine = self._voting.counted(statement)
+        tasks = [item.task for item in statement.body.items if item.task in self.evidence.tasks]
+        self._telling.counts(statement, mine=mine)
+        if statement.kind == "verdict":
+            for task in tasks:
+                self._decided(task)
+        self._ctx.trace(f"{statement.kind}_counted", job=self._state.job.job, tasks=tuple(tasks))
+        self._touch(tasks)
+
+    def _decided(self, task: int) -> None:
+        if self._state.decided(task):
+            self._granting.clear(task)
+            self._checkpoints.drop(task)
+            self._collecting.decided(task)
+
+    def _on_adoption(self, statement: Statement, sender: PeerId) -> None:
+        if sender == self._ctx.me or sender in self._state.others:
+            self._fold_adoption(statement)
+            whole = self._voting.adoption(statement.id)
+            if whole is not None and not self._state.seats.signed_by_quorum(whole.signers):
+                self._voting.on_proposal(whole, sender)
+
+    def _fold_adoption(self, statement: Statement) -> None:
+        """Signatures gather here; when there are enough the statement is the job's."""
+        seats = self._state.seats
+        if statement.body.epoch != seats.epoch or self._adopted.issuperset(statement.body.statements):
+            return
+        whole = self._voting.merge_adoption(statement)
+        if seats.signed_by_quorum(whole.signers):
+            self._voting.counted(whole)
+            workers = self._telling.workers(self.evidence.tasks)
+            for peer in dict.fromkeys((self._ctx.me, *self._state.others, self._state.job.submitter, *workers)):
+                self._ctx.deliver(peer, [whole])
+
+    # --- checkpoints -----------------------------------------------------------------------------------------------
+    def _on_checkpoint(self, statement: Statement, sender: PeerId) -> None:
+        """A worker has kept something of a task that it holds; or another seat passes that on."""
+        state, task, worker = self._state, statement.body.task, statement.author
+        if task not in self.evidence.tasks or not state.active or state.decided(task):
+            return
+        if sender != worker and sender in state.others:
+            self._keep_checkpoint(statement)
+            self._checkpoints.relayed(statement, sender, max(1, state.seats.witnesses - 1))
+        elif sender == worker and state.leases[task].of(worker) is not None:
+            self._keep_checkpoint(statement)
+            self._checkpoints.add(statement)
+
+    def _keep_checkpoint(self, statement: Statement) -> None:
+        """Who resumes it says so in its result: then it is evidence, too."""
+        self.evidence.add(statement)
+        self._replication.changed(self._ctx.now)
+
+    # --- blobs -----------------------------------------------------------------------------------------------------
+    def blob_ready(self, part: Part) -> None:
+        self._checkpoints.blob_ready(part)
+        self._touch(self._outputs.ready(part))
+        self._settle()
+
+    def blob_failed(self, part: Part) -> None:
+        self._checkpoints.blob_failed(part)
+        for task in self._outputs.failed(part):
+            self._withhold(task)
+        self._settle()
+
+    def _withhold(self, task: int) -> None:
+        """Nobody gives what was agreed on: these results are worth nothing, others are asked."""
+        frozen, soft = self.evidence.frozen(task), self._state.task(task)
+        if frozen is None or self._state.decided(task) or task not in self.evidence.tasks:
+            return
+        place = getattr(soft.judgement, "representative", None)
+        if place is None:
+            return
+        shown = self.evidence.shown(task)
+        given = [one.worker for one in shown if one.root == shown[place].root]
+        soft.ungiven |= dict.fromkeys(given)
+        self._ctx.trace("outputs_withheld", job=self._state.job.job, task=task, workers=tuple(sorted(given)))
+        self._touch([task])
+
+    def inputs_ready(self) -> None:
+        """What the shard's tasks need is here: they may be granted."""
+        self._state.assignable = True
+        self._settle()
+
+    # --- peers and seats -------------------------------------------------------------------------------------------
+    def peer_up(self, peer: PeerId) -> None:
+        self._replication.soon(peer, self._ctx.now)
+        self._presence_changed(peer)
+
+    def peer_down(self, peer: PeerId) -> None:
+        self._collecting.gone(peer)
+        if self._granting.lost(peer):
+            self._settle()
+        else:
+            self._presence_changed(peer)
+
+    def _presence_changed(self, peer: PeerId) -> None:
+        """A node has thousands of shards, and a peer has to do with few of them."""
+        state = self._state
+        tasks = state.leases.tasks_of(peer)
+        if tasks or state.claims.get(peer) is not None or peer in state.seats.holders:
+            state.mark(*tasks)
+            state.assignable = True
+            self._settle()
+
+    def job_changed(self) -> None:
+        """Something of the job counts anew: its seats, what they adopted, its workers, its end."""
+        state = self._state
+        if state.job.version == self._job_version:
+            return
+        self._job_version = state.job.version
+        if state.job.closed:
+            self.close()
+            return
+        if state.seats.id != self._seats.id:
+            self._seats_changed()
+        if state.job.adopted(state.shard) != self._adopted:
+            self._adopted_more()
+        for worker in sorted(state.job.faults()):
+            for task in state.leases.tasks_of(worker):
+                self._granting.ended(task, worker)
+        self._touch(task for task in state.soft if self.evidence.commits(task) and not state.decided(task))
+        state.assignable = True
+        self._settle()
+
+    def _seats_changed(self) -> None:
+        state = self._state
+        was_holder = self._ctx.me in self._seats.holders
+        newcomers = [peer for peer in state.others if peer not in self._seats.holders]
+        self._seats = state.seats
+        if not was_holder and state.active:
+            state.began = self._ctx.now
+        self._voting.epoch_changed(was_holder)
+        self._replication.with_seats(state.others, self._ctx.now)
+        for peer in newcomers if was_holder else ():
+            self._ctx.deliver(peer, self._checkpoints.ready(), state.job.addrs(peer))
+        self._ctx.trace("seats_changed", job=state.job.job, shard=state.shard, epoch=state.seats.epoch)
+        self._touch(self.evidence.tasks)
+
+    def _adopted_more(self) -> None:
+        state = self._state
+        new = state.job.adopted(state.shard) - self._adopted
+        self._adopted = state.job.adopted(state.shard)
+        self._voting.adopted()
+        found = [self.evidence.get(id) for id in sorted(new)]
+        for statement in sorted((s for s in found if s is not None), key=lambda s: (s.kind, s.id)):
+            self._counts(statement)
+
+    # --- time ------------------------------------------------------------------------------------------------------
+    @property
+    def deadline(self) -> Millis | None:
+        if self._state.closed:
+            return None
+        times = (
+            self._state.timers.next,
+            self._state.claims.next_end,
+            self._outputs.next_at,
+            self._replication.next_at,
+            self._collecting.next_at,
+            self._voting.next_at(),
+        )
+        return min((time for time in times if time is not None), default=None)
+
+    def tick(self) -> None:
+        state, now = self._state, self._ctx.now
+        if state.closed:
+            return
+        while (name := state.timers.pop_due(now)) is not None:
+            assert isinstance(name, tuple)
+            self._timed_out(*name)
+        if state.claims.expire(now):
+            state.assignable = True
+        self._outputs.tick(now)
+        self._replication.tick(now, self._ctx.peers.linked)
+        self._voting.tick()
+        self._settle()
+
+    def _timed_out(self, what: str, task: int) -> None:
+        match what:
+            case "task" | "stuck" | "bar" | "idle":
+                self._state.mark(task)
+            case "lease":
+                self._granting.expire(task)
+            case "widen" | "late":
+                self._state.assignable = True
+            case "cosign":
+                self._news = True
+            case "tell":
+                self._telling.tell_late()
+
+    # --- what follows ----------------------------------------------------------------------------------------------
+    def _settle(self) -> None:
+        """Until nothing changes any more."""
+        for _ in range(PASSES_MAX):
+            if self._state.closed:
+                return
+            self._refresh_dirty()
+            if self._news:
+                self._news = False
+                self._voting.reconsider()
+            elif not self._state.dirty and not self._act():
+                break
+        else:
+            raise AssertionError("a shard does not settle")
+        self._collecting.tick(self._ctx.now)
+
+    def _refresh_dirty(self) -> None:
+        while self._state.dirty:
+            task = next(iter(self._state.dirty))
+            del self._state.dirty[task]
+            refresh(self._state, self._outputs, task)
+            for worker in self._state.task(task).late:
+                self._let_down(task, worker)
+
+    def _let_down(self, task: int, worker: PeerId) -> None:
+        """It renews but does not show its result: somebody else is needed."""
+        table = self._state.leases[task]
+        if table.of(worker) is not None:
+            self._state.leases.put(task, leases.bar(leases.release(table, worker), worker, self._ctx.now))
+            self._state.mark(task)
+
+    def _act(self) -> bool:
+        """Propose and assign as the leader; as another seat watch that somebody does. Whether anything came of it."""
+        state, now = self._state, self._ctx.now
+        if not state.active or not state.job.workable:
+            return False
+        leader = self._leading.leader(state.seats.holders, self._ctx.peers.linked, now)
+        if leader == self._ctx.me:
+            self._voting.lead()
+            return self._assign() or bool(state.dirty) or self._news
+        return self._watch(leader)
+
+    def _assign(self) -> bool:
+        """Give out what is open. Whether there was anything."""
+        if not self._state.assignable:
+            return False
+        self._state.assignable = False
+        assigned = self._granting.assigned()
+        if assigned.items:
+            self._granting.lead(assigned)
+        else:
+            self._granting.widen(assigned)
+        self._granting.help_late()
+        return True
+
+    def _watch(self, leader: PeerId | None) -> bool:
+        undone = self._voting.undone()
+        if self._state.assignable:
+            self._state.assignable = False
+            assigned = self._granting.assigned()
+            self._unassigned = bool(assigned.items)
+            if not self._unassigned:
+                self._granting.widen(assigned)
+            self._granting.help_late()
+        if self._unassigned:
+            undone.append(("lease", 0))
+        due = self._leading.watch(undone, self._ctx.now)
+        if due is None:
+            self._state.timers.set(("watch", 0), None)
+            return bool(self._state.dirty)
+        if due > self._ctx.now:
+            self._state.wake(("watch", 0), due)
+            return bool(self._state.dirty)
+        assert leader is not None
+        self._ctx.trace("leader_passed_over", job=self._state.job.job, shard=self._state.shard, seat=leader)
+        self._leading.passed_over(leader, self._ctx.now)
+        self._state.assignable = True
+        return True
+
+    # --- plumbing --------------------------------------------------------------------------------------------------
+    def _send(self, peer: PeerId, message: Message) -> None:
+        self._ctx.send(peer, message, self._state.job.addrs(peer))
+
+    def _hand_over(self, peer: PeerId, ids: Sequence[StatementId]) -> None:
+        """Statements that another seat lacks."""
+        found = [statement for id in ids if (statement := self.evidence.get(id)) is not None]
+        found.sort(key=lambda statement: (restoring.RANK.get(statement.kind, 9), statement.id))
+        self._ctx.deliver(peer, found, self._state.job.addrs(peer))
+
+    def restore(self, records: Sequence[Record]) -> None:
+        """What a former process of this node had saved of this shard: `state.record_prefix` begins their keys."""
+        for statement in restoring.restore(self._state, self._checkpoints, records):
+            if self._state.job.counts(statement):
+                self._voting.adopting.note(statement)
+                if statement.kind == "verdict":
+                    for item in statement.body.items:
+                        self._collecting.decided(item.task)
+                        gather(self._state, self._outputs, item.task)
+        self._state.mark(*self.evidence.tasks)
+        self._settle()
+
+    def close(self) -> None:
+        """The job is over for everybody: whoever runs one of its tasks is told to stop."""
+        if self._state.closed:
+            return
+        self._state.closed = True
+        self._telling.closed()
+        self._state.claims.clear()
+        self._checkpoints.drop_all()
+        self._outputs.drop_all()
+
+    # --- for people ------------------------------------------------------------------------------------------------
+    def views(self, tasks: Iterable[int]) -> tuple[TaskView, ...]:
+        return viewing.views(self._state, tasks)
+
+    @property
+    def open_places(self) -> int:
+        """Places of open tasks that nobody has."""
+        return sum(task.places for task in self._state.open.values())
+
+    @property
+    def leased(self) -> int:
+        """Tasks with a lease."""
+        return self._state.leases.leased

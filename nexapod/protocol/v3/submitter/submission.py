@@ -1,0 +1,306 @@
+"""A job of this node's user, from the first delivery to the settlement: joins the parts of this package.
+
+It trusts no steward: it folds the same evidence as they do, and repeats every judgement. Once the job is placed nothing
+depends on it: it may vanish, and collect later (docs/protocol-3.md, 7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from nexapod.protocol.errors import LocalError, PeerError
+from nexapod.protocol.records import Record
+from nexapod.protocol.types import File, JobId, Millis, Part, PeerId
+from nexapod.protocol.v3 import limits
+from nexapod.protocol.v3.certificate.build import build
+from nexapod.protocol.v3.context import Context
+from nexapod.protocol.v3.evidence import ShardEvidence
+from nexapod.protocol.v3.job import JobState
+from nexapod.protocol.v3.notices import JobRefused
+from nexapod.protocol.v3.rules.panel import Candidate
+from nexapod.protocol.v3.submitter import records
+from nexapod.protocol.v3.submitter.collecting import Collecting
+from nexapod.protocol.v3.submitter.deciding import Archive, Deciding, shard_of
+from nexapod.protocol.v3.submitter.decisions import Revealed
+from nexapod.protocol.v3.submitter.fetching import input_owner
+from nexapod.protocol.v3.submitter.inquiry import Inquiry
+from nexapod.protocol.v3.submitter.placing import Placing
+from nexapod.protocol.v3.submitter.replacing import Replacing
+from nexapod.protocol.v3.submitter.results import Result
+from nexapod.protocol.v3.submitter.seating import Seating
+from nexapod.protocol.v3.submitter.settling import Settling
+from nexapod.protocol.v3.wire.bodies import Cancel
+from nexapod.protocol.v3.wire.messages import Decided, Message, Ready, Refused, TaskLog, View, Want
+from nexapod.protocol.v3.wire.statements import Statement
+
+
+@dataclass(frozen=True, slots=True)
+class SubmissionReport:
+    """How a job of this node's user stands."""
+
+    job: JobId
+    rests_on: str
+    tasks: int
+    accepted: int
+    failed: int
+    shards: int
+    shards_placed: int
+    shards_finished: int
+    """All decided, and every accepted output here."""
+    placed: bool
+    holders: tuple[PeerId, ...]
+    refused: tuple[tuple[PeerId, str], ...]
+    """Members that will not be stewards of it, and why."""
+    unanswered: tuple[PeerId, ...]
+    """Members that have said nothing so far."""
+    unratified: tuple[int, ...]
+    """Shards that caretakers have held, and whose user has not accepted that."""
+    problems: tuple[str, ...]
+    """Why its certificate could not be signed."""
+
+
+class Submission:
+    """One job of this node's user.
+
+    `candidates`: whom a renewal may add to the panel. `archive`: reads the evidence of a shard back from disk; without
+    it the evidence of all shards stays in memory.
+    """
+
+    def __init__(
+        self,
+        ctx: Context,
+        job: JobState,
+        candidates: Callable[[], Sequence[Candidate]] = lambda: (),
+        archive: Archive | None = None,
+    ) -> None:
+        self.ctx = ctx
+        self.job = job
+        self.rests_on = ""
+        self.placing = Placing(ctx, job)
+        self.replacing = Replacing(ctx, job, self.placing, candidates)
+        self.deciding = Deciding(ctx, job, ShardEvidence, self.replacing.refuse, archive)
+        self.collecting = Collecting(ctx, job, self._is_finished, self.deciding.decided_in)
+        self.settling = Settling(ctx, job, self.deciding)
+        self.inquiry = Inquiry(ctx, job, self.deciding.failing)
+        self._seating = Seating(job)
+        self._sweep_at: Millis = ctx.now
+        self._wanted_at: dict[PeerId, Millis] = {}
+        for ref in job.spec.blobs:
+            ctx.pin(ref, input_owner(job.job))
+
+    # --- time ------------------------------------------------------------------------------------------------------
+    @property
+    def deadline(self) -> Millis | None:
+        if self.job.closed:
+            return self.deciding.fetching.deadline
+        parts = (self.placing, self.replacing, self.collecting, self.deciding, self.settling)
+        times = [part.deadline for part in parts]
+        times.append(self._sweep_at if self._seating.unfinished else None)
+        return min((at for at in times if at is not None), default=None)
+
+    def tick(self) -> None:
+        if self.job.closed:
+            self.deciding.fetching.tick()
+            return
+        if self._seating.unfinished and self._sweep_at <= self.ctx.now:
+            self._sweep()
+        self.placing.tick()
+        self.replacing.tick()
+        self.collecting.tick()
+        self.deciding.tick()
+        self.settling.tick()
+
+    def _sweep(self) -> None:
+        self._sweep_at = self.ctx.now + limits.BATCH_MS
+        for moved in self._seating.sweep():
+            self.placing.moved(moved)
+            self.replacing.moved(moved)
+            self.deciding.moved(moved)
+            if moved.before is not None:
+                self.collecting.reopened(moved.now.shard)
+            if moved.now.authority == "caretaker":
+                self.settling.check_caretakers()
+        if not self._seating.unfinished:
+            self.placing.check()
+
+    # --- what comes in ---------------------------------------------------------------------------------------------
+    def job_changed(self) -> None:
+        """Something about the whole job counts anew, or its end."""
+        if self.job.closed:
+            self._release_inputs()
+            return
+        self._seating.job_changed()
+        self.placing.job_changed()
+        self.collecting.job_changed()
+        self.deciding.job_changed()
+        self.settling.job_changed()
+
+    def on_message(self, peer: PeerId, message: Message) -> None:
+        """An answer of a seat or a worker. Raises PeerError on one that makes no sense."""
+        shards = self.job.spec.shards
+        match message:
+            case Ready(shard=shard) | Decided(shard=shard) | View(shard=shard) if shard >= shards:
+                raise PeerError("no-such-shard", "the job has no such shard")
+            case Refused(reason=reason):
+                self._on_refused(peer, reason)
+            case Ready(shard=shard):
+                self.placing.on_ready(peer, shard)
+            case Decided():
+                self.collecting.on_decided(peer, message)
+            case View():
+                self.inquiry.on_view(peer, message)
+            case TaskLog():
+                self.inquiry.on_log(peer, message)
+            case _:
+                raise PeerError("misplaced-message", type(message).__name__)
+
+    def on_statement(self, statement: Statement, sender: PeerId) -> None:
+        """Evidence of a shard. Raises PeerError when it cannot be true of this job."""
+        shard = shard_of(statement)
+        if shard >= self.job.spec.shards:
+            raise PeerError("no-such-shard", "the job has no such shard")
+        if self.job.closed or not self._listens_to(sender, shard):
+            return
+        added = self.deciding.add(statement)
+        if added == "orphan" or (added == "proposal" and statement.kind in ("freeze", "verdict")):
+            self.collecting.missed(shard, sender)
+            self._want_job(sender)
+
+    def _listens_to(self, sender: PeerId, shard: int) -> bool:
+        """Seats and members keep a job's evidence; what anybody else says of it comes by way of them."""
+        return sender == self.ctx.me or sender in self.job.members() or sender in self.job.seats(shard).holders
+
+    def _want_job(self, peer: PeerId) -> None:
+        """A succession, an admission or an adoption that this seat knows may be missing here."""
+        last = self._wanted_at.get(peer)
+        if peer != self.ctx.me and (last is None or self.ctx.now - last >= limits.ASK_AGAIN_MS):
+            self._wanted_at[peer] = self.ctx.now
+            self.ctx.send(peer, Want((self.job.statement.id,)))
+
+    def _on_refused(self, peer: PeerId, reason: str) -> None:
+        self.replacing.refuse(peer, reason)
+        if self.replacing.exhausted and not self.job.workable:
+            self.ctx.notify(JobRefused(self.job.job, reason))
+            self.cancel(f"every steward has refused it: {reason}"[: limits.TEXT_MAX])
+
+    def peer_up(self, peer: PeerId) -> None:
+        self.placing.peer_up(peer)
+        self.collecting.link_changed(peer)
+
+    def peer_down(self, peer: PeerId) -> None:
+        self.collecting.link_changed(peer)
+
+    def blob_ready(self, part: Part) -> None:
+        self.deciding.fetching.blob_ready(part)
+
+    def blob_failed(self, part: Part) -> None:
+        self.deciding.fetching.blob_failed(part)
+
+    # --- what the user wants ---------------------------------------------------------------------------------------
+    def ask_task(self, task: int) -> None:
+        """How does it stand, and what does it print?"""
+        self.inquiry.ask(task)
+
+    def ratify(self) -> None:
+        """Accept what caretakers have done so far."""
+        self.settling.ratify()
+
+    def cancel(self, reason: str) -> None:
+        """End the job; what was decided is not settled."""
+        if not self.job.closed:
+            statement = self.ctx.sign(Cancel(self.job.job, reason))
+            for peer in dict.fromkeys((self.ctx.me, *self.job.members())):
+                self.ctx.deliver(peer, [statement], self.job.addrs(peer))
+
+    def result(self, task: int) -> Result | None:
+        """How a task ended, as this node has checked it; None: it has not."""
+        return self.deciding.result(task)
+
+    def outputs(self, task: int) -> tuple[File, ...]:
+        """The accepted output files of a task; none before it is decided, or when it failed."""
+        return self.deciding.outputs(task)
+
+    def revealed(self, task: int) -> tuple[Revealed, ...]:
+        """Every result of a task that was shown here: for people, of one whose results disagree."""
+        return self.deciding.revealed(task)
+
+    def certificate(self) -> Iterator[bytes]:
+        """The job's certificate, in pieces. Raises LocalError before it is settled."""
+        settlement = self.job.closing
+        if settlement is None or settlement.kind != "settlement":
+            raise LocalError("the job is not settled: its certificate is written when every task is decided")
+        return build(self.deciding.job, self.deciding.evidence(), settlement)
+
+    def _job_as_settled(self, ids: bytes) -> JobState:
+        """What its settlement signs of the job: what came later is no part of the certificate."""
+        wanted = records.ids(ids)
+        job = JobState(self.job.statement, self.ctx.verify)
+        for statement in self.job.statements():
+            if statement.id in wanted:
+                job.add(statement)
+        return job
+
+    def report(self) -> SubmissionReport:
+        """For the API."""
+        return SubmissionReport(
+            self.job.job,
+            self.rests_on,
+            self.job.spec.tasks,
+            self.deciding.accepted,
+            self.deciding.failed,
+            self.job.spec.shards,
+            self.placing.shards_placed,
+            len(self.deciding.finished),
+            self.placing.placed,
+            self.placing.holders,
+            tuple(sorted(self.replacing.refused.items())),
+            tuple(sorted(self.placing.delivered)),
+            self.settling.unratified,
+            self.settling.problems,
+        )
+
+    # --- the end, and the beginning --------------------------------------------------------------------------------
+    def _is_finished(self, shard: int) -> bool:
+        return self.deciding.finished.get(shard) == self.job.seats(shard).epoch
+
+    def _release_inputs(self) -> None:
+        for ref in self.job.spec.blobs:
+            self.ctx.unpin(ref, input_owner(self.job.job))
+
+    def close(self) -> None:
+        """Nobody will ask for its results any more: nothing of it is kept."""
+        self._release_inputs()
+        self.deciding.unpin()
+
+    def restore(self, saved: list[Record]) -> None:
+        """Go on from what a former process had saved."""
+        shards: dict[int, bytes] = {}
+        evidence: dict[int, list[bytes]] = {}
+        settled: dict[int, bytes] = {}
+        job_level = b""
+        for record in saved:
+            value = record.value or b""
+            match record.kind:
+                case records.RESTS_ON:
+                    self.rests_on = value.decode(errors="replace")
+                case records.PLACED:
+                    self.placing.placed = True
+                case records.RATIFIED:
+                    self.settling.restore(records.ids(value))
+                case records.SHARD:
+                    shards[records.shard_of(record.key)] = value
+                case records.EVIDENCE:
+                    evidence.setdefault(records.shard_of(record.key), []).append(value)
+                case records.SETTLED if len(record.key) > len(self.job.job):
+                    settled[records.shard_of(record.key)] = value
+                case records.SETTLED:
+                    job_level = value
+        closing = self.job.closing
+        if closing is not None and closing.kind == "settlement":
+            self.deciding.job = self._job_as_settled(job_level)
+        else:
+            # Of a settlement that was about to be signed.
+            settled = {}
+        self.deciding.restore(shards, evidence, settled)
+        self.job_changed()

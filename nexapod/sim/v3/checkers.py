@@ -1,0 +1,194 @@
+"""What must hold in every simulated world, judged with knowledge of the whole truth. Each rule has a name.
+
+They stand on what nodes tell and report (notices, reports), never on what is inside of them. Online, after every call
+of a node, what is cheap; now and then, and at the end, what is not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from nexapod.protocol.types import JobId, Millis, TaskId
+from nexapod.protocol.v3 import limits
+from nexapod.protocol.v3.certificate.check import check_bytes
+from nexapod.protocol.v3.events import Effect, Event, Penalise, Run, Tick
+from nexapod.protocol.v3.node.node import Node
+from nexapod.protocol.v3.notices import FaultProven, JobSettled, Notice, ResultStored, TaskDecided
+from nexapod.sim.v3.keys import verify
+from nexapod.sim.v3.truth import is_right, right_outcome
+
+if TYPE_CHECKING:
+    from nexapod.sim.v3.machine import Machine
+    from nexapod.sim.v3.world import Job, World
+
+VIOLATIONS_MAX: Final = 8
+SCAN_EVERY: Final = 256
+"""Calls of nodes between two looks at the tables of the node that was called."""
+TICKS_PER_SECOND_MAX: Final = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """A rule that did not hold."""
+
+    invariant: str
+    detail: str
+    at: Millis
+
+
+class Checkers:
+    """All of them, for one world."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.violations: list[Violation] = []
+        self.decided: dict[TaskId, str] = {}
+        self._calls = 0
+        self._ticks: dict[int, tuple[Millis, int]] = {}
+
+    @property
+    def hopeless(self) -> bool:
+        """Enough has gone wrong to stop."""
+        return len(self.violations) >= VIOLATIONS_MAX
+
+    def violated(self, invariant: str, detail: str) -> None:
+        found = Violation(invariant, detail, self.world.now)
+        if len(self.violations) < VIOLATIONS_MAX and found not in self.violations:
+            self.violations.append(found)
+
+    # --- online ------------------------------------------------------------------------------------------------------
+    def started(self, machine: Machine, effect: Run) -> None:
+        """A task has begun to run."""
+        if not machine.honest:
+            return
+        slots = machine.plan.slots
+        busy = len(machine.running) - len(machine.vacated)
+        if busy > slots or len(machine.running) > 2 * slots:
+            self.violated("capacity", f"peer {machine.index} runs {busy} at once, with {slots} slots")
+        job = self.world.specs.get(effect.task.job)
+        if job is None or job.plan.input_missing:
+            self.violated("runs-without-inputs", f"peer {machine.index} runs {effect.task}")
+
+    def after(self, machine: Machine, event: Event, effects: list[Effect]) -> None:
+        """A node has handled an event; its effects are still to be done."""
+        if not machine.honest or machine.node is None:
+            return
+        self._calls += 1
+        if isinstance(event, Tick):
+            self._count_tick(machine)
+        for effect in effects:
+            if isinstance(effect, Penalise):
+                self._on_penalty(machine, effect)
+        if self._calls % SCAN_EVERY == 0:
+            self.scan(machine, machine.node)
+
+    def _count_tick(self, machine: Machine) -> None:
+        second = self.world.now // 1_000
+        when, count = self._ticks.get(machine.index, (second, 0))
+        count = count + 1 if when == second else 1
+        self._ticks[machine.index] = (second, count)
+        if count == TICKS_PER_SECOND_MAX:
+            self.violated("tick-storm", f"peer {machine.index}: {count} ticks in one second")
+
+    def _on_penalty(self, machine: Machine, effect: Penalise) -> None:
+        other = self.world.by_peer.get(effect.peer)
+        if other is None or not other.honest:
+            return
+        counted = self.world.stats.honest_penalties
+        counted[effect.rule] = counted.get(effect.rule, 0) + 1
+        if effect.ban_ms:
+            self.violated("honest-ban", f"peer {machine.index} bans honest peer {other.index}: {effect.rule}")
+        elif self.world.plan.scenario == "quiet":
+            self.violated("honest-penalty", f"peer {machine.index} penalises peer {other.index}: {effect.rule}")
+
+    def refused(self, job: Job, reason: str) -> None:
+        """A submitter's own node would not take its job. Worlds have only jobs that some panel can keep."""
+        self.violated("refused", f"{job.draft.name}: {reason}")
+
+    def noticed(self, machine: Machine, notice: Notice) -> None:
+        """What a node said has become so."""
+        if not machine.honest or machine.node is None:
+            return
+        match notice:
+            case TaskDecided(job, task, outcome, reason):
+                self._decided(machine, job, task, outcome, reason)
+            case ResultStored(job, task):
+                self._truthful(machine, machine.node, TaskId(job, task))
+            case JobSettled(job):
+                self._certificate(machine, machine.node, job)
+            case FaultProven(_, peer):
+                other = self.world.by_peer.get(peer)
+                if other is not None and other.honest:
+                    self.violated("honest-fault", f"peer {machine.index} proves a fault of honest peer {other.index}")
+            case _:
+                pass
+
+    def _decided(self, machine: Machine, job: JobId, task: int, outcome: str, reason: str) -> None:
+        spec = self.world.specs[job].draft
+        self.decided[TaskId(job, task)] = outcome
+        right = right_outcome(spec, task)
+        if outcome != right:
+            self.violated("wrong-outcome", f"task {task} of {spec.name}: {outcome} ({reason}), it should be {right}")
+
+    def _truthful(self, machine: Machine, node: Node, task: TaskId) -> None:
+        spec = self.world.specs[task.job].draft
+        report = node.task_report(task.job, task.index)
+        if report is None or not report.outputs:
+            return
+        if not is_right(spec, task, report.outputs):
+            self.violated("wrong-output", f"task {task.index} of {spec.name}: a wrong output is accepted")
+
+    def _certificate(self, machine: Machine, node: Node, job: JobId) -> None:
+        spec = self.world.specs[job].draft
+        report = check_bytes(b"".join(node.certificate(job)), verify)
+        if not report.ok:
+            self.violated("certificate", f"{spec.name}: {'; '.join(report.problems[:3])}")
+        for index in range(spec.tasks):
+            self._truthful(machine, node, TaskId(job, index))
+
+    # --- now and then ------------------------------------------------------------------------------------------------
+    def scan(self, machine: Machine, node: Node) -> None:
+        """Every table within its limit."""
+        for table in getattr(node.report(), 'tables', ()):
+            if table.size > table.most:
+                what = f"peer {machine.index} holds {table.size} {table.name}, at most {table.most} allowed"
+                self.violated("table", what)
+
+    # --- at the end --------------------------------------------------------------------------------------------------
+    def at_end(self) -> None:
+        """The network has healed, and had time."""
+        for machine in self.world.machines:
+            if machine.honest and machine.node is not None:
+                self.scan(machine, machine.node)
+        if self.hopeless:
+            return
+        for job in self.world.jobs:
+            self._is_finished(job)
+
+    def _is_finished(self, job: Job) -> None:
+        if job.over or job.plan.input_missing:
+            return
+        if self.world.machines[job.plan.submitter].gone:
+            if job.placed_at is not None and not self.seats_finished(job):
+                self.violated("liveness", f"{job.draft.name}, placed by a submitter that is gone, is not finished")
+        else:
+            self.violated("liveness", f"{job.draft.name} is not settled: {self._progress(job)}")
+
+    def seats_finished(self, job: Job) -> bool:
+        """Of each shard some honest seat has every task decided."""
+        if job.id is None:
+            return False
+        wanted = {shard: len(job.draft.shard_tasks(shard)) for shard in range(job.draft.shards)}
+        for machine in self.world.machines:
+            if machine.honest and machine.node is not None:
+                report = machine.node.job_report(job.id)
+                for kept in report.shards if report is not None else ():
+                    if kept.decided >= wanted.get(kept.shard, limits.SHARD_TASKS + 1):
+                        del wanted[kept.shard]
+        return not wanted
+
+    def _progress(self, job: Job) -> str:
+        machine = self.world.machines[job.plan.submitter]
+        report = machine.node.job_report(job.id) if machine.node is not None and job.id is not None else None
+        return f"its submitter {machine.index} does not know it" if report is None else f"{report}"[:600]

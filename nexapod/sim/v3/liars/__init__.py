@@ -1,0 +1,35 @@
+"""Peers that break the rules, one family a module. KINDS names them all."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from nexapod.sim.v3.liars import floods, seats, workers
+from nexapod.sim.v3.liars.base import Liar
+
+KINDS: Final[dict[str, type[Liar]]] = {
+    "wrong": workers.Wrong,
+    "colluder": workers.Colluder,
+    "silent": workers.Silent,
+    "hoarder": workers.Hoarder,
+    "late": workers.Late,
+    "withholder": workers.Withholder,
+    "equivocator": workers.Equivocator,
+    "poisoner": workers.Poisoner,
+    "copycat": workers.Copycat,
+    "squatter": workers.Squatter,
+    "mute-seat": seats.MuteSeat,
+    "lying-seat": seats.LyingSeat,
+    "two-faced-seat": seats.TwoFacedSeat,
+    "beacon-withholder": seats.BeaconWithholder,
+    "inventor": seats.Inventor,
+    "usurper": seats.Usurper,
+    "garbage": floods.Garbage,
+    "replayer": floods.Replayer,
+    "profile-flood": floods.ProfileFlood,
+    "job-flood": floods.JobFlood,
+    "relay": floods.Relay,
+    "filler": floods.Filler,
+    "leech": floods.Leech,
+    "newcomer": floods.Newcomer,
+}

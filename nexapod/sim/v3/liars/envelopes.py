@@ -1,0 +1,55 @@
+"""Changing what a liar's node would send, statement by statement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from nexapod.protocol.errors import PeerError
+from nexapod.protocol.v3.events import Effect, Send
+from nexapod.protocol.v3.wire import messages, statements
+from nexapod.protocol.v3.wire.messages import Deliver
+from nexapod.protocol.v3.wire.statements import Statement
+from nexapod.sim.v3.keys import verify
+
+
+def message_of(frame: bytes) -> messages.Message | None:
+    """What a frame says; None for garbage."""
+    try:
+        return messages.decode(frame)
+    except PeerError:
+        return None
+
+
+def statements_of(frame: bytes) -> list[Statement]:
+    """The statements that a frame delivers; those that do not hold are left out."""
+    message = message_of(frame)
+    found = []
+    for envelope in message.envelopes if isinstance(message, Deliver) else ():
+        try:
+            found.append(statements.decode(envelope, verify))
+        except PeerError:
+            continue
+    return found
+
+
+def rewritten(
+    effects: list[Effect], kind: statements.Kind, change: Callable[[Statement], Statement | None]
+) -> list[Effect]:
+    """The same effects, with each sent statement of a kind changed, or left out where `change` gives None."""
+    return [_rewritten(effect, kind, change) if isinstance(effect, Send) else effect for effect in effects]
+
+
+def _rewritten(effect: Send, kind: statements.Kind, change: Callable[[Statement], Statement | None]) -> Send:
+    message = message_of(effect.frame)
+    if not isinstance(message, Deliver):
+        return effect
+    envelopes = []
+    for envelope in message.envelopes:
+        if statements.read(envelope).kind != kind:
+            envelopes.append(envelope)
+            continue
+        changed = change(statements.decode(envelope, verify))
+        if changed is not None:
+            envelopes.append(changed.envelope)
+    return replace(effect, frame=messages.encode(Deliver(tuple(envelopes))))

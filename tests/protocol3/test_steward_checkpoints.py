@@ -1,0 +1,67 @@
+"""Checkpoints that are shared: who is handed one, and in which group it counts then."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from nexapod.protocol.v3.wire import statements
+from nexapod.protocol.v3.wire.messages import Grant
+from nexapod.sim.v3.keys import verify
+from tests.protocol3.kit import Result, make_kit, signed
+from tests.protocol3.steward_world import Worker, World
+
+
+def sharing_world() -> World:
+    kit = make_kit(3, 4, tasks=1)
+    spec = replace(kit.spec, run=replace(kit.spec.run, checkpoint="shared"))
+    kit.job_statement = signed(spec, kit.submitter)
+    return World(kit=kit, took_ms=20_000)
+
+
+def handed(worker: Worker) -> list[statements.Statement]:
+    grants = [message for message in worker.heard if isinstance(message, Grant)]
+    return [statements.decode(envelope, verify) for grant in grants for envelope in grant.checkpoints]
+
+
+def test_the_checkpoint_of_a_worker_that_is_gone_is_handed_to_the_next() -> None:
+    world = sharing_world()
+    world.claim_all()
+    world.run(3_000)
+    gone = next(worker for worker in world.workers if worker.running)
+    checkpoint = world.kit.checkpoint(gone.signer, 0)
+    gone.deliver(checkpoint)
+    world.run(3_000)
+    world.leave(gone.peer)
+    world.run(3_000)
+    successor = next(worker for worker in world.workers if handed(worker))
+    assert {one.id for one in handed(successor)} == {checkpoint.id}
+    successor.result = lambda task: Result(task, resumed=checkpoint.id)
+    assert world.run(60_000, world.decided)
+    decision = world.seat(0).evidence.verdict(0)
+    assert decision is not None
+    groups = {entry.worker: entry.group for entry in decision.frozen.entries}
+    assert groups[successor.peer] == min(successor.peer, gone.peer)
+    assert not any(seat.errors for seat in world.seats.values())
+
+
+def test_nobody_keeps_checkpoints_of_a_task_that_is_decided() -> None:
+    world = sharing_world()
+    world.claim_all()
+    world.run(3_000)
+    for worker in world.workers:
+        if worker.running:
+            worker.deliver(world.kit.checkpoint(worker.signer, 0))
+    world.run(1_000)
+    assert any(kind == "steward.checkpoint" for kind, _ in world.seat(0).records)
+    assert world.run(60_000, world.decided)
+    assert not any(kind == "steward.checkpoint" for seat in world.seats.values() for kind, _ in seat.records)
+
+
+def test_a_checkpoint_of_a_job_that_shares_none_is_an_error() -> None:
+    world = World(3, tasks=1, took_ms=20_000)
+    world.claim_all()
+    world.run(3_000)
+    holder = next(worker for worker in world.workers if worker.running)
+    holder.deliver(world.kit.checkpoint(holder.signer, 0))
+    world.run(100)
+    assert [error.partition(":")[0] for error in world.seat(0).errors] == ["bad-checkpoint"]
