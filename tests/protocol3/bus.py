@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from kit import NETWORK, JobKit
+
 from nexapod.protocol.errors import PeerError
 from nexapod.protocol.records import Record
 from nexapod.protocol.types import Millis, PeerId
@@ -23,7 +25,6 @@ from nexapod.protocol.v3.wire import messages
 from nexapod.protocol.v3.wire.messages import Alive, Announce, Card, Deliver, Message, Probe
 from nexapod.protocol.v3.wire.statements import COSIGNED, Statement, decode
 from nexapod.sim.v3.keys import HashSigner, verify
-from kit import NETWORK, JobKit
 
 LATENCY_MS = 10
 JOB_LEVEL = (
@@ -250,7 +251,7 @@ class Bus:
             host = self[signer]
             for peer in sorted(self.hosts):
                 if peer != signer.peer and host.machine is not None and self.are_linked(peer, signer.peer):
-                    host.call(lambda peer=peer: host.machine.peer_up(peer))  # type: ignore[misc]
+                    host.call(lambda host=host, peer=peer: host.machine.peer_up(peer))  # type: ignore[misc]
 
     def part(self, one: HashSigner, other: HashSigner) -> None:
         """The link between two breaks, for good."""
@@ -301,6 +302,7 @@ class Bus:
         """Until something is so; fails when it is not within `ms`."""
         end = self.now + ms
         while not done():
-            assert self._queue and self._queue[0][0] <= end, "it has not happened"
+            assert self._queue, "it has not happened"
+            assert self._queue[0][0] <= end, "it has not happened"
             self.now, _, action = heapq.heappop(self._queue)
             action()

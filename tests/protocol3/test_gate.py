@@ -369,7 +369,8 @@ def test_a_value_is_shown_for_one_admission_of_a_round_only() -> None:
     one, other = (kit.admission([worker]).id for worker in kit.workers[:2])
     committed = pledges.commitment
     shown = pledges.show(0, 1, one, committed)
-    assert shown is not None and value_commitment(shown.value) == committed
+    assert shown is not None
+    assert value_commitment(shown.value) == committed
     assert pledges.show(0, 1, one, committed) == shown
     assert pledges.show(0, 1, other, committed) is None
     assert pledges.show(0, 1, other, pledges.commitment) is None
@@ -386,10 +387,13 @@ def test_a_seat_signs_one_admission_a_round_also_after_a_crash() -> None:
     record = host.ctx.effects[-1].record  # type: ignore[union-attr]
     again = Pledges(host.ctx, kit.job)
     again.restore(record.value)
-    assert again.may_sign_admission(0, 3, one) and not again.may_sign_admission(0, 3, other)
-    assert not again.may_sign_admission(0, 2, other) and again.may_sign_admission(0, 4, other)
+    assert again.may_sign_admission(0, 3, one)
+    assert not again.may_sign_admission(0, 3, other)
+    assert not again.may_sign_admission(0, 2, other)
+    assert again.may_sign_admission(0, 4, other)
     assert again.may_sign_admission(1, 1, other)
-    assert again.may_sign_beacon(one, other) and not again.may_sign_beacon(one, one)
+    assert again.may_sign_beacon(one, other)
+    assert not again.may_sign_beacon(one, one)
 
 
 # --- pure parts ----------------------------------------------------------------------------------------------------
@@ -424,7 +428,8 @@ def test_one_of_each_group_goes_first_into_a_round() -> None:
 
 
 def test_the_call_grows_until_enough_groups_are_there() -> None:
-    assert groups_wanted(10, 1) == 20 and groups_wanted(1_000, 2) == 128
+    assert groups_wanted(10, 1) == 20
+    assert groups_wanted(1_000, 2) == 128
     assert first_call(20, 15) == CALL_ALL
     assert first_call(20, 2_000) == CALL_ALL // 100
     kit = make_kit()
@@ -435,6 +440,8 @@ def test_the_call_grows_until_enough_groups_are_there() -> None:
     bus.everybody_knows(*(kit.placed(seat) for seat in kit.seats()))
     bus.run(20_000)
     asked = [card.call for card in leader.cards]
-    assert asked == sorted(asked) and len(asked) >= 3 and asked[1] == 2 * asked[0]
+    assert asked == sorted(asked)
+    assert len(asked) >= 3
+    assert asked[1] == 2 * asked[0]
     assert [card.seq for card in leader.cards] == list(range(1, len(asked) + 1))
     assert not any(bus[seat].cards for seat in kit.seats()[1:])

@@ -147,7 +147,7 @@ def test_nobody_signs_that_a_live_seat_is_gone() -> None:
 
 def test_a_member_signs_one_succession_of_an_epoch_also_after_a_restart() -> None:
     kit = make_kit(members=16)
-    first, second, third, spare, other, *_ = in_order(kit)
+    first, second, third, _spare, other, *_ = in_order(kit)
     bus = tenure_bus(kit)
     bus[third].mute = True
     bus.kill(first)
@@ -203,7 +203,7 @@ def test_a_job_of_a_million_tasks_is_looked_at_a_few_shards_at_a_time() -> None:
     for _ in range(3):
         asked.clear()
         host.machine.tick()
-        assert len(asked) <= limits.SCAN_SHARDS + 2
+        assert len(asked) <= 2 * limits.SCAN_SHARDS + 2
         host.ctx.now += 1_000
 
 
@@ -251,23 +251,25 @@ def test_when_a_caretaker_is_due() -> None:
 
 
 # --- renewal -------------------------------------------------------------------------------------------------------
-def test_members_that_are_away_for_a_day_are_replaced_by_peers_that_the_panel_reaches() -> None:
-    kit = make_kit(members=7)
-    live, dead = in_order(kit)[:5], in_order(kit)[5:]
+def test_members_that_are_away_for_long_are_replaced_by_peers_that_the_panel_reaches() -> None:
+    """Three that left after a second: lifetimes are short, so half an hour is long."""
+    kit = make_kit(members=10)
+    dead, live = in_order(kit)[7:], in_order(kit)[:7]
     fresh = [HashSigner(7, "fresh", i) for i in range(3)]
     offers = [offer(one).envelope for one in fresh]
     bus = Bus(kit)
     for member in kit.members:
         bus.host(member, lambda ctx, job: Tenure(ctx, job, lambda: offers))
     bus.everybody_knows(*(kit.placed(seat) for seat in kit.seats()))
-    bus.run(1_000)
+    bus.run(limits.SEAT_GONE_MAX_MS + 10_000)
     bus.kill(*dead)
-    bus.run(limits.MEMBER_GONE_MS - HOUR_MS)
+    bus.run(limits.MEMBER_GONE_MIN_MS)
     assert bus[live[0]].job.panel_epoch == 0
-    bus.run(3 * HOUR_MS)
+    bus.run(3 * limits.RENEWAL_MS)
     for member in live:
         members = bus[member].job.members()
-        assert len(members) == 7 and not set(peers(*dead)) & set(members)
+        assert len(members) == 10
+        assert not set(peers(*dead)) & set(members)
 
 
 def test_a_member_is_not_removed_by_those_who_see_it() -> None:
@@ -290,21 +292,25 @@ def test_panels_of_short_lived_members_are_renewed_sooner() -> None:
 
 
 # --- thirty days ---------------------------------------------------------------------------------------------------
-def caretakers_were_needed(half_life_ms: Millis, rng: random.Random, *, members: int = 16, renewed: bool = True) -> bool:
+def caretakers_were_needed(
+    half_life_ms: Millis, rng: random.Random, *, members: int = 16, renewed: bool = True, part: int = 4
+) -> bool:
     """Whether a panel ever loses its majority in 30 days, whose members leave for good after exponential lifetimes.
 
-    A model of renewal.py's rules alone: signatures come at once while a majority is there, and offers are always found.
+    A model of the rules in renewal.py alone: signatures come at once while a majority is there.
+    `part`: members are replaced after the median lifetime divided by this, rather than by 4.
     """
     step, day = limits.RENEWAL_MS, 24 * HOUR_MS
     leaves = [(0, rng.expovariate(0.6931 / half_life_ms)) for _ in range(members)]
-    lifetimes: list[Millis] = []
+    lifetimes: dict[tuple[Millis, float], Millis] = {}
     for now in range(0, 30 * day, step):
         away = [(joined, left) for joined, left in leaves if left <= now]
         if members - len(away) < quorum(members):
             return True
-        known = [int(left - joined) for joined, left in away if now - left >= limits.MEMBER_GONE_MIN_MS]
-        lifetimes = known[-limits.PANEL_MAX :]
-        limit = member_gone_after_ms(lifetimes)
+        for joined, left in away:
+            if now - left >= limits.MEMBER_GONE_MIN_MS:
+                lifetimes.setdefault((joined, left), int(left - joined) * 4 // part)
+        limit = member_gone_after_ms(list(lifetimes.values())[-limits.PANEL_MAX :])
         ripe = sorted((left, joined) for joined, left in away if now - left >= limit)[: leaving_max(members)]
         for left, joined in ripe if renewed else ():
             leaves.remove((joined, left))
@@ -312,11 +318,12 @@ def caretakers_were_needed(half_life_ms: Millis, rng: random.Random, *, members:
     return False
 
 
-@pytest.mark.parametrize(("half_life_days", "share_max"), [(1, 0.5), (7, 0.02)])
+@pytest.mark.parametrize(("half_life_days", "share_max"), [(1, 0.75), (7, 0.05)])
 def test_how_often_a_panel_of_sixteen_needs_caretakers_in_thirty_days(half_life_days: int, share_max: float) -> None:
     rng = random.Random(5)
-    runs = 40
+    runs = 10
     half_life_ms = half_life_days * 24 * HOUR_MS
     needed = sum(caretakers_were_needed(half_life_ms, rng) for _ in range(runs)) / runs
-    without = sum(caretakers_were_needed(half_life_ms, rng, renewed=False) for _ in range(runs)) / runs
-    assert needed <= share_max and without == 1.0
+    without = sum(caretakers_were_needed(half_life_ms, rng, renewed=False) for _ in range(3)) / 3
+    assert needed <= share_max
+    assert without == 1.0

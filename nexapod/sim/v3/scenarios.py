@@ -115,7 +115,7 @@ def _job(rng: Rng, count: int) -> JobPlan:
         tasks,
         task_ms,
         agree=agree,
-        max_replicas=rng.between(agree, agree + 3),
+        max_replicas=min(16, agree + rng.between(3, 5)),
         wall_ms=rng.pick((20_000, 120_000, 3_600_000)),
         failing=failing,
         nondeterministic=tuple(t for t in special if t not in failing),

@@ -74,9 +74,9 @@ class Bids:
         """When the next doubt ends."""
         return min((until for bid in self._bids.values() for until in bid.doubts.values() if until > now), default=None)
 
-    def batch(self, now: Millis, waited_ms: Millis, doubters_max: int, admissible: Callable[[PeerId, Group], bool]) -> (
-        Batch
-    ):
+    def batch(
+        self, now: Millis, waited_ms: Millis, doubters_max: int, admissible: Callable[[PeerId, Group], bool]
+    ) -> Batch:
         """What one round proposes: bids that have been eligible for `waited_ms`, all doubted by the same seats.
 
         Undoubted ones go first. One worker of each group comes before the second of any, so that no group fills a

@@ -23,9 +23,7 @@ def quorum_lost_since(silent_since: Sequence[Millis | None], needed: int) -> Mil
     return silent[spare] if len(silent) > spare else None
 
 
-def caretaker_due(
-    seats: Sequence[Millis | None], panel: Sequence[Millis | None], rank: int
-) -> Millis | None:
+def caretaker_due(seats: Sequence[Millis | None], panel: Sequence[Millis | None], rank: int) -> Millis | None:
     """When a member may take a shard that neither its seats nor the panel can decide about; None: they can.
 
     `rank`: how many members before it in the shard's order answer.

@@ -1,7 +1,7 @@
 """One seat of a job's gate: it admits workers, a round at a time (docs/protocol-3.md, Bid, Round).
 
-A round goes: proposed -> signed by a quorum -> values shown -> beacon signed by a quorum. The seat that comes k-th among
-those that are there proposes what has waited k times LEADER_MUTE_MS longer than the first should have left it, and the
+A round goes: proposed -> signed by a quorum -> values shown -> beacon signed by a quorum. The seat k-th among those
+that are there proposes what has waited k times LEADER_MUTE_MS longer than the first should have left it, and the
 beacon likewise: so a leader that is mute, or keeps a worker out, is passed over without anybody being declared dead. A
 seat takes part in one round at a time. What it may not do twice is in Pledges; all else grows back after a crash.
 """
@@ -503,7 +503,7 @@ class Gate:
         self._end_round(current.admission, current.beacon)
 
     def _tell(self, current: Round, pair: tuple[Statement, Statement]) -> None:
-        """The seat that proposed a beacon tells the workers, and everybody who holds a seat; others the gate's seats."""
+        """The seat that proposed tells the workers and everybody who holds a seat; others tell the gate's seats."""
         for peer in self._audience(current) if current.proposed else self._others():
             self._ctx.deliver(peer, pair, self._job.addrs(peer))
         workers = len(current.admission.body.workers)

@@ -66,7 +66,7 @@ class Granting:
         """What open tasks and claims come to now; changes nothing."""
         state = self._state
         rooms = self._rooms()
-        present = {room.group for room in rooms} | self._leased_groups()
+        present = {room.group for room in rooms} | self._state.leases.groups()
         opened = [state.open[task] for task in sorted(state.open)]
         if not opened or not rooms or not self._has_inputs():
             return Assigned((), frozenset(room.group for room in rooms if room.room), tuple(o.task for o in opened))
@@ -91,10 +91,6 @@ class Granting:
 
     def _runs(self, task: int, worker: PeerId) -> bool:
         return self._state.evidence.commit_of(task, worker) is None
-
-    def _leased_groups(self) -> set[Group]:
-        tables = self._state.leases
-        return {lease.group for task in tables for lease in tables[task].firm}
 
     def lead(self, assigned: Assigned) -> None:
         """Tell the other seats and the workers who is to have which tasks."""
@@ -166,7 +162,7 @@ class Granting:
         """Let more groups in where tasks stay open while others have nothing to do."""
         state, now = self._state, self._ctx.now
         unfilled = [task for task in assigned.unfilled if assigning.may_widen(state.open[task])]
-        present = {room.group for room in self._rooms()} | self._leased_groups()
+        present = {room.group for room in self._rooms()} | self._state.leases.groups()
         if not unfilled or not assigned.idle or 4 * len(assigned.idle) < len(present):
             self._widened = None
             state.timers.set(("widen", 0), None)
@@ -200,7 +196,7 @@ class Granting:
         self._grant(fitting)
 
     def _present(self) -> set[Group]:
-        groups = {self._state.present(claim.worker) for claim in self._state.claims} | self._leased_groups()
+        groups = {self._state.present(claim.worker) for claim in self._state.claims} | self._state.leases.groups()
         return {group for group in groups if group is not None}
 
     def _passes(self, item: LeaseItem, present: set[Group], fitting: Sequence[LeaseItem]) -> bool:

@@ -6,6 +6,7 @@ its lease in doubt: the task is open for others at once, while it may still come
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
@@ -140,6 +141,8 @@ class LeaseTable:
     def __init__(self) -> None:
         self._tasks: dict[int, TaskLeases] = {}
         self._of_worker: dict[PeerId, dict[int, None]] = {}
+        self._groups: Counter[Group] = Counter()
+        """How many leases that are not in doubt a group has."""
 
     def __getitem__(self, task: int) -> TaskLeases:
         return self._tasks.get(task, NONE)
@@ -149,7 +152,11 @@ class LeaseTable:
         return iter(list(self._tasks))
 
     def put(self, task: int, table: TaskLeases) -> None:
+        self._groups.subtract(lease.group for lease in self[task].firm)
+        self._groups.update(lease.group for lease in table.firm)
         for lease in self[task].leases:
+            if self._groups[lease.group] <= 0:
+                del self._groups[lease.group]
             if table.of(lease.worker) is None:
                 self._forget(lease.worker, task)
         for lease in table.leases:
@@ -172,6 +179,10 @@ class LeaseTable:
     def workers(self) -> tuple[PeerId, ...]:
         """Everybody with a lease, sorted."""
         return tuple(sorted(self._of_worker))
+
+    def groups(self) -> set[Group]:
+        """Groups with a lease that is not in doubt."""
+        return set(self._groups)
 
     @property
     def leased(self) -> int:

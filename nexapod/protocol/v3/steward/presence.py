@@ -59,6 +59,7 @@ class Presence:
         self._asked: dict[tuple[PeerId, PeerId], Millis] = {}
         self._opinions: dict[tuple[PeerId, PeerId], Opinion] = {}
         self._due: Millis | None = None
+        self._awake_since: Millis | None = None
 
     @property
     def deadline(self) -> Millis | None:
@@ -161,14 +162,19 @@ class Presence:
         if due is None or due > self._ctx.now:
             return
         if due + limits.CLOCK_GAP_MS < self._ctx.now:
-            self._begin_anew()
+            self.begin_anew()
         for peer, entry in self._watched.items():
             if entry.due <= self._ctx.now:
                 self._probe(peer, entry)
         self._reckon()
 
-    def _begin_anew(self) -> None:
-        """This machine slept: nobody could have answered it."""
+    def was_away(self, within_ms: Millis) -> bool:
+        """Whether this node itself was not there at some time within the last so many ms."""
+        return self._awake_since is not None and self._awake_since + within_ms > self._ctx.now
+
+    def begin_anew(self) -> None:
+        """This machine slept, or was started again: nobody could have answered it."""
+        self._awake_since = self._ctx.now
         for entry in self._watched.values():
             entry.asked = None
             entry.pause_ms = limits.PROBE_MS

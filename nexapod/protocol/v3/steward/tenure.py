@@ -68,8 +68,13 @@ class Tenure:
         self._pending: dict[StatementId, Pending] = {}
         self._refused: set[PeerId] = set()
         self._briefed: set[PeerId] = set()
+        self._yielded: set[StatementId] = set()
+        """Caretakers' successions that this member does not contest."""
         self._cursor = 0
         self._scan_at: Millis | None = ctx.now
+        self._scan_pause_ms: Millis = limits.RETRY_MIN_MS
+        self._asking = False
+        """Some shard waits for what a peer will answer."""
         self._panel = job.panel_id
         self.job_changed()
 
@@ -91,6 +96,9 @@ class Tenure:
             case Alive():
                 self.presence.answered(peer, message.nonce, message.reached)
                 self._look_at_pending()
+                if self._asking:
+                    self._asking = False
+                    self._scan_at = min(self._scan_at or self._ctx.now, self._ctx.now + limits.BATCH_MS)
             case Refused():
                 if peer in self._job.members():
                     self._refused.add(peer)
@@ -141,6 +149,7 @@ class Tenure:
 
     def restore(self, records: Iterable[Record]) -> None:
         """What a former process of this node had signed."""
+        self.presence.begin_anew()
         for record in records:
             self._ballots.restore(record)
 
@@ -175,24 +184,25 @@ class Tenure:
 
     # --- looking at shards -------------------------------------------------------------------------------------------
     def _scan_soon(self) -> None:
-        """From the first shard on; what is being looked at already goes on."""
-        if self._scan_at is None or self._scan_at > self._ctx.now + limits.BATCH_MS:
-            self._scan_at = self._ctx.now
+        """Something has changed: look again, and often for a while."""
+        self._scan_pause_ms = limits.RETRY_MIN_MS
+        self._scan_at = min(self._scan_at or self._ctx.now, self._ctx.now + limits.BATCH_MS)
 
     def _scan(self) -> None:
-        """The next few shards; a pause after the last."""
+        """The next few shards; after the last a pause that grows while nothing changes."""
         if self._cursor == 0:
             self.presence.watch(self._job.members(), self._close_ones())
         end = min(self._cursor + limits.SCAN_SHARDS, self._job.spec.shards)
         for shard in range(self._cursor, end):
             self._look_after(shard)
         self._cursor = end % self._job.spec.shards
-        pause = limits.BATCH_MS if self._cursor else limits.RETRY_MIN_MS
-        again = self._cursor or self._somebody_is_gone() or self._awaits_answers()
-        self._scan_at = self._ctx.now + pause if again else self._next_silence()
-
-    def _awaits_answers(self) -> bool:
-        return bool(self._petitioned or self._pending)
+        if self._cursor:
+            self._scan_at = self._ctx.now + limits.BATCH_MS
+        elif self._somebody_is_gone() or self._petitioned or self._pending:
+            self._scan_at = self._ctx.now + self._scan_pause_ms
+            self._scan_pause_ms = min(2 * self._scan_pause_ms, limits.SEAT_GONE_MS)
+        else:
+            self._scan_at = self._next_silence()
 
     def _next_silence(self) -> Millis:
         """When somebody may have been silent for long enough."""
@@ -214,13 +224,16 @@ class Tenure:
         seats = self._job.seats(shard)
         if self._is_well(seats) or shard in self._petitioned or self._ctx.me not in self._job.members():
             return
-        self._restore_seats(seats)
+        if self._is_contested(seats):
+            self._reclaim(shard)
+            return
         scene = self._scene(seats)
         chosen = course(scene)
         match chosen:
             case Propose():
                 self._propose_if_confirmed(seats, chosen)
             case Look():
+                self._asking = True
                 self._probe(chosen.peers)
             case Helpless():
                 self._take_care(scene)
@@ -235,7 +248,7 @@ class Tenure:
         patience_ms = gone_after_ms(seats.epoch)
         return (
             full
-            and seats.authority != "caretaker"
+            and not self._is_contested(seats)
             and not any(
                 peer in self._refused
                 or peer in self._job.faults()
@@ -254,6 +267,7 @@ class Tenure:
         """Sign only what those who must sign too seem to see as well."""
         if not self._ballots.is_free(seats.shard, seats.epoch + 1):
             return
+        self._asking = True
         if self._confirmations(chosen) >= chosen.needed:
             self._propose(seats, chosen.holders, chosen.authority, chosen.voters)
 
@@ -284,18 +298,35 @@ class Tenure:
         self._petitioned[seats.shard] = statement.id
         self._conclude(statement)
 
-    def _restore_seats(self, seats: Seats) -> None:
-        """A caretaker took the shard although a quorum of its seats is there: they say that they hold it."""
-        if seats.authority != "caretaker":
+    def _usurper(self, shard: int) -> Statement | None:
+        """The first caretaker's succession that the seats of a shard rest on."""
+        if self._job.seats(shard).epoch == 0:
+            return None
+        found = (statement for statement in self.chain(shard) if statement.body.authority == "caretaker")
+        return next(found, None)
+
+    def _is_contested(self, seats: Seats) -> bool:
+        """A caretaker took the shard while this member had a seat of it, and was there to see its quorum."""
+        usurper = self._usurper(seats.shard)
+        if usurper is None or usurper.id in self._yielded:
+            return False
+        before = self._job.seats_at(seats.shard, usurper.body.epoch - 1)
+        if before is None or self._ctx.me not in before.holders or self.presence.was_away(limits.CARETAKER_MS):
+            self._yielded.add(usurper.id)
+            return False
+        return self._ballots.is_free(seats.shard, usurper.body.epoch)
+
+    def _reclaim(self, shard: int) -> None:
+        """The first of the seats that a caretaker displaced says, with a quorum of them, that they hold the shard."""
+        usurper = self._usurper(shard)
+        before = None if usurper is None else self._job.seats_at(shard, usurper.body.epoch - 1)
+        if before is None:
             return
-        before = self._job.seats_at(seats.shard, seats.epoch - 1)
-        if before is None or before.authority == "caretaker":
-            return
+        self._asking = True
+        self._probe(peer for peer in before.holders if not self.presence.answers(peer))
         there = [peer for peer in before.holders if self.presence.answers(peer)]
-        leads = bool(there) and there[0] == self._ctx.me
-        if leads and len(there) >= before.quorum and self._ballots.is_free(seats.shard, seats.epoch):
-            voters = tuple(peer for peer in there if peer != self._ctx.me)
-            self._propose(before, before.holders, "seats", voters)
+        if there[0] == self._ctx.me and len(there) >= before.quorum:
+            self._propose(before, before.holders, "seats", tuple(there[1:]))
 
     # --- caretaking --------------------------------------------------------------------------------------------------
     def _take_care(self, scene: Scene) -> None:
@@ -319,7 +350,8 @@ class Tenure:
         body: Succession = statement.body
         seats = self._seats_before(body)
         if seats is None:
-            self._answer_stale(body.shard, sender)
+            if not self._job.counts(statement):
+                self._answer_stale(body.shard, sender)
             return
         if self._ctx.me in statement.signers or not self._ballots.may_sign(body.shard, body.epoch, statement.id):
             return
@@ -341,8 +373,8 @@ class Tenure:
 
     def _consent(self, body: Succession, scene: Scene, caretaker: bool) -> Sign | Look | Refuse:
         """Seats that a caretaker displaced may say that they hold the shard: all of them are there."""
-        if body.holders == scene.seats.holders and self._job.seats(body.shard).authority == "caretaker":
-            mine = self._ctx.me in scene.seats.holders and body.authority == "seats"
+        if body.holders == scene.seats.holders and scene.seats.id != self._job.seats(body.shard).id:
+            mine = body.authority == "seats" and self._is_contested(scene.seats)
             return Sign() if mine else Refuse("not this member's to sign")
         return consent(body, scene, caretaker)
 
@@ -353,9 +385,9 @@ class Tenure:
         now = self._job.seats(body.shard)
         if now.id == body.previous:
             return now
-        before = self._job.seats_at(body.shard, body.epoch - 1)
-        displaced = now.authority == "caretaker" and now.epoch == body.epoch
-        return before if displaced and before is not None and before.id == body.previous else None
+        usurper = self._usurper(body.shard)
+        displaced = usurper is not None and usurper.body.previous == body.previous
+        return self._job.seats_at(body.shard, body.epoch - 1) if displaced else None
 
     def _sign(self, statement: Statement, sender: PeerId) -> None:
         self._ballots.cast(statement.body.shard, statement.body.epoch, statement.id)
@@ -454,7 +486,7 @@ class Tenure:
                 assert_never(body.authority)
 
     def _brief(self, peer: PeerId, shard: int) -> None:
-        """A new holder gets the job and what counts for all of it, once, and how the seats of the shard have changed."""
+        """A new holder gets the job, what counts for all of it (once), and the shard's successions."""
         told: list[Statement] = []
         if peer not in self._briefed:
             self._briefed.add(peer)
