@@ -43,8 +43,9 @@ demo: $(RUNTIME) $(EXAMPLE)/weights.bin ## one bootstrap, five workers, a real p
 test: $(DEV) $(EXAMPLE)/weights.bin ## the whole test pyramid
 	$(BIN)/python -m pytest $(if $(REQUIRE),--require=$(REQUIRE)) $(PYTEST_FLAGS)
 
-sim: $(RUNTIME) ## three hundred seeds through the simulator
+sim: $(RUNTIME) ## three hundred seeds through the simulator, for each version of the core
 	$(BIN)/nexapod sim --seeds $(SIM_SEEDS)
+	$(BIN)/nexapod sim --seeds $(SIM_SEEDS) --protocol 3
 
 SIM_SEEDS ?= 0:300
 

@@ -30,10 +30,10 @@ STAGGER_MS: Final = limits.PROBE_MAX_MS
 
 
 def gone_after_ms(lifetimes: Sequence[Millis]) -> Millis:
-    """How long a member must have been away: a quarter of what members' presence lasts, within bounds."""
+    """How long a member must have been away: an eighth of what members' presence lasts, within bounds."""
     if len(lifetimes) < LIFETIMES_MIN:
         return limits.MEMBER_GONE_MS
-    return max(limits.MEMBER_GONE_MIN_MS, min(limits.MEMBER_GONE_MS, int(median(lifetimes)) // 4))
+    return max(limits.MEMBER_GONE_MIN_MS, min(limits.MEMBER_GONE_MS, int(median(lifetimes)) // 8))
 
 
 def leaving(
