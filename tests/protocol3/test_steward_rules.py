@@ -172,6 +172,8 @@ def test_an_acceptance_waits_for_outputs_and_a_failure_for_who_runs() -> None:
     assert judging.decide(ready) == judging.Decidable(accepted, ())
     assert judging.decide(facts(frozen=frozen, judgement=failed, running=True)) == judging.Waiting()
     assert judging.decide(facts(frozen=frozen, judgement=failed)) == judging.Decidable(failed, ())
+    committed = facts(frozen=frozen, entries=THREE, judgement=failed, running=True)
+    assert judging.decide(committed) == judging.Freezable(RoundOf(2, THREE))
 
 
 # --- what was signed -----------------------------------------------------------------------------------------------

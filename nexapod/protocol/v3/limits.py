@@ -188,6 +188,12 @@ COSIGN_MS: Final = 1_000
 """How long a seat waits for what a proposal speaks of before it objects."""
 BATCH_MS: Final = 200
 """What becomes ready within so long of the last batch goes together; after a pause the first goes at once."""
+ASSIGN_MS: Final = 20
+"""Between two assignments of one shard by its leader: what claims say meanwhile goes together."""
+ASSIGN_FIRST_MS: Final = 50
+"""From the first claim of a shard to its first assignment: nobody gets all of it for being early."""
+WATCH_MS: Final = 500
+"""Between two looks of another seat at whether the leader assigns what could be."""
 LEASE_TTL_MS: Final = 60_000
 RENEW_MS: Final = 20_000
 RETRY_MIN_MS: Final = 1_000

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from nexapod.protocol.types import Millis
 from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.context import Context
 from nexapod.protocol.v3.job import JobState
 from nexapod.protocol.v3.node.sampling import author_of
+from nexapod.protocol.v3.rules import panel
 from nexapod.protocol.v3.rules.matching import Policy
 from nexapod.protocol.v3.types import Offer
 from nexapod.protocol.v3.wire import statements
@@ -50,10 +52,18 @@ class Stewarding:
         offer = self._promised(state)
         if offer is None:
             return ""
+        if offer.until <= self._wall_clock():
+            return "the offer for which it names this peer has run out"
         share = -(-state.spec.shards * limits.SEATS // max(limits.SEATS, len(state.members())))
-        if share > 2 * offer.shards:
-            return f"about {share} shards of it would be kept here, {offer.shards} were offered"
+        room = panel.holds(offer, state.spec)
+        if share > 2 * room:
+            return f"about {share} shards of it would be kept here, {room} fit what was offered"
         return ""
+
+    def _wall_clock(self) -> Millis:
+        """As this peer's own profile last said; 0: it has none."""
+        profile = self._ctx.peers.profile(self._ctx.me)
+        return 0 if profile is None else profile.stamp
 
     def _promised(self, state: JobState) -> Offer | None:
         """The offer in the job itself; None: it came into the panel by a renewal, whose proposers looked at it."""

@@ -184,7 +184,7 @@ def _pick(
     for candidate in by_chance:
         if len(members) >= size:
             break
-        if _holds(candidate.offer.body, spec) < share:
+        if holds(candidate.offer.body, spec) < share:
             continue
         if spread.grouping == "network":
             own, region = block(candidate.addr, BLOCK_PREFIXES), block(candidate.addr, REGION_PREFIXES)
@@ -201,7 +201,7 @@ def _pick(
 
 def _all_hold(offers: Sequence[Statement], spec: JobSpec) -> bool:
     share = _share(spec, len(offers))
-    return all(_holds(offer.body, spec) >= share for offer in offers)
+    return all(holds(offer.body, spec) >= share for offer in offers)
 
 
 def _share(spec: JobSpec, members: int) -> int:
@@ -212,8 +212,8 @@ def _share(spec: JobSpec, members: int) -> int:
     return min(spec.shards, mean + (2 * math.isqrt(mean) if spec.shards > 1 else 0))
 
 
-def _holds(offer: Offer, spec: JobSpec) -> int:
-    """Shards of this job that an offer has room for."""
+def holds(offer: Offer, spec: JobSpec) -> int:
+    """Shards of a job that an offer has room for; 0: not even for what all of them need."""
     room = offer.storage - _common_bytes(spec)
     return 0 if room < 0 else min(offer.shards, room // max(1, _shard_bytes(spec)))
 

@@ -6,8 +6,8 @@ Each stands for BID_TTL_MS from when it came; the newest of a worker counts. Kno
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
 
 from nexapod.protocol.types import Millis, PeerId
 from nexapod.protocol.v3 import limits
@@ -48,6 +48,13 @@ class Claims:
         if len(self._by_worker) > limits.CLAIMS_MAX:
             del self._by_worker[max(self._by_worker, key=lambda peer: (self._worth(peer), peer))]
         return self._by_worker.get(worker)
+
+    def declined(self, worker: PeerId, tasks: Collection[int]) -> None:
+        """It gave back what it was given on this claim: until it claims anew it has less room than it had said."""
+        claim = self._by_worker.get(worker)
+        if claim is not None:
+            unasked = sum(1 for task in tasks if task not in claim.holding)
+            self._by_worker[worker] = replace(claim, room=max(0, claim.room - unasked))
 
     def drop(self, worker: PeerId) -> bool:
         """It is gone. Whether it had claimed anything."""

@@ -155,7 +155,8 @@ class Granting:
         table = self._state.leases[task]
         wall_ms = self._state.job.spec.limits.wall_ms
         if table.leases:
-            first = min(min(lease.expires, leases.overrun_at(lease, wall_ms)) for lease in table.leases)
+            committed = self._state.committed(task)
+            first = min(leases.over_at(lease, wall_ms, committed) for lease in table.leases)
             self._state.wake(("lease", task), max(first, self._ctx.now + 1))
 
     def widen(self, assigned: Assigned) -> None:
@@ -301,9 +302,9 @@ class Granting:
     def on_release(self, worker: PeerId, message: messages.Release) -> None:
         """A worker gives tasks back. What it has committed stays."""
         state = self._state
-        for task in dict.fromkeys(message.tasks):
-            if task not in state.evidence.tasks or state.leases[task].of(worker) is None:
-                continue
+        held = [t for t in dict.fromkeys(message.tasks) if t in state.evidence.tasks and state.leases[t].of(worker)]
+        state.claims.declined(worker, [task for task in held if self._runs(task, worker)])
+        for task in held:
             table = state.leases[task]
             if message.unable:
                 table = leases.bar(table, worker, self._ctx.now)

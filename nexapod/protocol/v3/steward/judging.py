@@ -105,8 +105,11 @@ def decide(facts: Facts) -> Action:
         case Accepted(representative=place) as accepted:
             return Decidable(accepted, facts.withheld) if facts.outputs_here else Gather(place)
         case Failed() as failed:
-            # Whoever still runs it may yet bring the agreement.
-            return Waiting() if facts.running else Decidable(failed, facts.withheld)
+            # Whoever has committed since, or still runs it, may yet bring the agreement.
+            further = _freeze(facts)
+            if isinstance(further, Freezable) or facts.running:
+                return further
+            return Decidable(failed, facts.withheld)
         case Undecided() | None:
             return _freeze(facts)
 
@@ -116,7 +119,7 @@ def _freeze(facts: Facts) -> Action:
         return Freezable(facts.signed)
     now = frozenset(entry.group for entry in facts.entries)
     before = facts.frozen.groups if facts.frozen is not None else frozenset()
-    if len(now) < wanted(facts.agree, facts.judgement) or now == before:
+    if len(now) < wanted(facts.agree, facts.judgement) or now <= before:
         return Waiting()
     last = max((known.round for known in (facts.frozen, facts.signed) if known is not None), default=0)
     if last >= limits.ROUNDS_MAX:

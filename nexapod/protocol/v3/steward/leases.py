@@ -121,7 +121,12 @@ def expire(
 
 
 def _over(lease: Lease, now: Millis, wall_ms: Millis, committed: Collection[PeerId]) -> bool:
-    return lease.expires <= now or (lease.worker not in committed and overrun_at(lease, wall_ms) <= now)
+    return over_at(lease, wall_ms, committed) <= now
+
+
+def over_at(lease: Lease, wall_ms: Millis, committed: Collection[PeerId]) -> Millis:
+    """When a lease runs out unless something happens before. Who has committed runs nothing any more."""
+    return lease.expires if lease.worker in committed else min(lease.expires, overrun_at(lease, wall_ms))
 
 
 def overrun_at(lease: Lease, wall_ms: Millis) -> Millis:

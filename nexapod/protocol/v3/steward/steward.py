@@ -58,6 +58,8 @@ class Steward:
         """Something has been learnt that proposals may have waited for."""
         self._unassigned = False
         """As another seat than the leader: there are tasks that a leader would assign."""
+        self._assign_at: Millis | None = None
+        """Not before: assignments and looks at what could be assigned. None: nobody has claimed yet."""
         self._replication.with_seats(self._state.others, ctx.now)
         self._state.mark(*self.evidence.tasks)
         self._settle()
@@ -434,6 +436,8 @@ class Steward:
                 self._granting.expire(task)
             case "widen" | "late":
                 self._state.assignable = True
+            case "assign":
+                pass
             case "cosign":
                 self._news = True
             case "tell":
@@ -483,9 +487,8 @@ class Steward:
 
     def _assign(self) -> bool:
         """Give out what is open. Whether there was anything."""
-        if not self._state.assignable:
+        if not self._may_assign(limits.ASSIGN_MS):
             return False
-        self._state.assignable = False
         assigned = self._granting.assigned()
         if assigned.items:
             self._granting.lead(assigned)
@@ -494,10 +497,23 @@ class Steward:
         self._granting.help_late()
         return True
 
+    def _may_assign(self, pause_ms: Millis) -> bool:
+        """Whether claims or openings have changed, and the last assignment is long enough ago; else it is due later."""
+        state, now = self._state, self._ctx.now
+        if not state.assignable or not len(state.claims):
+            return False
+        if self._assign_at is None:
+            self._assign_at = now + limits.ASSIGN_FIRST_MS
+        if now < self._assign_at:
+            state.wake(("assign", 0), self._assign_at)
+            return False
+        state.assignable = False
+        self._assign_at = now + pause_ms
+        return True
+
     def _watch(self, leader: PeerId | None) -> bool:
         undone = self._voting.undone()
-        if self._state.assignable:
-            self._state.assignable = False
+        if self._may_assign(limits.WATCH_MS):
             assigned = self._granting.assigned()
             self._unassigned = bool(assigned.items)
             if not self._unassigned:

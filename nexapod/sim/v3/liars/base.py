@@ -50,6 +50,8 @@ class Liar:
         self.gang = gang
         self.others = tuple(target for target in others if target.peer != self.me)
         self._addrs = {target.peer: target.addr for target in others}
+        self.attacks = 0
+        """How often it has done what an honest peer would not: a liar that never does tests nothing."""
 
     slots: int | None = None
     """Slots that its profile claims; None: what the plan says."""
@@ -73,6 +75,11 @@ class Liar:
     def keeps(self, task: TaskId) -> BlobRef:
         """What it keeps half-way."""
         return checkpoint_blob(task)
+
+    def attacked(self, effects: list[Effect]) -> list[Effect]:
+        """Count what is sent beside or instead of what the node wants."""
+        self.attacks += len(effects)
+        return effects
 
     def send(self, peer: PeerId, message: messages.Message) -> Send:
         return Send(peer, messages.encode(message), (self._addrs[peer],) if peer in self._addrs else ())

@@ -33,6 +33,11 @@ def statements_of(frame: bytes) -> list[Statement]:
     return found
 
 
+def lied(before: list[Effect], after: list[Effect]) -> int:
+    """How many of the effects are others than they were, or are left out."""
+    return len(before) - len(after) + sum(1 for one, other in zip(before, after, strict=False) if one is not other)
+
+
 def rewritten(
     effects: list[Effect], kind: statements.Kind, change: Callable[[Statement], Statement | None]
 ) -> list[Effect]:
@@ -43,6 +48,8 @@ def rewritten(
 def _rewritten(effect: Send, kind: statements.Kind, change: Callable[[Statement], Statement | None]) -> Send:
     message = message_of(effect.frame)
     if not isinstance(message, Deliver):
+        return effect
+    if all(statements.read(envelope).kind != kind for envelope in message.envelopes):
         return effect
     envelopes = []
     for envelope in message.envelopes:

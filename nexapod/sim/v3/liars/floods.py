@@ -9,42 +9,28 @@ from nexapod.protocol.v3 import types
 from nexapod.protocol.v3.events import Effect, Event, PeerUp, Received, Send
 from nexapod.protocol.v3.node.node import Node
 from nexapod.protocol.v3.wire import bodies, messages, statements
-from nexapod.protocol.v3.wire.messages import Announce, Bid, Card, Claim, Deliver, Range, Reconcile, Sample, Want
-from nexapod.sim.v3.keys import HashSigner
+from nexapod.protocol.v3.wire.messages import (
+    Announce,
+    Bid,
+    Card,
+    Claim,
+    Collect,
+    Deliver,
+    Hello,
+    Inspect,
+    Probe,
+    Range,
+    Reconcile,
+    Renew,
+    Sample,
+    Want,
+)
+from nexapod.sim.v3.keys import verify
 from nexapod.sim.v3.liars.base import Liar
-from nexapod.sim.v3.liars.envelopes import statements_of
+from nexapod.sim.v3.liars.envelopes import message_of, statements_of
+from nexapod.sim.v3.liars.repeating import Repeating
 
-EVERY_MS: Final = 250
 MODULE: Final = blob_of(b"a module that nobody has")
-
-
-class Repeating(Liar):
-    """Does something to whoever it hears of, every so often."""
-
-    def __init__(self, *parts: object) -> None:
-        super().__init__(*parts)  # type: ignore[arg-type]
-        self._at: Millis = 0
-        self._count = 0
-
-    def hears(self, node: Node, event: Event, now: Millis) -> list[Effect]:
-        self._learn(event)
-        if now < self._at:
-            return []
-        self._at = now + EVERY_MS
-        self._count += 1
-        return self.attack(node)
-
-    def _learn(self, event: Event) -> None:
-        """Look at what comes in."""
-
-    def attack(self, node: Node) -> list[Effect]:
-        return []
-
-    def linked(self, node: Node) -> list[PeerId]:
-        return [link.peer for link in node.report().links[:12]]
-
-    def invented(self, number: int) -> HashSigner:
-        return HashSigner(self.rng.fork("invented", number).next(), "invented")
 
 
 class Garbage(Repeating):
@@ -62,6 +48,7 @@ class Replayer(Repeating):
         self._heard: list[bytes] = []
 
     def _learn(self, event: Event) -> None:
+        super()._learn(event)
         if isinstance(event, Received) and len(self._heard) < 256:
             self._heard.append(event.frame)
 
@@ -89,40 +76,65 @@ class ProfileFlood(Repeating):
 class JobFlood(Repeating):
     """Announces jobs of made-up submitters, and delivers them to whoever asks and to whoever does not."""
 
+    jobs_at_once = 4
+
     def attack(self, node: Node) -> list[Effect]:
         sent: list[Effect] = []
-        for n in range(4):
-            signer = self.invented(self._count * 4 + n)
-            offer = statements.make(types.Offer("sim", 1, ("/ip4/203.0.113.1/tcp/1",), 1 << 40, 10_000, 1 << 50), signer)
-            run = types.Run("wasm", module=MODULE)
-            spec = types.JobSpec("sim", "junk", self.rng.bytes(16), 0, run, 1_000_000, (offer.envelope,))
-            job = statements.make(spec, signer)
-            placed = statements.make(bodies.Placed(JobId(job.id), Digest(bytes(32))), signer)
-            card = Card(
-                JobId(job.id), signer.peer, len(job.envelope), "wasm", 1 << 20, 0, (signer.peer,), 1 << 16, self._count
-            )
+        for n in range(self.jobs_at_once):
             for peer in self.linked(node):
-                sent.append(self.send(peer, Announce((card,))))
-                sent.append(self.send(peer, Deliver((job.envelope, placed.envelope))))
+                sent += self._job(peer, self._count * self.jobs_at_once + n)
         return sent
+
+    def _job(self, peer: PeerId, number: int) -> list[Effect]:
+        signer = self.invented(number)
+        offer = self._offer(peer) or statements.make(
+            types.Offer("sim", 1, ("/ip4/203.0.113.1/tcp/1",), 1 << 40, 10_000, 1 << 50), signer
+        )
+        spec = types.JobSpec(
+            "sim", "junk", self.rng.bytes(16), 0, types.Run("wasm", module=MODULE), 1_000_000, (offer.envelope,)
+        )
+        job = statements.make(spec, signer)
+        placed = statements.make(bodies.Placed(JobId(job.id), Digest(bytes(32))), signer)
+        size, gate = len(job.envelope), (offer.author,)
+        card = Card(JobId(job.id), signer.peer, size, "wasm", 1 << 20, 0, gate, 1 << 16, self._count)
+        return [
+            self.send(peer, Announce((card,))),
+            self.send(peer, Deliver((job.envelope, placed.envelope))),
+        ]
+
+    def _offer(self, peer: PeerId) -> statements.Statement | None:
+        """Whose name is put on the panel; None: that of the submitter itself."""
+        return None
+
+
+class Namer(JobFlood):
+    """Names each peer, by the offer that it gave, as the only steward of jobs that are large and worth nothing."""
+
+    jobs_at_once = 1
+
+    def __init__(self, *parts: object) -> None:
+        super().__init__(*parts)
+        self._offers: dict[PeerId, statements.Statement] = {}
+
+    def _learn(self, event: Event) -> None:
+        message = message_of(event.frame) if isinstance(event, Received) else None
+        if isinstance(message, Hello) and message.offer is not None and isinstance(event, Received):
+            self._offers[event.peer] = statements.decode(message.offer, verify)
+
+    def _offer(self, peer: PeerId) -> statements.Statement | None:
+        return self._offers.get(peer)
+
+    def linked(self, node: Node) -> list[PeerId]:
+        return [peer for peer in super().linked(node) if peer in self._offers]
 
 
 class Relay(Repeating):
     """Bids, claims and commits in the names of keys that it made up, on its own link."""
 
-    def __init__(self, *parts: object) -> None:
-        super().__init__(*parts)
-        self._jobs: dict[JobId, types.JobSpec] = {}
-
-    def _learn(self, event: Event) -> None:
-        for statement in statements_of(event.frame) if isinstance(event, Received) else ():
-            if statement.kind == "job" and len(self._jobs) < 16:
-                self._jobs[JobId(statement.id)] = statement.body
-
     def attack(self, node: Node) -> list[Effect]:
         sent: list[Effect] = []
-        for job, spec in self._jobs.items():
-            tasks = range(min(spec.tasks, 64))
+        for job, statement in self.jobs.items():
+            tasks = range(min(statement.body.tasks, 64))
             items = tuple(bodies.CommitItem(task, Digest(self.rng.bytes(32))) for task in tasks)
             commits = [
                 statements.make(bodies.Commit(job, 0, items), self.invented(self._count * 8 + n)).envelope
@@ -135,13 +147,14 @@ class Relay(Repeating):
         return sent
 
 
-class Filler(Relay):
+class Filler(Repeating):
     """Commits of its own to everything, without a lease."""
 
     def attack(self, node: Node) -> list[Effect]:
         sent: list[Effect] = []
-        for job, spec in self._jobs.items():
-            items = tuple(bodies.CommitItem(t, Digest(self.rng.bytes(32))) for t in range(min(spec.tasks, 256)))
+        for job, statement in self.jobs.items():
+            tasks = range(min(statement.body.tasks, 256))
+            items = tuple(bodies.CommitItem(t, Digest(self.rng.bytes(32))) for t in tasks)
             commit = statements.make(bodies.Commit(job, 0, items), self.signer)
             sent += [self.send(peer, Deliver((commit.envelope,))) for peer in self.linked(node)]
         return sent
@@ -155,6 +168,7 @@ class Leech(Repeating):
         self._ids: list[StatementId] = []
 
     def _learn(self, event: Event) -> None:
+        super()._learn(event)
         for statement in statements_of(event.frame) if isinstance(event, Received) else ():
             if len(self._ids) < 256:
                 self._ids.append(statement.id)
@@ -167,7 +181,38 @@ class Leech(Repeating):
                 sent.append(self.send(peer, Want(tuple(self._ids))))
                 sent.append(self.send(peer, Reconcile(None, 0, b"", (everything,))))
                 sent.append(self.send(peer, Sample((), True)))
+                sent += [self.send(peer, Inspect(job, 0, ())) for job in self.jobs]
         return sent
+
+
+class Talker(Repeating):
+    """Says everything that the protocol has to everybody, as fast as it can, about jobs that it has no part in."""
+
+    per_peer = 20
+
+    def attack(self, node: Node) -> list[Effect]:
+        sent: list[Effect] = []
+        for peer in self.linked(node):
+            for n in range(self.per_peer):
+                number = self._count * self.per_peer + n
+                sent.append(self.send(peer, Probe(number, None)))
+                for job in self.jobs:
+                    sent.append(self.send(peer, self._said(job, number)))
+        return sent
+
+    def _said(self, job: JobId, number: int) -> messages.Message:
+        held = tuple(messages.Held(task, "running", 1) for task in range(8))
+        return (
+            Bid(job),
+            Claim(job, 0, number, 64, (), (), 1),
+            Renew(job, 0, held),
+            Collect(job, 0, 0),
+            Inspect(job, 0, ()),
+            messages.Release(job, 0, tuple(range(8)), True, "no"),
+            messages.Object(job, 0, Digest(bytes(32)), (0,), ()),
+            messages.Gone(job, False),
+            messages.Status(job, 0, tuple((task, "closed") for task in range(8))),
+        )[number % 9]
 
 
 class Newcomer(Liar):
@@ -176,4 +221,4 @@ class Newcomer(Liar):
     def hears(self, node: Node, event: Event, now: Millis) -> list[Effect]:
         if not isinstance(event, PeerUp):
             return []
-        return [self.send(event.peer, messages.Hello(200, None, None)) for _ in range(8)]
+        return self.attacked([self.send(event.peer, Hello(200, None, None)) for _ in range(8)])
