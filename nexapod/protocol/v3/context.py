@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeAlias
 
 from nexapod.protocol.records import Record
 from nexapod.protocol.types import BlobRef, JobId, Millis, Part, PeerId
+from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.events import Drop, Effect, Fetch, Save, Send, Trace
 from nexapod.protocol.v3.notices import Notice
 from nexapod.protocol.v3.types import Group, Grouping, Profile
@@ -69,6 +70,13 @@ class Context:
         self.to_self: deque[Message] = deque()
         self._stored: dict[BlobRef, set[Part]] = {}
         self._owners: dict[BlobRef, set[Owner]] = {}
+        self._stepped: Millis = 0
+
+    def next_step(self) -> Millis:
+        """When work that is done a little at a time may go on, or begin: however many machines have such work, all
+        together do a step each STEP_MS."""
+        self._stepped = max(self.now + 1, self._stepped + limits.STEP_MS)
+        return self._stepped
 
     # --- effects ---------------------------------------------------------------------------------------------------
     def sign(self, body: Body) -> Statement:

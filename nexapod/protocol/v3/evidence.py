@@ -58,6 +58,8 @@ class ShardEvidence:
         self._tenure = self._tenure_now()
         self._frozen: dict[int, Frozen | None] = {}
         self._decisions: dict[int, Decision | None] = {}
+        self._commits: dict[int, dict[PeerId, CommitFact]] = {}
+        """What the last three say is worked out when it is asked for, and anew after what could change it."""
         self._ids: tuple[int, list[StatementId]] = (-1, [])
 
     # --- kept up to date with the job ------------------------------------------------------------------------------
@@ -81,13 +83,13 @@ class ShardEvidence:
         if len(self._job.faults()) != self._faults_seen:
             self._faults_seen = len(self._job.faults())
             self._files.bar_faulty()
+            self._commits.clear()
             self._version += 1
 
     def _review(self) -> None:
         self._freezes.review()
         self._verdicts.review()
-        self._frozen.clear()
-        self._decisions.clear()
+        self._forget_all()
         for file in self._files.known.values():
             file.freezes.clear()
             file.verdicts.clear()
@@ -97,6 +99,17 @@ class ShardEvidence:
         for verdict in self._verdicts.founded.values():
             self._note_verdict(verdict)
         self._version += 1
+
+    def _forget(self, task: int) -> None:
+        """Something of the task is new: what was worked out may be wrong."""
+        self._frozen.pop(task, None)
+        self._decisions.pop(task, None)
+        self._commits.pop(task, None)
+
+    def _forget_all(self) -> None:
+        self._frozen.clear()
+        self._decisions.clear()
+        self._commits.clear()
 
     # --- the fold --------------------------------------------------------------------------------------------------
     def add(self, statement: Statement, *, direct: bool = False) -> Added:
@@ -119,6 +132,8 @@ class ShardEvidence:
     def _add(self, statement: Statement, direct: bool) -> Added:
         match statement.body:
             case Commit() as body:
+                for commit_item in body.items:
+                    self._commits.pop(commit_item.task, None)
                 return self._told(statement, self._files.add_commit(statement, body, direct))
             case Reveal() as body:
                 for item in body.items:
@@ -174,8 +189,7 @@ class ShardEvidence:
         freeze: Freeze = statement.body
         for item in freeze.items:
             self._files.of(item.task).freezes.append(statement.id)
-            self._frozen.pop(item.task, None)
-            self._decisions.pop(item.task, None)
+            self._forget(item.task)
             for entry in freezes.entries_of(freeze, item):
                 self._files.name(item.task, entry.worker, entry.commit)
 
@@ -194,7 +208,7 @@ class ShardEvidence:
     def _note_verdict(self, statement: Statement) -> None:
         for item in statement.body.items:
             self._files.of(item.task).verdicts.append(statement.id)
-            self._decisions.pop(item.task, None)
+            self._forget(item.task)
 
     def _bound(self, table: CosignedTable) -> None:
         """Only a quorum of seats can fill it: what does not count goes first, then the older epochs."""
@@ -205,30 +219,40 @@ class ShardEvidence:
             for file in self._files.known.values():
                 file.freezes = [id for id in file.freezes if id != last.id]
                 file.verdicts = [id for id in file.verdicts if id != last.id]
-            self._frozen.clear()
-            self._decisions.clear()
+            self._forget_all()
 
     # --- what is known of one task ---------------------------------------------------------------------------------
     def commit_of(self, task: int, worker: PeerId) -> CommitFact | None:
         """The commit of a worker: the one that the freeze names; else the first that came, unless the worker is proven
         to have signed another."""
-        file = self._files.known.get(task)
-        if file is None:
-            return None
-        decision = self.verdict(task)
-        frozen = self.frozen(task) if decision is None else decision.frozen
-        entries = () if frozen is None else frozen.entries
-        entry = next((entry for entry in entries if entry.worker == worker), None)
-        if entry is not None:
-            return file.commits.get(worker, entry.commit)
-        return None if worker in self._job.faults() else file.commits.first(worker)
+        return self.commits(task).get(worker)
 
     def commits(self, task: int) -> Mapping[PeerId, CommitFact]:
         """Of each worker its commit, by key."""
+        self._follow_job()
+        found = self._commits.get(task)
+        if found is not None:
+            return found
         file = self._files.known.get(task)
-        workers = [] if file is None else sorted(file.commits.of, key=key_of_peer_id)
-        found = {worker: self.commit_of(task, worker) for worker in workers}
-        return {worker: fact for worker, fact in found.items() if fact is not None}
+        if file is None:
+            return {}
+        found = self._commits[task] = self._commits_of(task, file)
+        return found
+
+    def _commits_of(self, task: int, file: TaskFile) -> dict[PeerId, CommitFact]:
+        decision = self.verdict(task)
+        frozen = self.frozen(task) if decision is None else decision.frozen
+        named = {} if frozen is None else {entry.worker: entry.commit for entry in frozen.entries}
+        faulty = self._job.faults()
+        found: dict[PeerId, CommitFact] = {}
+        for worker in sorted(file.commits.of, key=key_of_peer_id):
+            if worker in named:
+                fact = file.commits.get(worker, named[worker])
+            else:
+                fact = None if worker in faulty else file.commits.first(worker)
+            if fact is not None:
+                found[worker] = fact
+        return found
 
     def frozen(self, task: int) -> Frozen | None:
         """What the freeze with the highest round that counts says of a task."""

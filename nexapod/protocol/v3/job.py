@@ -95,7 +95,7 @@ class JobState:
     def workable(self) -> bool:
         """Whether enough members hold it for others to work on it and pass it on."""
         holders = sum(1 for peer in self._placed if self._panels.ever(peer))
-        return holders >= min(limits.WITNESSES, len(self._panels.history[0]))
+        return holders >= min(limits.WITNESSES, len(self._panels.history[0]), len(self.gate().holders))
 
     # --- seats -----------------------------------------------------------------------------------------------------
     def seats(self, shard: int) -> Seats:
@@ -105,6 +105,11 @@ class JobState:
     def seats_at(self, shard: int, epoch: int) -> Seats | None:
         """Who held a shard in an epoch; None: there has been none such."""
         return self._successions.at(shard, epoch)
+
+    @property
+    def reseated(self) -> bool:
+        """Whether the seats of any shard may be others than those that the job itself names."""
+        return self.panel_epoch > 0 or self._successions.any
 
     def gate(self) -> Seats:
         """Who admits workers now."""

@@ -188,7 +188,7 @@ COSIGN_MS: Final = 1_000
 """How long a seat waits for what a proposal speaks of before it objects."""
 BATCH_MS: Final = 200
 """What becomes ready within so long of the last batch goes together; after a pause the first goes at once."""
-ASSIGN_MS: Final = 20
+ASSIGN_MS: Final = 40
 """Between two assignments of one shard by its leader: what claims say meanwhile goes together."""
 ASSIGN_FIRST_MS: Final = 50
 """From the first claim of a shard to its first assignment: nobody gets all of it for being early."""
@@ -232,6 +232,8 @@ PROBE_MAX_MS: Final = 60_000
 """Probes of a peer that does not answer come ever more rarely, down to one in so long."""
 SCAN_SHARDS: Final = 64
 """Shards of one job that a node looks at in one go, when members have gone or seats have changed."""
+STEP_MS: Final = 10
+"""Between two such goes of one node, over all its jobs."""
 CARETAKER_MS: Final = 3_600_000
 """After so long without a quorum the first live members of a panel run on without one."""
 MEMBER_GONE_MS: Final = 24 * 3_600_000

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 VIOLATIONS_MAX: Final = 8
 SCAN_EVERY: Final = 256
 """Calls of nodes between two looks at the tables of the node that was called."""
-TICKS_PER_SECOND_MAX: Final = 120
+TICKS_PER_SECOND_MAX: Final = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,7 @@ class Checkers:
         self.decided: dict[TaskId, str] = {}
         self._calls = 0
         self._ticks: dict[int, tuple[Millis, int]] = {}
+        self._refusals: dict[int, str] = {}
 
     @property
     def hopeless(self) -> bool:
@@ -68,7 +69,7 @@ class Checkers:
             self.violated("capacity", f"peer {machine.index} runs {busy} at once, with {slots} slots")
         job = self.world.specs.get(effect.task.job)
         # Its submitter takes its own store to be whole, and finds out when it runs the task.
-        if job is None or (job.plan.input_missing and machine.index != job.plan.submitter):
+        if job is None or job.plan.gpus or (job.plan.input_missing and machine.index != job.plan.submitter):
             self.violated("runs-without-inputs", f"peer {machine.index} runs {effect.task}")
 
     def after(self, machine: Machine, event: Event, effects: list[Effect]) -> None:
@@ -104,8 +105,8 @@ class Checkers:
             self.violated("honest-penalty", f"peer {machine.index} penalises peer {other.index}: {effect.rule}")
 
     def refused(self, job: Job, reason: str) -> None:
-        """A submitter's own node would not take its job. Worlds have only jobs that some panel can keep."""
-        self.violated("refused", f"{job.draft.name}: {reason}")
+        """A submitter's own node would not take its job: fine while it knows no steward, and its user tries again."""
+        self._refusals[job.index] = reason
 
     def noticed(self, machine: Machine, notice: Notice) -> None:
         """What a node said has become so."""
@@ -170,6 +171,10 @@ class Checkers:
     def _is_finished(self, job: Job) -> None:
         if job.over or job.plan.input_missing:
             return
+        if job.plan.gpus:
+            if job.placed_at is None:
+                self.violated("liveness", f"{job.draft.name} is not placed: {self._progress(job)}")
+            return
         if self.world.machines[job.plan.submitter].gone:
             if job.placed_at is not None and not self.seats_finished(job):
                 self.violated("liveness", f"{job.draft.name}, placed by a submitter that is gone, is not finished")
@@ -192,4 +197,6 @@ class Checkers:
     def _progress(self, job: Job) -> str:
         machine = self.world.machines[job.plan.submitter]
         report = machine.node.job_report(job.id) if machine.node is not None and job.id is not None else None
-        return f"its submitter {machine.index} does not know it" if report is None else f"{report}"[:600]
+        if report is None:
+            return f"its submitter {machine.index} does not know it {self._refusals.get(job.index, '')}"
+        return f"{report}"[:600]

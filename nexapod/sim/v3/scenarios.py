@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from nexapod.protocol.types import Millis
+from nexapod.protocol.v3 import limits
 from nexapod.sim.rng import Rng
 from nexapod.sim.v3.checkers import Violation
 from nexapod.sim.v3.plan import (
@@ -300,6 +301,22 @@ def big(seed: int, peers: int = 500, tasks: int = 2_000) -> Plan:
     return Plan("big", seed, tuple(_peers(rng, peers)), (JobPlan(0, 10_000, tasks, 2_000),), Network(degree=12))
 
 
+def million(seed: int, tasks: int = limits.TASKS_MAX, peers: int = 20) -> Plan:
+    """One job of a million tasks that nobody works on, so that what it costs is to place and to know it; a small job
+    in the same mesh is worked on meanwhile."""
+    rng = Rng(seed).fork("million")
+    jobs = (JobPlan(0, 3_000, tasks, 1_000, gpus=1), JobPlan(1, 4_000, 40, 1_000))
+    return Plan("million", seed, tuple(_peers(rng, peers)), jobs)
+
+
+def crowd(seed: int, peers: int = 300, jobs: int = 4) -> Plan:
+    """Very many peers, each with a few links, and two tasks for each of them: what a task costs must not depend on how
+    many they are."""
+    rng = Rng(seed).fork("crowd")
+    planned = tuple(JobPlan(rng.below(peers), 10_000 + 500 * i, 2 * peers // jobs, 2_000) for i in range(jobs))
+    return Plan("crowd", seed, tuple(_peers(rng, peers)), planned, Network(degree=12))
+
+
 def mixed(seed: int) -> Plan:
     """Each feature is on or off as the seed says."""
     plan = _base("mixed", seed, least=Rng(seed).fork("mixed/least").between(2, 9))
@@ -379,6 +396,8 @@ SCENARIOS: Final[dict[str, Callable[[int], Plan]]] = {
     "liars": liars,
     "colluders": colluders,
     "big": big,
+    "million": million,
+    "crowd": crowd,
 }
 
 

@@ -160,7 +160,7 @@ class World:
             ),
             tasks=plan.tasks,
             inputs=inputs,
-            limits=Limits(wall_ms=plan.wall_ms),
+            limits=Limits(wall_ms=plan.wall_ms, gpus=plan.gpus),
             validate=Validate(agree=plan.agree, max_replicas=plan.max_replicas),
             policy=TrustPolicy(grouping=self.plan.network.grouping),
         )
@@ -220,7 +220,7 @@ class World:
         self.now = max(self.now, end)
 
     def _is_over(self, job: Job) -> bool:
-        if job.over or job.plan.input_missing:
+        if job.over or job.plan.input_missing or (job.plan.gpus and job.placed_at is not None):
             return True
         return self.machines[job.plan.submitter].gone and (job.placed_at is None or self.checkers.seats_finished(job))
 

@@ -61,6 +61,11 @@ class Successions:
         """All that count, by shard, then by epoch."""
         return [link for shard in sorted(self._chains) for link in self._chains[shard].links]
 
+    @property
+    def any(self) -> bool:
+        """Whether one counts, or has been proposed."""
+        return bool(self._chains or self._proposals)
+
     def counts(self, statement: Statement) -> bool:
         chain = self._chains.get(statement.body.shard)
         return chain is not None and chain.has(statement.id)

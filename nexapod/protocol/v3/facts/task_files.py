@@ -58,9 +58,14 @@ class TaskFiles:
         self.known: dict[int, TaskFile] = {}
         self.uses: dict[StatementId, tuple[Statement, int]] = {}
         """Commits and reveals, and how many facts stand on each."""
+        self._checkpointed: dict[StatementId, int] = {}
+        """The checkpoints that are here, and their tasks."""
 
     def of(self, task: int) -> TaskFile:
-        return self.known.setdefault(task, TaskFile())
+        file = self.known.get(task)
+        if file is None:
+            file = self.known[task] = TaskFile()
+        return file
 
     def holds(self, task: int, worker: PeerId, commit: StatementId) -> bool:
         """Whether a commit is here, is the worker's, and has the task."""
@@ -169,7 +174,13 @@ class TaskFiles:
             return ORPHAN
         checkpoints = self.of(body.task).checkpoints
         standing = self._standing(body.task, {*checkpoints.newest, statement.author})
-        return Folded(checkpoints.add(statement, standing))
+        before = checkpoints.all()
+        changed = checkpoints.add(statement, standing)
+        if changed:
+            for gone in before:
+                del self._checkpointed[gone.id]
+            self._checkpointed |= {kept.id: body.task for kept in checkpoints.all()}
+        return Folded(changed)
 
     def _standing(self, task: int, authors: Iterable[PeerId]) -> dict[PeerId, int]:
         """Where each stands in the draw of a task."""
@@ -192,12 +203,11 @@ class TaskFiles:
         used = self.uses.get(id)
         if used is not None:
             return used[0]
-        found = (file.checkpoints.get(id) for file in self.known.values())
-        return next((statement for statement in found if statement is not None), None)
+        task = self._checkpointed.get(id)
+        return None if task is None else self.known[task].checkpoints.get(id)
 
     def ids(self) -> list[StatementId]:
-        checkpoints = [statement.id for file in self.known.values() for statement in file.checkpoints.all()]
-        return [*self.uses, *checkpoints]
+        return [*self.uses, *self._checkpointed]
 
     def _use(self, statement: Statement) -> None:
         _, uses = self.uses.get(statement.id, (statement, 0))

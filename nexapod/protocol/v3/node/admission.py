@@ -22,6 +22,8 @@ KIB_COST_MILLI: Final = 10
 """... each KiB of it, ..."""
 SIGNATURE_COST_MILLI: Final = 250
 """... each signature that is checked, ..."""
+SHARD_COST_MILLI: Final = 64
+"""... each shard of a job of whose panel this node is a member, ..."""
 RECONCILE_COST_MILLI: Final = 2_000
 """... and comparing a set of ids."""
 _MINUTE_MS: Final = 60_000

@@ -12,7 +12,7 @@ from nexapod.protocol.errors import PeerError
 from nexapod.protocol.types import JobId, PeerId, StatementId, peer_id_of_key
 from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.context import Context
-from nexapod.protocol.v3.node.admission import RECONCILE_COST_MILLI, SIGNATURE_COST_MILLI, Ledger
+from nexapod.protocol.v3.node.admission import RECONCILE_COST_MILLI, SHARD_COST_MILLI, SIGNATURE_COST_MILLI, Ledger
 from nexapod.protocol.v3.node.hosting import Hosting
 from nexapod.protocol.v3.node.jobs import Jobs, Known
 from nexapod.protocol.v3.node.learning import Learning
@@ -204,8 +204,11 @@ class Routing:
         statement = self.check(peer, unverified)
         if statement is None:
             return
-        # Every offer of its panel has a signature of its own.
-        if self._ledger.spend(peer, SIGNATURE_COST_MILLI * len(statement.body.panel), self._ctx.now):
+        # Every offer of its panel has a signature of its own, and a member looks at every shard.
+        cost = SIGNATURE_COST_MILLI * len(statement.body.panel)
+        if any(author_of(statements.read(envelope)) == self._ctx.me for envelope in statement.body.panel):
+            cost += SHARD_COST_MILLI * statement.body.shards
+        if self._ledger.spend(peer, cost, self._ctx.now):
             self._lifecycle.hold(statement, peer)
 
     def _on_statement(self, peer: PeerId, unverified: Unverified) -> None:

@@ -134,7 +134,10 @@ class ShardState:
 
     # --- tasks -------------------------------------------------------------------------------------------------------
     def task(self, task: int) -> SoftTask:
-        return self.soft.setdefault(task, SoftTask())
+        soft = self.soft.get(task)
+        if soft is None:
+            soft = self.soft[task] = SoftTask()
+        return soft
 
     def mark(self, *tasks: int) -> None:
         """Look at these again before the call ends."""
@@ -145,7 +148,8 @@ class ShardState:
 
     def committed(self, task: int) -> tuple[PeerId, ...]:
         """Workers whose commit counts here: on their own link, with a lease."""
-        return tuple(worker for worker in sorted(self.evidence.commits(task)) if self.counts(task, worker))
+        commits = self.evidence.commits(task)
+        return tuple(w for w in sorted(commits) if commits[w].direct and (task, w) not in self.unleased)
 
     def counts(self, task: int, worker: PeerId) -> bool:
         """Whether this seat vouches for a worker's commit."""

@@ -308,7 +308,7 @@ class Stewardship:
             self._hold_or_drop(shard)
         self._cursor = end
         if self._dirty or self._cursor < self._job.spec.shards:
-            self._wake_by(self._ctx.now + 1)
+            self._wake_by(self._ctx.next_step())
         self._say_ready()
         self._say_placed()
 

@@ -192,6 +192,9 @@ class Tenure:
         """The next few shards; after the last a pause that grows while nothing changes."""
         if self._cursor == 0:
             self.presence.watch(self._job.members(), self._close_ones())
+            if not self._job.reseated and not self._somebody_is_gone():
+                self._scan_at = self._next_silence()
+                return
         end = min(self._cursor + limits.SCAN_SHARDS, self._job.spec.shards)
         for shard in range(self._cursor, end):
             self._look_after(shard)

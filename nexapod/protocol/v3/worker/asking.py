@@ -30,7 +30,11 @@ PER_SUBMITTER_MAX: Final = 4
 """... of one submitter, so that one with many jobs leaves places to others."""
 SHARDS_TRIED: Final = 64
 LOOK_MS: Final = 20
+JOBS_PER_LOOK_MS: Final = 16
+"""A worker that knows of many jobs looks at them more rarely: a millisecond later for so many."""
 _LOOK: Final = "look"
+_LOADING: Final = (Claimed, Granted, Running)
+"""The states of attempts that take something of the machine."""
 STALE_MAX: Final = STANDING_MAX * 3 // 4
 """Claims that may stand without bringing anything, so that there is a place for others."""
 WITHDRAWN_MS: Final = 60_000
@@ -79,7 +83,8 @@ class Asking:
     def look(self) -> None:
         """Something has changed: look again, now or when the time has come."""
         last = self._looked_at
-        due = self._ctx.now if last is None else max(self._ctx.now, last + LOOK_MS)
+        pause_ms = max(LOOK_MS, len(self._prospects) // JOBS_PER_LOOK_MS)
+        due = self._ctx.now if last is None else max(self._ctx.now, last + pause_ms)
         self.wake(_LOOK, due)
         if due <= self._ctx.now:
             self.tick()
@@ -114,16 +119,24 @@ class Asking:
 
     def loads(self, but: Sequence[Attempt] = ()) -> list[slots.Load]:
         others = {attempt.task for attempt in but}
-        found = [self.load_of(attempt) for attempt in self._attempts if attempt.task not in others]
+        held = [attempt for state in _LOADING for attempt, _ in self._attempts.in_state(state)]
+        found = [self.load_of(attempt) for attempt in held if attempt.task not in others]
         return [load for load in found if load is not None]
 
-    def is_surplus(self, attempt: Attempt, but: Sequence[Attempt]) -> bool:
-        """Whether a task just granted has no place beside what is held (but for these): several shards may have
-        answered at once."""
-        assert self.profile is not None
-        room = slots.room_ms(self.profile, self.loads(but), self._ctx.now)
-        expected = self._prospects[attempt.task.job].expected_ms
-        return slots.is_surplus(expected, room, self.profile.slots)
+    def surplus(self, granted: Sequence[Attempt]) -> list[Attempt]:
+        """Which of the tasks just granted have no place beside what is held: several shards may have answered at
+        once."""
+        if self.profile is None or not granted:
+            return []
+        room = slots.room_ms(self.profile, self.loads(but=granted), self._ctx.now)
+        surplus: list[Attempt] = []
+        for attempt in granted:
+            load = self.load_of(attempt)
+            if slots.is_surplus(self._prospects[attempt.task.job].expected_ms, room, self.profile.slots):
+                surplus.append(attempt)
+            elif load is not None:
+                room -= slots.load_ms(load, self._ctx.now)
+        return surplus
 
     # --- looking ---------------------------------------------------------------------------------------------------
     def _look(self) -> None:
@@ -192,12 +205,14 @@ class Asking:
         self, prospect: Prospect, loads: list[slots.Load], standing: Mapping[Place, int]
     ) -> Candidate | None:
         assert self.profile is not None
+        if prospect.state.group(self._ctx.me) is None:
+            return None
         at_once = slots.room_for(
             self.profile, prospect.spec, running_specs(self._prospects, self._attempts, but=prospect.job)
         )
         own = sum(slots.load_ms(load, self._ctx.now) for load in loads if load.job == prospect.job)
         room = min(at_once, self.profile.slots) * slots.AHEAD_MS - own
-        if room <= 0 or prospect.state.group(self._ctx.me) is None:
+        if room <= 0:
             return None
         shards = tuple(self._shards(prospect, standing))
         task_ms = slots.task_ms(prospect.expected_ms)

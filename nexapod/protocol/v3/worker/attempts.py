@@ -5,17 +5,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 from nexapod.protocol.records import Record
 from nexapod.protocol.types import JobId, StatementId, TaskId
 from nexapod.protocol.v3.context import Context, Owner
 from nexapod.protocol.v3.wire.statements import Statement
 from nexapod.protocol.v3.worker import records
-from nexapod.protocol.v3.worker.attempt import Dropped, Move, Over, State, advance
+from nexapod.protocol.v3.worker.attempt import Claimed, Dropped, Finished, Granted, Move, Over, Running, State, advance
 
 Place: TypeAlias = tuple[JobId, int]
 """One shard of one job."""
+Kind = TypeVar("Kind", bound=State)
+_UNCOMMITTED: Final = (Claimed, Granted, Running, Finished)
 
 
 @dataclass(slots=True)
@@ -46,6 +48,9 @@ class Attempts:
         self._ctx = ctx
         self._open: dict[Place, dict[int, Attempt]] = {}
         self._over: dict[Place, set[int]] = {}
+        self._in_state: dict[type[State], dict[TaskId, Attempt]] = {}
+        self._holding: dict[Place, frozenset[int]] = {}
+        """What `holding` has said, until an attempt of the shard moves."""
         self._saved: dict[TaskId, tuple[StatementId, ...]] = {}
         self._uses: dict[StatementId, int] = {}
 
@@ -58,6 +63,19 @@ class Attempts:
         """Those of one shard that are not over, by task."""
         held = self._open.get(place, {})
         return [held[index] for index in sorted(held)]
+
+    def in_state(self, state: type[Kind]) -> list[tuple[Attempt, Kind]]:
+        """Those in one state, and it, in the order in which they came into it. May be changed meanwhile."""
+        return [(attempt, attempt.state) for attempt in self._in_state.get(state, {}).values()]  # type: ignore[misc]
+
+    def holding(self, place: Place) -> frozenset[int]:
+        """Tasks of a shard that this worker has, and has not committed to."""
+        held = self._holding.get(place)
+        if held is None:
+            mine = self._open.get(place, {}).values()
+            held = frozenset(a.task.index for a in mine if isinstance(a.state, _UNCOMMITTED))
+            self._holding[place] = held
+        return held
 
     def over(self, place: Place) -> frozenset[int]:
         """Tasks of a shard that this worker committed to and is done with."""
@@ -87,6 +105,7 @@ class Attempts:
 
     def move(self, attempt: Attempt, move: Move) -> State:
         """Advance an attempt by the table, and save what it has become."""
+        self._in_state.get(type(attempt.state), {}).pop(attempt.task, None)
         attempt.state = advance(attempt.state, move)
         self._keep(attempt)
         self._place(attempt)
@@ -105,12 +124,16 @@ class Attempts:
         """The job is over: nothing of it is kept."""
         for task in sorted(task for task in self._saved if task.job == job):
             self._unsave(task)
-        for table in (self._open, self._over):
+        for table in (self._open, self._over, self._holding):
             for place in [place for place in table if place[0] == job]:
                 del table[place]
+        for attempts in self._in_state.values():
+            for task in [task for task in attempts if task.job == job]:
+                del attempts[task]
 
     def _place(self, attempt: Attempt) -> None:
         held = self._open.setdefault(attempt.place, {})
+        self._holding.pop(attempt.place, None)
         match attempt.state:
             case Over():
                 held.pop(attempt.task.index, None)
@@ -119,6 +142,7 @@ class Attempts:
                 held.pop(attempt.task.index, None)
             case _:
                 held[attempt.task.index] = attempt
+                self._in_state.setdefault(type(attempt.state), {})[attempt.task] = attempt
         if not held:
             del self._open[attempt.place]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -13,15 +14,23 @@ from nexapod.protocol.v3.rules.lottery import turn
 from nexapod.protocol.v3.wire.messages import Bid
 from nexapod.protocol.v3.worker.prospects import Prospect
 
-STANDING_MAX: Final = 32
-"""Jobs that one worker bids for at a time."""
+FRESH_MAX: Final = 32
+"""Bids that a worker says within LEADER_MUTE_MS. Those that stand unanswered for longer keep nobody from his turn."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Standing:
-    until: Millis
-    """When it is to be said again."""
+    said: Millis
     gate: StatementId
+
+    @property
+    def until(self) -> Millis:
+        """When it is to be said again."""
+        return self.said + limits.BID_RENEW_MS
+
+    @property
+    def fresh_until(self) -> Millis:
+        return self.said + limits.LEADER_MUTE_MS
 
 
 def is_called(prospect: Prospect, ctx: Context) -> bool:
@@ -35,27 +44,38 @@ class Bidding:
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
         self._standing: dict[JobId, _Standing] = {}
+        self._times: Counter[JobId] = Counter()
+        """How often a bid was said in vain."""
+        self._room_at: Millis | None = None
+        """When the first of those bids is no longer fresh for which another job waits."""
 
     @property
     def deadline(self) -> Millis | None:
-        """When a bid has to be repeated, if it is still of use."""
-        return min((bid.until for bid in self._standing.values()), default=None)
+        """When a bid has to be repeated, if it is still of use, or when there is room for another."""
+        until = min((bid.until for bid in self._standing.values()), default=None)
+        return min((when for when in (until, self._room_at) if when is not None), default=None)
 
     def bid(self, prospects: Iterable[Prospect]) -> None:
-        """Bid for these, and for no others, best first: not admitted, called, and there is room for their tasks."""
+        """Bid for these: not admitted, called, and there is room for their tasks. Those least often tried in vain go
+        first, then those whose gate is there, then as they come: jobs that nobody admits to hold up no others."""
         now = self._ctx.now
-        wanted: dict[JobId, _Standing] = {}
-        for prospect in prospects:
-            if len(wanted) >= STANDING_MAX:
-                break
+        self._standing = {job: bid for job, bid in self._standing.items() if bid.until > now}
+        fresh = [bid.fresh_until for bid in self._standing.values() if bid.fresh_until > now]
+        self._room_at = None
+        for prospect in sorted(prospects, key=self._turn):
             standing, gate = self._standing.get(prospect.job), prospect.state.gate().id
-            if standing is None or standing.until <= now or standing.gate != gate:
-                self._say(prospect)
-                standing = _Standing(now + limits.BID_RENEW_MS, gate)
-            wanted[prospect.job] = standing
-        # One that is not repeated now has still been said: it must not be said again at once when there is room.
-        kept = {job: bid for job, bid in self._standing.items() if bid.until > now and job not in wanted}
-        self._standing = {**wanted, **dict(list(kept.items())[:STANDING_MAX])}
+            if standing is not None and standing.gate == gate:
+                continue
+            if len(fresh) >= FRESH_MAX:
+                self._room_at = min(fresh)
+                break
+            self._say(prospect)
+            said = self._standing[prospect.job] = _Standing(now, gate)
+            fresh.append(said.fresh_until)
+
+    def _turn(self, prospect: Prospect) -> tuple[int, bool]:
+        gate = prospect.state.gate().holders
+        return self._times[prospect.job], not any(self._ctx.peers.linked(seat) for seat in gate)
 
     def peer_up(self, peer: PeerId, prospects: Mapping[JobId, Prospect]) -> None:
         """A link is back: a gate's seat forgets the bid of a worker whose link breaks."""
@@ -65,7 +85,9 @@ class Bidding:
     def forget(self, job: JobId) -> None:
         """The job is over, or has admitted this worker."""
         self._standing.pop(job, None)
+        self._times.pop(job, None)
 
     def _say(self, prospect: Prospect) -> None:
+        self._times[prospect.job] += 1
         self._ctx.trace("bid_sent", job=prospect.job)
         prospect.tell(self._ctx, 0, Bid(prospect.job))

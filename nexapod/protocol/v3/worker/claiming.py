@@ -13,7 +13,7 @@ from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.context import Context
 from nexapod.protocol.v3.wire.messages import Claim
 from nexapod.protocol.v3.worker import records
-from nexapod.protocol.v3.worker.attempt import Claimed, Committed, Finished, Granted, Revealed, Running
+from nexapod.protocol.v3.worker.attempt import Committed, Revealed
 from nexapod.protocol.v3.worker.attempts import Attempts, Place
 from nexapod.protocol.v3.worker.prospects import Prospect
 
@@ -161,8 +161,7 @@ class Claiming:
 
     def _holding(self, place: Place) -> frozenset[int]:
         """Running work, not committed work: the next tasks are claimed while the last are judged."""
-        held = (Claimed, Granted, Running, Finished)
-        return frozenset(a.task.index for a in self._attempts.at(place) if isinstance(a.state, held))
+        return self._attempts.holding(place)
 
     def _done(self, prospect: Prospect, place: Place) -> frozenset[int]:
         bound = {a.task.index for a in self._attempts.at(place) if isinstance(a.state, (Committed, Revealed))}

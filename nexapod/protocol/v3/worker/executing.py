@@ -35,9 +35,9 @@ class Refuse(Protocol):
 def running_specs(prospects: Mapping[JobId, Prospect], attempts: Attempts, but: JobId | None = None) -> list[JobSpec]:
     """The jobs of what occupies the machine now, one for each task."""
     return [
-        prospects[a.task.job].spec
-        for a in attempts
-        if isinstance(a.state, Running) and not a.state.vacated and a.task.job != but
+        prospects[attempt.task.job].spec
+        for attempt, state in attempts.in_state(Running)
+        if not state.vacated and attempt.task.job != but
     ]
 
 
@@ -68,7 +68,7 @@ class Executing:
     # --- beginning -------------------------------------------------------------------------------------------------
     def start(self) -> None:
         """Begin what has a slot, and its inputs here; what was granted first, first."""
-        waiting = [(a.state.since, a.task, a) for a in self._attempts if isinstance(a.state, Granted)]
+        waiting = [(state.since, attempt.task, attempt) for attempt, state in self._attempts.in_state(Granted)]
         if self.profile is None or not waiting:
             return
         taken = running_specs(self._prospects, self._attempts)
@@ -114,7 +114,7 @@ class Executing:
         attempt = self._attempts.get(task)
         if attempt is None or not isinstance(attempt.state, Running) or self.profile is None:
             return False
-        leaving = sum(1 for a in self._attempts if isinstance(a.state, Running) and a.state.vacated)
+        leaving = sum(1 for _, state in self._attempts.in_state(Running) if state.vacated)
         # What ended tasks have left is on the disk until it has been looked at: no more of it than of what runs.
         if leaving >= self.profile.slots:
             return False

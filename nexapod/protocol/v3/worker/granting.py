@@ -112,7 +112,7 @@ class Granting:
     def _begin(self, prospect: Prospect, task: TaskId) -> Attempt | None:
         """The first grant of a task, if it was asked for."""
         place = (task.job, task.shard)
-        pending = [a for a in self._attempts.at(place) if isinstance(a.state, Claimed)]
+        pending = [attempt for attempt, _ in self._attempts.in_state(Claimed) if attempt.place == place]
         if not self._welcome(place) or len(pending) >= limits.CLAIM_TASKS_MAX:
             return None
         if task.index in self._attempts.over(place) or prospect.is_cooling(task.index, self._ctx.now):

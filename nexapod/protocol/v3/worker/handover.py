@@ -216,8 +216,8 @@ class Handover:
         self._post(box, commit)
 
     def _reveal(self, box: Outbox) -> None:
-        place, showable = (box.prospect.job, box.shard), self._showable(box)
-        asked = {a.task.index: a for a in self._attempts.at(place) if self._is_asked(a, showable)}
+        place = (box.prospect.job, box.shard)
+        asked = {attempt.task.index: attempt for attempt in self._asked(box)}
         if not asked or self.profile is None:
             return
         items = [results.reveal_item(a.task, a.state) for a in asked.values() if isinstance(a.state, Committed)]
@@ -257,17 +257,14 @@ class Handover:
 
     def _schedule(self, box: Outbox) -> None:
         place, now = (box.prospect.job, box.shard), self._ctx.now
-        attempts = self._attempts.at(place)
         holders = box.prospect.state.seats(box.shard).holders
         times = [
             letter.retry_at for letter in box.letters.values() if any(seat not in letter.answered for seat in holders)
         ]
-        if any(isinstance(a.state, Finished) for a in attempts):
+        if any(attempt.place == place for attempt, _ in self._attempts.in_state(Finished)):
             times.append(_due_at(box.committed_at, now))
-        if self.profile is not None and not _is_due(box.revealed_at, now):
-            showable = self._showable(box)
-            if any(self._is_asked(a, showable) for a in attempts):
-                times.append(_due_at(box.revealed_at, now))
+        if self.profile is not None and not _is_due(box.revealed_at, now) and self._asked(box):
+            times.append(_due_at(box.revealed_at, now))
         self._timers.set(place, min(times, default=None))
 
     # --- may it be shown? ------------------------------------------------------------------------------------------
@@ -287,9 +284,14 @@ class Handover:
             if groups >= agree
         )
 
-    def _is_asked(self, attempt: Attempt, showable: Collection[tuple[int, StatementId]]) -> bool:
-        state = attempt.state
-        return isinstance(state, Committed) and (attempt.task.index, state.commit.id) in showable
+    def _asked(self, box: Outbox) -> list[Attempt]:
+        """Attempts whose results are to be shown now, by task."""
+        found = []
+        for task, commit in sorted(self._showable(box)):
+            attempt = self._attempts.get(TaskId(box.prospect.job, task))
+            if attempt is not None and isinstance(attempt.state, Committed) and attempt.state.commit.id == commit:
+                found.append(attempt)
+        return found
 
     def _may_send(self, letter: Letter, showable: Collection[tuple[int, StatementId]]) -> bool:
         """A commit always; a reveal when each of its results is asked for now, or decided."""

@@ -326,15 +326,13 @@ class Worker:
     # --- a task's way ----------------------------------------------------------------------------------------------
     def _take(self, attempts: Iterable[Attempt]) -> None:
         """A quorum has granted these: they wait for their inputs and a slot, unless there is no room for them."""
-        surplus: list[Attempt] = []
         granted = list(attempts)
-        for at, attempt in enumerate(granted):
+        surplus = self._asking.surplus(granted)
+        for attempt in granted:
             prospect, place = self._prospects[attempt.task.job], attempt.place
             self._asking.claiming.brought(place)
             self._seats[place] = prospect.state.seats(place[1]).id
-            if self._asking.is_surplus(attempt, (*surplus, *granted[at:])):
-                surplus.append(attempt)
-            else:
+            if attempt not in surplus:
                 self._inputs.want(prospect, place[1])
                 self._renewing.held(place)
         self._give_back(surplus)
