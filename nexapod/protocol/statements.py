@@ -34,6 +34,8 @@ from nexapod.protocol.codec import (
     text,
 )
 from nexapod.protocol.errors import PeerError
+from nexapod.protocol.image_names import is_content_id as is_content_id
+from nexapod.protocol.image_names import registry_host as registry_host
 from nexapod.protocol.types import (
     Digest,
     File,
@@ -211,12 +213,6 @@ _SHARD = integer(0, limits.TASKS_MAX // limits.SHARD_TASKS)
 _FILE: Check[File] = codec.record(File, path=path(limits.PATH_MAX), blob=_BLOB)
 _IMAGE: Check[str] = text(limits.IMAGE_NAME_MAX, empty=False)
 _REGISTRY: Check[str] = text(limits.TEXT_MAX, empty=False)
-_HEX = frozenset("0123456789abcdef")
-_REGISTRY_NAME = re.compile(
-    r"(?P<host>[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::[0-9]{1,5})?)/"
-    r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*@sha256:[0-9a-f]{64}"
-)
-"""A reference as the registry API has it, with its host spelled out and no tag: those can be moved."""
 _CAPABILITY = re.compile(r"[0-9]{1,3}\.[0-9]{1,3}")
 
 
@@ -233,18 +229,6 @@ def _checked_run(**fields: Any) -> types.Run:
     if run.workdir and (run.executor != "docker" or not run.workdir.startswith("/")):
         raise ValueError("a working directory is an absolute path in a container")
     return run
-
-
-def is_content_id(image: str) -> bool:
-    """Whether it is `sha256:` and 64 lower-case hex digits."""
-    scheme, _, digits = image.partition(":")
-    return scheme == "sha256" and len(digits) == 64 and set(digits) <= _HEX
-
-
-def registry_host(image: str) -> str | None:
-    """The host of a registry's reference by digest; None for anything else."""
-    found = _REGISTRY_NAME.fullmatch(image)
-    return found["host"] if found else None
 
 
 def _is_configuration(image: str, ref: types.BlobRef) -> bool:

@@ -488,7 +488,28 @@ def test_a_members_flood_of_caretakers_is_one_line() -> None:
     one, two, three = made.seats()
     assert state.add(made.succession([one, two, three], [one, two])) == "new"
     assert state.seats(0).epoch == 1
-    assert len(state.statements()) == 2
+    assert len(state.statements()) == 3
+
+
+def test_a_caretaker_that_was_overruled_takes_the_shard_no_more() -> None:
+    made = make_kit(members=5)
+    liar, other = spare(made)
+    one, two, three = made.seats()
+    care = made.succession([liar], [liar], "caretaker")
+    back = made.succession([one, two, three], [one, two])
+    again = made.succession([liar], [liar], "caretaker", epoch=2, previous=back.id)
+    together = made.succession([other, liar], [other, liar], "caretaker", epoch=2, previous=back.id)
+    honest = made.succession([other], [other], "caretaker", epoch=2, previous=back.id)
+    for order in ((care, back, again), (again, back, care, again), (back, again, care), (back, care, together)):
+        state = made.state()
+        for statement in order:
+            state.add(statement)
+        assert state.seats(0).id == back.id, [s.id[:2] for s in order]
+        assert care in state.statements()
+        assert state.add(honest) == "new"
+    # Whom only the submitter has replaced was not wrong.
+    state = made.state(care, made.succession([one], [made.submitter], "submitter"))
+    assert state.overruled(0) == []
 
 
 def test_an_epoch_has_a_bound() -> None:

@@ -62,6 +62,19 @@ class Exchange:
         assert self.learned[1] == one - other
 
 
+def replicate(one: set[StatementId], other: set[StatementId]) -> int:
+    """Two sides that give each other what is asked for as they talk. How many messages it took."""
+    sets = [one, other]
+    start, ranges, turn, messages_sent = b"", reconcile.opening(sorted(one)), 1, 0
+    while ranges:
+        messages_sent += 1
+        assert messages_sent < 1_000
+        step = reconcile.answer(sorted(sets[turn]), start, ranges, ask=True)
+        sets[1 - turn] |= set(step.give)
+        start, ranges, turn = step.start, step.ranges, 1 - turn
+    return messages_sent
+
+
 small = st.sets(st.integers(0, 400), max_size=300)
 
 
@@ -76,6 +89,38 @@ def test_any_two_sets_converge_and_the_exchange_ends(one: set[int], other: set[i
 @given(small, small, st.integers(0, 3_000))
 def test_they_converge_whatever_an_answer_may_cost(one: set[int], other: set[int], bytes_max: int) -> None:
     Exchange(named(one), named(other), bytes_max).check()
+
+
+@settings(max_examples=60, deadline=None)
+@given(small, small, st.booleans())
+def test_sides_that_ask_in_their_answers_have_the_union_in_the_end(
+    one: set[int], other: set[int], ground: bool
+) -> None:
+    name = ids_like if ground else named
+    left, right = set(name(one)), set(name(other))
+    replicate(left, right)
+    assert left == right == set(name(one | other))
+
+
+@settings(max_examples=40, deadline=None)
+@given(small, small)
+def test_asking_of_a_side_that_keeps_nothing_ends_too(one: set[int], other: set[int]) -> None:
+    sets = [named(one), named(other)]
+    start, ranges, turn, turns = b"", reconcile.opening(sets[0]), 1, 0
+    while ranges:
+        turns += 1
+        assert turns < 1_000
+        step = reconcile.answer(sets[turn], start, ranges, ask=True)
+        start, ranges, turn = step.start, step.ranges, 1 - turn
+
+
+def test_large_sets_become_one() -> None:
+    everything = named(range(3_000))
+    for missing_one, missing_other in ((0, 0), (1, 0), (0, 1), (7, 5), (3_000, 0), (0, 3_000), (1_500, 20)):
+        one, other = set(everything[missing_one:]), set(everything[: 3_000 - missing_other])
+        sent = replicate(one, other)
+        assert one == other == set(everything[missing_one:]) | set(everything[: 3_000 - missing_other])
+        assert sent == 1 or missing_one or missing_other
 
 
 def test_equal_sets_cost_one_small_message() -> None:

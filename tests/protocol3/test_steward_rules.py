@@ -7,12 +7,11 @@ import hashlib
 from nexapod.protocol.types import JobId, PeerId, StatementId
 from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.rules.agreement import Accepted, Failed, Undecided
-from nexapod.protocol.v3.steward import assigning, batching, cosigning, judging, leases, ranges
+from nexapod.protocol.v3.steward import assigning, batching, cosigning, judging, leases
 from nexapod.protocol.v3.steward.assigning import OpenTask, Room
 from nexapod.protocol.v3.steward.claims import Claims
 from nexapod.protocol.v3.steward.judging import Facts, FreezeEntry, RoundOf
 from nexapod.protocol.v3.steward.leading import Leading
-from nexapod.protocol.v3.steward.lineage import Lineage
 from nexapod.protocol.v3.steward.signed import SKIPPED_MAX, STUCK_MS, Signed
 from nexapod.protocol.v3.wire import statements
 from nexapod.protocol.v3.wire.messages import Claim
@@ -237,45 +236,3 @@ def test_the_leader_is_the_first_that_is_there_and_not_mute() -> None:
     leading.spoke(A)
     assert leading.leader((A, B, C), lambda peer: True, 2_000) == A
     assert leading.leader((A, C), lambda peer: True, 0) is None
-
-
-# --- lineage -------------------------------------------------------------------------------------------------------
-def test_who_went_on_from_anothers_checkpoint_is_one_group_with_it() -> None:
-    lineage = Lineage()
-    groups = {A: "z", B: "y", C: "x", D: "w"}
-    assert lineage.hand(1, A, B)
-    assert lineage.hand(1, B, C)
-    assert not lineage.hand(1, A, D), "one checkpoint a worker"
-    assert lineage.groups(1, groups, groups.get) == {A: "x", B: "x", C: "x", D: "w"}
-    assert lineage.groups(2, groups, groups.get) == groups
-
-
-# --- ranges --------------------------------------------------------------------------------------------------------
-def reconcile(one: set[StatementId], other: set[StatementId]) -> int:
-    """Both have the union in the end. How many messages it took."""
-    sets = [one, other]
-    queue = [(1, b"", ranges.whole(sorted(one)))]
-    many = 0
-    while queue:
-        to, start, said = queue.pop(0)
-        many += 1
-        assert many < 1_000
-        compared = ranges.compare(sorted(sets[to]), start, said)
-        sets[1 - to] |= set(compared.missing_there)
-        queue += [(1 - to, at, finer) for at, finer in compared.answers]
-    return many
-
-
-def test_two_sets_become_one() -> None:
-    everything = [an_id(i) for i in range(3_000)]
-    for missing_one, missing_other in ((0, 0), (1, 0), (0, 1), (7, 5), (3_000, 0), (0, 3_000), (1_500, 20)):
-        one, other = set(everything[missing_one:]), set(everything[: 3_000 - missing_other])
-        many = reconcile(one, other)
-        assert one == other == set(everything[missing_one:]) | set(everything[: 3_000 - missing_other])
-        assert many == 1 or missing_one or missing_other
-    assert reconcile(set(), set()) == 1
-
-
-def test_alike_sets_take_one_message() -> None:
-    ids = {an_id(i) for i in range(500)}
-    assert reconcile(set(ids), set(ids)) == 1

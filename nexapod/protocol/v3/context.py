@@ -30,6 +30,9 @@ class Peers(Protocol):
     def links(self) -> tuple[PeerId, ...]:
         """All peers that there is a link to, in a fixed order; not this one."""
 
+    def some_links(self, count: int, but: PeerId) -> tuple[PeerId, ...]:
+        """At most `count` of the links, by chance, and not that to `but`."""
+
     def group(self, peer: PeerId, grouping: Grouping) -> Group | None:
         """Its operator group by the address of its own link, now; None without a link or an address that counts."""
 
@@ -69,7 +72,9 @@ class Context:
         self.effects: list[Effect] = []
         self.to_self: deque[Message] = deque()
         self._stored: dict[BlobRef, set[Part]] = {}
-        self._owners: dict[BlobRef, set[Owner]] = {}
+        self._owners: dict[BlobRef, dict[JobId, set[Owner]]] = {}
+        self._owned: dict[Owner, dict[BlobRef, None]] = {}
+        """The same by owner, in the order in which each pinned them."""
         self._stepped: Millis = 0
 
     def next_step(self) -> Millis:
@@ -114,7 +119,8 @@ class Context:
     # --- blobs -----------------------------------------------------------------------------------------------------
     def pin(self, ref: BlobRef, owner: Owner) -> None:
         """Somebody here needs the blob: it is not dropped before everyone who said so has unpinned it."""
-        self._owners.setdefault(ref, set()).add(owner)
+        self._owners.setdefault(ref, {}).setdefault(owner[1], set()).add(owner)
+        self._owned.setdefault(owner, {})[ref] = None
 
     def fetch(self, part: Part, owner: Owner, sources: Iterable[PeerId]) -> None:
         """Pin a blob, and bring part of it here (BlobReady or BlobFailed follows). Sources in order of preference."""
@@ -132,10 +138,15 @@ class Context:
         return part in stored or Part.whole(part.blob) in stored
 
     def unpin(self, ref: BlobRef, owner: Owner) -> None:
-        owners = self._owners.get(ref)
-        if owners is None:
+        owners, owned = self._owners.get(ref), self._owned.get(owner)
+        if owners is None or owned is None or ref not in owned:
             return
-        owners.discard(owner)
+        owners[owner[1]].discard(owner)
+        if not owners[owner[1]]:
+            del owners[owner[1]]
+        del owned[ref]
+        if not owned:
+            del self._owned[owner]
         if not owners:
             del self._owners[ref]
             self._stored.pop(ref, None)
@@ -143,12 +154,16 @@ class Context:
 
     def unpin_owner(self, owner: Owner, but: Container[BlobRef] = ()) -> None:
         """One part of a role needs nothing any more (but these)."""
-        for ref in [r for r, owners in self._owners.items() if owner in owners and r not in but]:
+        for ref in [ref for ref in self._owned.get(owner, ()) if ref not in but]:
             self.unpin(ref, owner)
 
-    def owners(self, ref: BlobRef) -> list[Owner]:
-        """Everyone here who needs the blob, in a fixed order."""
+    def jobs_with(self, ref: BlobRef) -> list[JobId]:
+        """The jobs that need the blob, in a fixed order."""
         return sorted(self._owners.get(ref, ()))
+
+    def owners(self, ref: BlobRef, job: JobId) -> list[Owner]:
+        """Everyone of a job who needs the blob, in a fixed order."""
+        return sorted(self._owners.get(ref, {}).get(job, ()))
 
     def pinned(self) -> frozenset[BlobRef]:
         """Every blob that something here needs."""

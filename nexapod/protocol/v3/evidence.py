@@ -291,8 +291,21 @@ class ShardEvidence:
         return joined(shown, rests_on)
 
     def _rests_on(self, file: TaskFile, entry: Entry, reveal: RevealFact | None) -> frozenset[Group]:
-        authors = frozenset() if reveal is None else file.checkpoints.ancestors(reveal.item.resumed)
+        if reveal is None or reveal.item.resumed is None:
+            return frozenset()
+        authors = file.checkpoints.ancestors(reveal.item.resumed)
         return frozenset(self._job.group(author) or author for author in authors if author != entry.worker)
+
+    def rests_on(self, task: int, worker: PeerId) -> frozenset[PeerId]:
+        """Whose checkpoints a worker's result rests on, as far as it was shown."""
+        reveal = self.reveal_of(task, worker)
+        return frozenset() if reveal is None else self._files.of(task).checkpoints.ancestors(reveal.item.resumed)
+
+    def want(self, checkpoint: Statement) -> bool:
+        """Keep a checkpoint, since a result may come to rest on it. Whether that is new."""
+        wanted = self._files.want(checkpoint)
+        self._version += wanted
+        return wanted
 
     def judge(self, task: int, withheld: Collection[PeerId], idle_ms: Millis) -> Judgement:
         """What the frozen results come to. `withheld`: workers that are not waited for any more, and whose results do
@@ -338,8 +351,11 @@ class ShardEvidence:
         root = None if reveal is None else reveal.root
         return Decision(statement, item, frozen, "accepted", entry.worker, root, item.reason)
 
-    def error_in(self, item: VerdictItem, verdict: Verdict) -> str | None:
-        """Why one task of a verdict is not what its freeze and the reveals here come to; None: it is."""
+    def error_in(self, item: VerdictItem, verdict: Verdict, *, joined: bool = False) -> str | None:
+        """Why one task of a verdict is not what its freeze and the reveals here come to; None: it is.
+
+        `joined`: as whoever is to sign it asks, who lets results that share a checkpoint count as one.
+        """
         self._follow_job()
         if item.task not in self.tasks or item.freeze >= len(verdict.freezes):
             return "it names a task or a freeze that is not there"
@@ -351,7 +367,8 @@ class ShardEvidence:
         if any(place >= len(frozen.entries) for place in places):
             return "it names a result that the freeze does not have"
         shown = self._shown(item.task, frozen)
-        views = shown, self._joined(item.task, frozen, shown)
+        whole = self._joined(item.task, frozen, shown)
+        views = (whole, whole) if joined else (shown, whole)
         return verdicts.error_in(item, views, self._job.spec.validate, agreement.exact)
 
     @property

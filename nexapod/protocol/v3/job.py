@@ -42,7 +42,7 @@ class JobState:
         self.spec: JobSpec = statement.body
         self.submitter = statement.author
         self.version = 0
-        """Rises with everything that counts anew, or no longer."""
+        """Rises with everything that counts anew, or no longer, and with proposals."""
         delegate = self.spec.delegate
         self.owners: tuple[PeerId, ...] = (self.submitter,) if delegate is None else (self.submitter, delegate)
         """Who may settle it, and change its seats and panel: the submitter, then its delegate."""
@@ -119,6 +119,10 @@ class JobState:
         """Other successions of its shard to its epoch that are here: whoever signed both is at fault."""
         return self._successions.rivals(succession)
 
+    def overruled(self, shard: int) -> list[Statement]:
+        """Successions by caretakers of a shard whose seats, or panel, were there after all."""
+        return self._successions.overruled(shard)
+
     def caretakers(self) -> list[Statement]:
         """The successions by caretakers that the present seats of any shard rest on: the settlement ratifies them."""
         return [s for s in self._successions.counting() if s.body.authority == "caretaker"]
@@ -193,7 +197,8 @@ class JobState:
         if getattr(statement.body, "job", None) != self.job:
             raise PeerError("other-job", statement.kind)
         added = self._add(statement)
-        self.version += added == "new"
+        # A proposal may be what the seats of an earlier epoch signed, so that there is something to adopt.
+        self.version += added in ("new", "proposal")
         return added
 
     def _same(self, statement: Statement) -> Added:
@@ -309,6 +314,20 @@ class JobState:
         placed = [self._placed[peer] for peer in sorted(self._placed)]
         return [*placed, *([] if self._closing is None else [self._closing])]
 
+    def about(self, shard: int) -> list[Statement]:
+        """What all seats of a shard should know of the job, in an order in which `add` takes it: who they are and what
+        they have adopted; the gate's also whom it has admitted, and what of that it may adopt."""
+        adoptions = self._adoptions.get(shard)
+        found = [*self._panels.counting(), *self._successions.chain(shard)]
+        found += [] if adoptions is None else adoptions.counting()
+        if shard == GATE:
+            adoptable = [self._admissions.get(id) for id in self.adoptable_admissions()]
+            rounds = [one for pair in self.admissions() for one in pair]
+            known = {one.id: one for one in (*adoptable, *rounds) if one is not None}
+            found += sorted(known.values(), key=lambda one: (one.kind, one.id))
+            found += [self._faults.proofs[peer] for peer in sorted(self._faults.proofs) if self._is_party(peer)]
+        return found
+
     def statements(self) -> list[Statement]:
         """All that counts, in an order in which `add` takes it; the job first, its end last."""
         placed = [self._placed[peer] for peer in sorted(self._placed)]
@@ -319,6 +338,7 @@ class JobState:
             *self._panels.counting(),
             *placed,
             *self._successions.counting(),
+            *self._successions.overruling(),
             *adoptions,
             *(admission for admission, _ in rounds),
             *(beacon for _, beacon in rounds),

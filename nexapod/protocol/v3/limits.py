@@ -151,6 +151,12 @@ STEWARDSHIPS_MAX: Final = 1_024
 """Jobs of others that a node is a steward of at once."""
 CARDS_MAX: Final = 1_024
 """Jobs that were announced here and whose bodies have been asked for."""
+SOURCES_MAX: Final = 8
+"""Peers that have announced one of them, and are asked one after the other."""
+CARD_LINKS_MAX: Final = 8
+"""Links that an announcement is passed on to: what chance leaves out, reconciling or the next announcement finds."""
+CLOSING_LINKS_MAX: Final = 3
+"""... and the end of a job: whoever has a part in it is told by its seats."""
 JOB_RELAYS_PER_MINUTE: Final = 12
 """Announcements of one job that a node passes on; four times as many at once."""
 

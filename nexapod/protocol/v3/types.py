@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Annotated, Final, Literal, TypeAlias
 
-from nexapod.protocol.statements import is_content_id, registry_host
+from nexapod.protocol.image_names import is_content_id, registry_host
 from nexapod.protocol.types import (
     BlobRef,
     ExecutorName,

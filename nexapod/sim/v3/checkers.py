@@ -69,7 +69,7 @@ class Checkers:
             self.violated("capacity", f"peer {machine.index} runs {busy} at once, with {slots} slots")
         job = self.world.specs.get(effect.task.job)
         # Its submitter takes its own store to be whole, and finds out when it runs the task.
-        if job is None or job.plan.gpus or (job.plan.input_missing and machine.index != job.plan.submitter):
+        if job is None or job.plan.unfit or (job.plan.input_missing and machine.index != job.plan.submitter):
             self.violated("runs-without-inputs", f"peer {machine.index} runs {effect.task}")
 
     def after(self, machine: Machine, event: Event, effects: list[Effect]) -> None:
@@ -171,7 +171,7 @@ class Checkers:
     def _is_finished(self, job: Job) -> None:
         if job.over or job.plan.input_missing:
             return
-        if job.plan.gpus:
+        if job.plan.unfit:
             if job.placed_at is None:
                 self.violated("liveness", f"{job.draft.name} is not placed: {self._progress(job)}")
             return

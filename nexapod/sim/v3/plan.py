@@ -49,8 +49,8 @@ class JobPlan:
     """Whether a task keeps something half-way, from which another worker can go on."""
     input_missing: bool = False
     """Whether it names an input that nobody has: nothing of it may ever be granted."""
-    gpus: int = 0
-    """That a task needs. No simulated machine has any: such a job is placed, and nobody works on it."""
+    unfit: bool = False
+    """Whether a task needs more memory than any machine has: such a job is placed, and nobody works on it."""
     vanishes: Literal["no", "for-a-while", "for-good"] = "no"
     """Whether the submitter goes once its job is placed."""
     cancelled_at: Millis | None = None

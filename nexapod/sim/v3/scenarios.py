@@ -104,7 +104,7 @@ def _addresses(rng: Rng, peers: list[PeerPlan]) -> list[PeerPlan]:
 
 
 def _job(rng: Rng, count: int) -> JobPlan:
-    tasks = rng.pick((1, 3, 10, 25, 40, 40, 300, 600))
+    tasks = rng.pick((1, 3, 10, 25, 40)) if rng.chance(900) else rng.pick((300, 600))
     agree = rng.pick((1, 2, 2, 2, 3, 5)) if count >= 7 else rng.pick((1, 2))
     agree = min(agree, max(1, count - 2))
     task_ms = rng.pick((50, 400, 1_500, 6_000)) if tasks <= 40 else rng.pick((20, 200))
@@ -305,7 +305,7 @@ def million(seed: int, tasks: int = limits.TASKS_MAX, peers: int = 20) -> Plan:
     """One job of a million tasks that nobody works on, so that what it costs is to place and to know it; a small job
     in the same mesh is worked on meanwhile."""
     rng = Rng(seed).fork("million")
-    jobs = (JobPlan(0, 3_000, tasks, 1_000, gpus=1), JobPlan(1, 4_000, 40, 1_000))
+    jobs = (JobPlan(0, 3_000, tasks, 1_000, unfit=True), JobPlan(1, 4_000, 40, 1_000))
     return Plan("million", seed, tuple(_peers(rng, peers)), jobs)
 
 

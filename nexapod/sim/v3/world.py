@@ -61,6 +61,7 @@ from nexapod.sim.v3.truth import checkpoint_blob, short
 NETWORK: Final = "sim"
 MODULE: Final = blob_of(b"a wasm module")
 NOWHERE: Final = blob_of(b"an input that nobody has")
+UNFIT_MEMORY: Final = 1 << 40
 DOOMED_FOR_MS: Final = 2_000
 SUBMIT_CHECK_MS: Final = 5_000
 AFTERMATH_MS: Final = 20_000
@@ -160,7 +161,7 @@ class World:
             ),
             tasks=plan.tasks,
             inputs=inputs,
-            limits=Limits(wall_ms=plan.wall_ms, gpus=plan.gpus),
+            limits=Limits(wall_ms=plan.wall_ms, memory=UNFIT_MEMORY if plan.unfit else 256 << 20),
             validate=Validate(agree=plan.agree, max_replicas=plan.max_replicas),
             policy=TrustPolicy(grouping=self.plan.network.grouping),
         )
@@ -220,7 +221,7 @@ class World:
         self.now = max(self.now, end)
 
     def _is_over(self, job: Job) -> bool:
-        if job.over or job.plan.input_missing or (job.plan.gpus and job.placed_at is not None):
+        if job.over or job.plan.input_missing or (job.plan.unfit and job.placed_at is not None):
             return True
         return self.machines[job.plan.submitter].gone and (job.placed_at is None or self.checkers.seats_finished(job))
 
@@ -257,6 +258,9 @@ class World:
             machine.gone = True
             return
         self.say(machine, f"boots ({len(records)} records)")
+        for job in machine.node.report().submissions:
+            # It may have died after it had saved a job and before it could say so.
+            self._accepted(machine, job)
         self.enter(machine, ProfileChanged(self._profile(machine)))
         if machine.plan.steward:
             self.enter(machine, OfferChanged(self._offer(machine)))
@@ -602,7 +606,7 @@ class World:
         report = machine.node.job_report(job_id)
         assert report is not None, "an accepted job has a report"
         for job in self.jobs:
-            if job.draft.name == report.name:
+            if job.draft.name == report.name and job.id != job_id:
                 job.id = job_id
                 self.specs[job_id] = job
                 if job.plan.cancelled_at is not None:

@@ -33,6 +33,8 @@ class Successions:
         self._chains: dict[int, Chain] = {}
         self._proposals: dict[int, Proposals] = {}
         self._first: dict[int, Seats] = {}
+        self._overruled: dict[int, dict[PeerId, tuple[int, Statement]]] = {}
+        """By shard: caretakers in whose place seats or the panel put others, where in the chain, and by what."""
         self._rewritten = panels.rewritten
 
     # --- what it says ----------------------------------------------------------------------------------------------
@@ -60,6 +62,21 @@ class Successions:
     def counting(self) -> list[Statement]:
         """All that count, by shard, then by epoch."""
         return [link for shard in sorted(self._chains) for link in self._chains[shard].links]
+
+    def chain(self, shard: int) -> list[Statement]:
+        """Those of a shard, by epoch."""
+        chain = self._chains.get(shard)
+        return [] if chain is None else list(chain.links)
+
+    def overruled(self, shard: int) -> list[Statement]:
+        """Caretakers' successions of a shard that did not stand: whoever made one takes the shard by himself no more."""
+        entries = self._overruled.get(shard, {}).items()
+        found = [statement for _, (place, statement) in sorted(entries) if self._stands_over(shard, place)]
+        return list({statement.id: statement for statement in found}.values())
+
+    def overruling(self) -> list[Statement]:
+        """Those of all shards."""
+        return [statement for shard in sorted(self._overruled) for statement in self.overruled(shard)]
 
     @property
     def any(self) -> bool:
@@ -95,8 +112,10 @@ class Successions:
         place = chain.place(body.previous)
         if place is None:
             return "orphan"
-        if not chain.would_take(place, statement):
+        if body.authority == "caretaker" and self._is_barred(body, place):
             return "known"
+        if not chain.would_take(place, statement):
+            return self._overrule(place, statement)
         before = self.at(body.shard, place)
         assert before is not None
         proposals = self._proposals.get(body.shard) or Proposals(limits.PROPOSALS_PER_SIGNER_MAX)
@@ -110,10 +129,51 @@ class Successions:
             case "proposal":
                 self._proposals[body.shard] = proposals
                 return "proposal" if proposals.keep(merged) else "known"
+        replaced = chain.at(place)
         chain.put(place, merged)
         proposals.drop(merged.id)
         self._chains[body.shard] = chain
+        if replaced is not None:
+            self._overrule(place, replaced)
         return "new"
+
+    # --- caretakers that were overruled ----------------------------------------------------------------------------
+    def _stands_over(self, shard: int, place: int) -> bool:
+        """Whether seats or the panel decided what stands at a place of a shard's chain."""
+        link = self._chains[shard].at(place) if shard in self._chains else None
+        return link is not None and link.body.authority in ("seats", "panel")
+
+    def _is_barred(self, body: Succession, place: int) -> bool:
+        known = self._overruled.get(body.shard, {})
+        earlier = [known[peer][0] for peer in body.holders if peer in known]
+        return any(before < place and self._stands_over(body.shard, before) for before in earlier)
+
+    def _overrule(self, place: int, statement: Statement) -> Added:
+        """A succession does not stand, as another is preferred. If it is a caretaker's, and seats or the panel were
+        there to make the other, its holders were wrong that nobody was: they may not say so again of this shard."""
+        body: Succession = statement.body
+        chain = self._chains[body.shard]
+        before = self.at(body.shard, place)
+        if body.authority != "caretaker" or chain.has(statement.id) or not self._stands_over(body.shard, place):
+            return "known"
+        if before is None or self._standing(statement, before) != "counts":
+            return "known"
+        known = self._overruled.setdefault(body.shard, {})
+        news = False
+        for holder in body.holders:
+            old = known.get(holder)
+            if old is None or (place, statement.id) < (old[0], old[1].id):
+                known[holder] = (place, statement)
+                news = True
+        if news:
+            self._cut_barred(chain)
+        return "new" if news else "known"
+
+    def _cut_barred(self, chain: Chain) -> None:
+        for place, link in enumerate(chain.links):
+            if link.body.authority == "caretaker" and self._is_barred(link.body, place):
+                chain.cut(place)
+                return
 
     def _eligible(self, body: Succession, before: Seats) -> Collection[PeerId]:
         match body.authority:

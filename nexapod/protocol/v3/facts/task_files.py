@@ -182,6 +182,15 @@ class TaskFiles:
             self._checkpointed |= {kept.id: body.task for kept in checkpoints.all()}
         return Folded(changed)
 
+    def want(self, checkpoint: Statement) -> bool:
+        """Keep a checkpoint that somebody is to go on from. Whether that is new."""
+        checkpoints = self.of(checkpoint.body.task).checkpoints
+        if checkpoint.id in checkpoints.rested_on:
+            return False
+        checkpoints.want(checkpoint.id)
+        self.add_checkpoint(checkpoint, checkpoint.body)
+        return checkpoint.id in checkpoints.rested_on
+
     def _standing(self, task: int, authors: Iterable[PeerId]) -> dict[PeerId, int]:
         """Where each stands in the draw of a task."""
         places = {group: place for place, group in enumerate(self._job.lottery.draw(task))}

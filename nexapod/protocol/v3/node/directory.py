@@ -220,6 +220,12 @@ class Directory:
             self._order = tuple(sorted(self._links))
         return self._order
 
+    def some_links(self, count: int, but: PeerId) -> tuple[PeerId, ...]:
+        others = [peer for peer in self.links() if peer != but]
+        if len(others) <= count:
+            return tuple(others)
+        return tuple(others.pop(self._below(len(others))) for _ in range(count))
+
     def group(self, peer: PeerId, grouping: Grouping) -> Group | None:
         """This node sees no address of its own: by the network rule it has no group at itself."""
         if peer == self.me:

@@ -42,12 +42,19 @@ class Hosting:
         self._accepts = accepts
         self._candidates = candidates
         self._population = population
-        self.worker = Worker(ctx, policy)
+        self._worker = Worker(ctx, policy)
+        self._worker_touched = True
         self.stewardships: dict[JobId, Stewardship] = {}
         self.submissions: dict[JobId, Submission] = {}
         self.parties = Parties()
         self.stored = Stored()
         self._touched: dict[JobId, None] = {}
+
+    @property
+    def worker(self) -> Worker:
+        """The worker. Whoever asks for it may change what it wants of the clock."""
+        self._worker_touched = True
+        return self._worker
 
     # --- jobs ------------------------------------------------------------------------------------------------------
     def job_opened(self, state: JobState) -> None:
@@ -66,8 +73,9 @@ class Hosting:
             stewardship.job_changed()
         if (submission := self.submissions.get(state.job)) is not None:
             submission.job_changed()
+        worker = self.worker
         if state.workable and not state.closed:
-            self.worker.job_changed(state)
+            worker.job_changed(state)
         self.touch(state.job)
 
     def job_over(self, job: JobId) -> None:
@@ -137,7 +145,7 @@ class Hosting:
 
     def _jobs_with(self, part: Part) -> list[JobId]:
         """Those that have asked for the blob: a node may have thousands, and each asks for parts of its own."""
-        jobs = list(dict.fromkeys(job for _, job, _ in self._ctx.owners(part.blob)))
+        jobs = self._ctx.jobs_with(part.blob)
         for job in jobs:
             self.touch(job)
         return jobs
@@ -172,7 +180,9 @@ class Hosting:
             self._timers.set(("stewardship", job), None if stewardship is None else stewardship.deadline)
             self._timers.set(("submission", job), None if submission is None else submission.deadline)
         self._touched.clear()
-        self._timers.set(("worker",), self.worker.deadline)
+        if self._worker_touched:
+            self._timers.set(("worker",), self._worker.deadline)
+            self._worker_touched = False
 
     # --- restart ---------------------------------------------------------------------------------------------------
     def restore(self, jobs: Mapping[JobId, JobState], saved: Recovered) -> list[Record]:

@@ -20,6 +20,7 @@ from nexapod.protocol.v3.job import JobState
 from nexapod.protocol.v3.node.admission import Bucket, Ledger
 from nexapod.protocol.v3.node.hosting import Hosting
 from nexapod.protocol.v3.node.jobs import Jobs, Known
+from nexapod.protocol.v3.node.wanting import Wanting
 from nexapod.protocol.v3.wire.messages import Announce, Card, Deliver, Gone, Want, deliveries
 from nexapod.protocol.v3.wire.statements import Statement
 
@@ -87,8 +88,7 @@ class Learning:
         self._lookup = lookup
         self._lately = Lately()
         self._heard: dict[JobId, Heard] = {}
-        self._awaited: dict[JobId, tuple[Card, PeerId]] = {}
-        """Cards whose jobs have been asked for, and who sent them; the oldest make room."""
+        self._wanting = Wanting()
 
     # --- announcements ---------------------------------------------------------------------------------------------
     def on_announce(self, peer: PeerId, message: Announce) -> None:
@@ -99,16 +99,18 @@ class Learning:
                 self.tell_gone(peer, card.job)
             elif known is not None and known.state.workable:
                 self._announced(known, card, peer)
-            elif self._ledger.relay(peer, self._ctx.now):
-                self._await(card, peer)
+            elif self._ledger.relay(peer, self._ctx.now) and self._wanting.announced(card, peer, self._ctx.now):
                 unknown.append(StatementId(card.job))
         self.want(peer, unknown)
 
-    def _await(self, card: Card, peer: PeerId) -> None:
-        self._awaited.pop(card.job, None)
-        self._awaited[card.job] = (card, peer)
-        if len(self._awaited) > limits.CARDS_MAX:
-            del self._awaited[next(iter(self._awaited))]
+    @property
+    def deadline(self) -> Millis | None:
+        return self._wanting.deadline
+
+    def tick(self) -> None:
+        """Ask others for what did not come."""
+        for peer, job in self._wanting.due(self._ctx.now):
+            self.want(peer, [StatementId(job)])
 
     def _announced(self, known: Known, card: Card, peer: PeerId) -> None:
         """A job that is known and workable is announced again."""
@@ -126,21 +128,20 @@ class Learning:
 
     def _pass_on(self, state: JobState, card: Card, source: PeerId) -> None:
         own = replace(self.card(state), call=card.call, seq=card.seq)
-        for peer in self._ctx.peers.links():
-            if peer != source:
-                self._ctx.send(peer, Announce((own,)))
+        for peer in self._ctx.peers.some_links(limits.CARD_LINKS_MAX, source):
+            self._ctx.send(peer, Announce((own,)))
 
     def workable(self, known: Known) -> None:
         """A job may be worked on from now on: the card that made this node ask for it is passed on."""
-        awaited = self._awaited.pop(known.state.job, None)
-        if awaited is None:
+        wanted = self._wanting.came(known.state.job)
+        if wanted is None:
             self._hosting.worker.job_known(known.state, self._heard_of(known.state.job).call)
         else:
-            self._announced(known, *awaited)
+            self._announced(known, wanted.card, wanted.source)
 
     def job_over(self, job: JobId) -> None:
         self._heard.pop(job, None)
-        self._awaited.pop(job, None)
+        self._wanting.forget(job)
 
     def _heard_of(self, job: JobId) -> Heard:
         heard = self._heard.get(job)
@@ -197,9 +198,12 @@ class Learning:
 
     def _for(self, peer: PeerId, state: JobState) -> list[Statement]:
         counting = state.statements()
-        if peer in state.members():
+        if peer in state.members() or peer in state.owners:
             return counting
-        return [s for s in counting if s.kind in _TO_STRANGERS] if state.workable else []
+        if not state.workable:
+            return []
+        own = _rounds_of(peer, state)
+        return [s for s in counting if s.kind in _TO_STRANGERS or s.id in own or (own and s.kind == "adoption")]
 
     # --- jobs that are not here ------------------------------------------------------------------------------------
     def tell_gone(self, peer: PeerId, job: JobId) -> None:
@@ -216,6 +220,13 @@ class Learning:
         known = None if message.known else self._jobs.get(message.job)
         if known is not None and self._lately.first(("give", peer, message.job), self._ctx.now):
             self._ctx.deliver(peer, self._for(peer, known.state))
+
+
+def _rounds_of(worker: PeerId, state: JobState) -> frozenset[StatementId]:
+    """The admissions of a worker, and their beacons: it needs them, and what seats have adopted, to know where it is."""
+    rounds = state.admissions() if state.groups_seen(worker) else ()
+    own = [(admission, beacon) for admission, beacon in rounds if worker in dict(admission.body.workers)]
+    return frozenset(statement.id for pair in own for statement in pair)
 
 
 def card_of(state: JobState, call: int, seq: int) -> Card:

@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 from nexapod.protocol.errors import PeerError
 from nexapod.protocol.timers import Timers
 from nexapod.protocol.types import JobId, Millis, PeerId
+from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.context import Context
 from nexapod.protocol.v3.facts import Added
 from nexapod.protocol.v3.job import JobState
@@ -149,9 +150,8 @@ class Lifecycle:
             self._jobs.archive(job, closing.envelope)
         else:
             self._jobs.end(job, closing.envelope)
-        for peer in self._ctx.peers.links():
-            if peer != source:
-                self._ctx.deliver(peer, [closing])
+        for peer in self._ctx.peers.some_links(limits.CLOSING_LINKS_MAX, source):
+            self._ctx.deliver(peer, [closing])
         self._leave(job, archived=known.state.submitter == self._ctx.me)
         how: How = "settled" if closing.kind == "settlement" else "cancelled"
         self._ctx.notify(JobClosed(job, how))

@@ -170,7 +170,6 @@ class Node:
 
     # --- events ----------------------------------------------------------------------------------------------------
     def _dispatch(self, event: Event) -> None:
-        worker = self._hosting.worker
         match event:
             case Tick():
                 pass
@@ -186,7 +185,7 @@ class Node:
                 self._directory.unreachable(peer, self._ctx.now)
                 self._hosting.peer_down(peer)
             case ProfileChanged(profile):
-                worker.profile_changed(self._sampling.profile_changed(profile))
+                self._hosting.worker.profile_changed(self._sampling.profile_changed(profile))
             case OfferChanged(offer):
                 self._sampling.offer_changed(offer)
             case Submit():
@@ -198,17 +197,17 @@ class Node:
             case AskTask(job, task):
                 self._submitting.ask_task(job, task)
             case Drain():
-                worker.drain()
+                self._hosting.worker.drain()
             case Pause(paused):
-                worker.pause(paused)
+                self._hosting.worker.pause(paused)
             case Progressed(task, progress, log):
-                worker.progressed(task, progress, log)
+                self._hosting.worker.progressed(task, progress, log)
             case Checkpointed(task, files, continued):
-                worker.checkpointed(task, files, continued)
+                self._hosting.worker.checkpointed(task, files, continued)
             case Vacated(task):
-                worker.vacated(task)
+                self._hosting.worker.vacated(task)
             case Finished(task, result):
-                worker.finished(task, result)
+                self._hosting.worker.finished(task, result)
             case Misbehaved(peer, rule, penalty):
                 self._penalise(peer, PeerError(rule, penalty=penalty))
             case BlobReady(part):
@@ -324,6 +323,8 @@ class Node:
                 self._sampling.tick()
             case ("sync",):
                 self._sync.tick()
+            case ("wanting",):
+                self._learning.tick()
             case ("retention", bytes() as job):
                 self._lifecycle.expire(JobId(job))
             case ("ages",):
@@ -343,6 +344,7 @@ class Node:
         self._hosting.arm()
         self._timers.set(("sample",), self._sampling.deadline)
         self._timers.set(("sync",), self._sync.deadline)
+        self._timers.set(("wanting",), self._learning.deadline)
 
     # --- restart ---------------------------------------------------------------------------------------------------
     def _restore(self, saved: recovery.Recovered) -> None:

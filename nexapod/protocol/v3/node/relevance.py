@@ -18,7 +18,11 @@ OF_JOBS: Final[frozenset[Kind]] = frozenset(
     ("cancel", "placed", "settlement", "fault", "succession", "renewal", "admission", "beacon", "adoption")
 )
 """Kinds that are about a job as a whole, or about who its seats are."""
+CLOSING: Final[frozenset[Kind]] = frozenset(("cancel", "settlement"))
+"""Kinds that end a job."""
 OF_PEERS: Final[frozenset[Kind]] = frozenset(("profile", "offer"))
+START_BYTES: Final = 64
+"""A digest and an integer at the beginning of an array take no more, however they are written."""
 
 
 def job_named(unverified: Unverified) -> JobId | None:
@@ -34,8 +38,8 @@ def place_named(unverified: Unverified) -> int:
 
 
 def _start(raw: bytes, count: int) -> list[object]:
-    unpacker = msgpack.Unpacker(raw=False, max_buffer_size=len(raw) + 1)
-    unpacker.feed(raw)
+    unpacker = msgpack.Unpacker(raw=False, max_buffer_size=START_BYTES + 1)
+    unpacker.feed(raw[:START_BYTES])
     try:
         fields = unpacker.read_array_header()
         return [unpacker.unpack() for _ in range(min(count, fields))]

@@ -17,7 +17,7 @@ from nexapod.protocol.v3.node.hosting import Hosting
 from nexapod.protocol.v3.node.jobs import Jobs, Known
 from nexapod.protocol.v3.node.learning import Learning
 from nexapod.protocol.v3.node.lifecycle import Lifecycle
-from nexapod.protocol.v3.node.relevance import OF_JOBS, OF_PEERS, OF_TASKS, is_contained, job_named, place_named
+from nexapod.protocol.v3.node.relevance import CLOSING, OF_JOBS, OF_PEERS, OF_TASKS, is_contained, job_named, place_named
 from nexapod.protocol.v3.node.sampling import Sampling, author_of
 from nexapod.protocol.v3.node.sync import Sync
 from nexapod.protocol.v3.wire import statements
@@ -112,6 +112,8 @@ class Routing:
                 known = self._jobs.get(message.job)
                 if known is not None and peer in known.state.members():
                     known.engaged = True
+                if known is not None:
+                    self._follow_seats(peer, known, message.shard, message.epoch)
                 self._hosting.worker.on_message(peer, message)
             case Status() | AskLog():
                 self._hosting.worker.on_message(peer, message)
@@ -218,7 +220,8 @@ class Routing:
         known = self._jobs.get(job)
         if known is None:
             if self._jobs.has_ended(job):
-                self._learning.tell_gone(peer, job)
+                if unverified.kind not in CLOSING:
+                    self._learning.tell_gone(peer, job)
             elif peer != self._ctx.me:
                 self._learning.want(peer, [StatementId(job)])
         elif unverified.kind in OF_JOBS:
@@ -244,7 +247,19 @@ class Routing:
         if submission is not None:
             submission.on_statement(statement, peer)
         if for_worker:
+            self._follow_seats(peer, known, statement.body.shard, statement.body.epoch)
             self._hosting.worker.on_statement(statement, peer)
+
+    def _follow_seats(self, peer: PeerId, known: Known, shard: int, epoch: int) -> None:
+        """A peer speaks of an epoch that is not known here, or as a seat of the present one, which it is not by what is
+        known here: it is asked for the successions."""
+        state = known.state
+        if peer == self._ctx.me or shard >= state.spec.shards:
+            return
+        seats = state.seats(shard)
+        other = epoch == seats.epoch and peer in state.members() and peer not in seats.holders
+        if epoch > seats.epoch or other:
+            self._learning.want(peer, [StatementId(state.job)])
 
     def _kept(self, known: Known, unverified: Unverified) -> Statement | None:
         """The statement, if a steward here has checked and kept it."""

@@ -6,6 +6,8 @@ the one that has a job announces it, the one that knows it to be over says so.
 
 from __future__ import annotations
 
+from typing import Final
+
 from nexapod.protocol.types import JobId, Millis, PeerId, key_of_peer_id
 from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.context import Context
@@ -13,6 +15,9 @@ from nexapod.protocol.v3.node.jobs import Jobs
 from nexapod.protocol.v3.node.learning import Learning
 from nexapod.protocol.v3.wire import reconcile
 from nexapod.protocol.v3.wire.messages import Reconcile
+
+NEWCOMER_LINKS: Final = 3
+"""Of a node that may know nothing yet."""
 
 
 class Sync:
@@ -26,8 +31,11 @@ class Sync:
         self.deadline: Millis = ctx.now + limits.PEER_SYNC_MS
 
     def peer_up(self, peer: PeerId) -> None:
-        """One of the two begins; which, both know."""
-        if key_of_peer_id(self._ctx.me) < key_of_peer_id(peer):
+        """Whoever has few links compares at once; which of the two begins, both know, but a newcomer waits for nobody.
+        Where links are many, their turn comes soon enough."""
+        links = len(self._ctx.peers.links())
+        first = key_of_peer_id(self._ctx.me) < key_of_peer_id(peer)
+        if links <= NEWCOMER_LINKS or (first and links <= limits.CARD_LINKS_MAX):
             self._begin(peer)
         self._arm()
 

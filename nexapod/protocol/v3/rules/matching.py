@@ -5,8 +5,8 @@ What an owner's policy accepts is version 2's rule, unchanged.
 
 from __future__ import annotations
 
+from nexapod.protocol.image_names import registry_host
 from nexapod.protocol.matching import YES, Decision, Policy, accepts, capability
-from nexapod.protocol.statements import registry_host
 from nexapod.protocol.v3.types import JobSpec, Profile
 
 __all__ = ["YES", "Decision", "Policy", "accepts", "capability", "fitting_gpus", "satisfies"]

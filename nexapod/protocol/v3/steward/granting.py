@@ -108,10 +108,7 @@ class Granting:
         return LeaseItem(task, worker, None if given is None else given.id)
 
     def _checkpoint_for(self, task: int, worker: PeerId) -> Statement | None:
-        given = self._checkpoints.give(task, worker, lambda other: self._is_gone(task, other))
-        if given is None or (given.author != worker and not self._state.lineage.may_hand(task, worker)):
-            return None
-        return given
+        return self._checkpoints.give(task, worker, lambda other: self._is_gone(task, other))
 
     def _is_gone(self, task: int, worker: PeerId) -> bool:
         """It has neither a lease nor a result of the task, or its link is gone."""
@@ -143,7 +140,7 @@ class Granting:
             if given is None:
                 continue
             # On record even if it does not fit: the other seats say the same of it.
-            self._state.hand(item.task, item.worker, given.author)
+            self._state.hand(given)
             self._checkpoints.note_handed(given, item.worker)
             if len(given.envelope) <= room and len(found) < 64:
                 room -= len(given.envelope)

@@ -123,6 +123,8 @@ def entries_now(state: ShardState, task: int, before: RoundOf | None) -> tuple[F
     """What a freeze would list: what is frozen, and of each further group its first commit in the order of the draw."""
     kept = before.entries if before is not None else ()
     fresh = _fresh(state, task, kept)
+    if not kept and not fresh:
+        return ()
     place_of = {group: place for place, group in enumerate(state.job.lottery.draw(task))}
     admitted = {entry.worker: state.admitted(entry.worker) or entry.group for entry in (*kept, *fresh)}
     taken = {entry.group for entry in kept}
@@ -140,11 +142,10 @@ def _fresh(state: ShardState, task: int, kept: tuple[FreezeEntry, ...]) -> list[
     commits = state.evidence.commits(task)
     groups: dict[PeerId, Group] = {}
     for worker in state.committed(task):
-        group = state.present(worker)
-        if group is not None and worker not in known:
+        group = None if worker in known else state.present(worker)
+        if group is not None:
             groups[worker] = group
-    counted = state.counted_groups(task, groups)
-    return [FreezeEntry(worker, counted[worker], commits[worker].statement.id) for worker in groups]
+    return [FreezeEntry(worker, group, commits[worker].statement.id) for worker, group in groups.items()]
 
 
 # --- places --------------------------------------------------------------------------------------------------------
@@ -153,9 +154,8 @@ def _open(state: ShardState, task: int, facts: Facts) -> None:
     wanted = judging.wanted(facts.agree, facts.judgement)
     if wanted == 0:
         return
-    having = {entry.group for entry in facts.entries}
-    running = {lease.worker: lease.group for lease in table.firm if lease.worker not in soft.late}
-    having |= set(state.counted_groups(task, running).values())
+    having = _groups_of(state, task, facts)
+    having |= {lease.group for lease in table.firm if lease.worker not in soft.late}
     places = wanted + soft.extra - len(having)
     now = state.ctx.now
     bars = {worker: bar.until for worker, bar in table.bars if bar.until > now}
@@ -172,11 +172,17 @@ def _open(state: ShardState, task: int, facts: Facts) -> None:
         _note_idle(state, task)
 
 
+def _groups_of(state: ShardState, task: int, facts: Facts) -> set[Group]:
+    """Those that a freeze would count: of what was shown and rests on one checkpoint only one."""
+    shown = {one.worker: one.group for one in state.evidence.shown(task)}
+    return {shown.get(entry.worker, entry.group) for entry in facts.entries}
+
+
 def taken(state: ShardState, task: int, facts: Facts) -> frozenset[Group]:
     """Groups that have the task or had it, as far as this seat vouches for it: none of theirs may have it again."""
     groups = {entry.group for entry in facts.entries} | {lease.group for lease in state.leases[task].leases}
     workers = {lease.worker for lease in state.leases[task].leases} | set(state.committed(task))
-    workers |= {author for worker, author in state.lineage.workers(task) if worker in workers}
+    workers |= {author for worker in workers for author in state.evidence.rests_on(task, worker)}
     return frozenset(groups | {group for group in map(state.admitted, sorted(workers)) if group is not None})
 
 

@@ -12,7 +12,7 @@ from typing import Final
 
 from nexapod.protocol.types import Digest, JobId, Millis, PeerId, StatementId
 from nexapod.protocol.v3 import limits
-from nexapod.protocol.v3.steward import ranges
+from nexapod.protocol.v3.wire import reconcile
 from nexapod.protocol.v3.wire.messages import Message, Reconcile
 
 SOON_MS: Final = limits.BATCH_MS
@@ -66,7 +66,7 @@ class Replication:
 
     def tick(self, now: Millis, linked: Callable[[PeerId], bool]) -> None:
         due = [(peer, partner) for peer, partner in self._partners.items() if partner.due <= now]
-        mine = ranges.digest(self._ids()) if due else None
+        mine = reconcile.digest_of(self._ids()) if due else None
         for peer, partner in due:
             self._pace(partner, mine, now)
             if partner.agreed != mine and linked(peer):
@@ -89,29 +89,29 @@ class Replication:
                 partner.due = min(partner.due, now + limits.SEAT_SYNC_MS)
 
     def _ask(self, peer: PeerId) -> None:
-        self._send(peer, Reconcile(self._job, self._shard, b"", ranges.whole(self._ids())))
+        self._send(peer, Reconcile(self._job, self._shard, b"", reconcile.opening(self._ids())))
 
     def on_reconcile(self, peer: PeerId, message: Reconcile) -> None:
-        """Another seat's ranges: send what it lacks, and ask for what is missing here."""
+        """Another seat's ranges: send what it lacks, and ask for what is missing here. Raises PeerError."""
         partner = self._partners.get(peer)
         if partner is None:
             return
         ids = self._ids()
-        compared = ranges.compare(ids, message.start, message.ranges)
-        if compared.same:
+        step = reconcile.answer(ids, message.start, message.ranges, ask=True)
+        if not step.give and not step.ranges:
             self._same(peer, partner, message, ids)
             return
         if partner.answers >= ANSWERS_MAX:
             return
         partner.answers += 1
-        if compared.missing_there:
-            self._deliver(peer, compared.missing_there)
-        for start, finer in compared.answers:
-            self._send(peer, Reconcile(self._job, self._shard, start, finer))
+        if step.give:
+            self._deliver(peer, step.give)
+        if step.ranges:
+            self._send(peer, Reconcile(self._job, self._shard, step.start, step.ranges))
 
     def _same(self, peer: PeerId, partner: _Partner, message: Reconcile, ids: Sequence[StatementId]) -> None:
         everything = message.start == b"" and len(message.ranges) == 1 and not message.ranges[0].end
-        mine = ranges.digest(ids)
+        mine = reconcile.digest_of(ids)
         if everything and partner.agreed != mine:
             # Said back once, so that the other one knows it too and need not ask again.
             partner.agreed = mine

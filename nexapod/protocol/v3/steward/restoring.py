@@ -9,11 +9,10 @@ from collections.abc import Iterable
 
 from nexapod.protocol.errors import PeerError
 from nexapod.protocol.records import Record
-from nexapod.protocol.types import peer_id_of_key
 from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.evidence import Added
 from nexapod.protocol.v3.steward.checkpoints import Checkpoints
-from nexapod.protocol.v3.steward.state import CHECKPOINT_RECORD, EVIDENCE_RECORD, LINEAGE_RECORD, ShardState
+from nexapod.protocol.v3.steward.state import CHECKPOINT_RECORD, EVIDENCE_RECORD, ShardState
 from nexapod.protocol.v3.wire import fields, statements
 from nexapod.protocol.v3.wire.statements import Statement
 
@@ -69,6 +68,3 @@ def _read(
             statement = statements.decode(record.value, state.ctx.verify)
             checkpoints.restore(statement)
             kept.append((statement, False, []))
-        case k if k == LINEAGE_RECORD:
-            task = int.from_bytes(record.key[36:40], "big")
-            state.lineage.hand(task, peer_id_of_key(record.key[40:72]), peer_id_of_key(record.value))

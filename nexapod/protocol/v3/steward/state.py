@@ -5,13 +5,12 @@ What is kept for ever is in the evidence; everything else here may be lost in a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from nexapod.protocol.records import Record
 from nexapod.protocol.timers import Timers
-from nexapod.protocol.types import JobId, Millis, PeerId, StatementId, key_of_peer_id
+from nexapod.protocol.types import JobId, Millis, PeerId, StatementId
 from nexapod.protocol.v3.context import Context
 from nexapod.protocol.v3.evidence import ShardEvidence
 from nexapod.protocol.v3.job import JobState
@@ -22,7 +21,6 @@ from nexapod.protocol.v3.steward.batching import Pronounced
 from nexapod.protocol.v3.steward.claims import Claims
 from nexapod.protocol.v3.steward.judging import RoundOf
 from nexapod.protocol.v3.steward.leases import LeaseTable
-from nexapod.protocol.v3.steward.lineage import Lineage
 from nexapod.protocol.v3.steward.signed import Signed
 from nexapod.protocol.v3.types import Group
 from nexapod.protocol.v3.wire import fields
@@ -32,8 +30,6 @@ EVIDENCE_RECORD: Final = "steward.evidence"
 """Key: job, shard, statement. Value: msgpack [a commit seen on its worker's own link?, tasks of it not leased here,
 envelope]."""
 CHECKPOINT_RECORD: Final = "steward.checkpoint"
-LINEAGE_RECORD: Final = "steward.lineage"
-"""Key: job, shard, task, worker's key. Value: the key of the worker whose checkpoint it was handed."""
 NOTES_MAX: Final = 8
 
 
@@ -76,7 +72,6 @@ class ShardState:
         self.evidence = ShardEvidence(job, shard)
         self.leases = LeaseTable()
         self.claims = Claims(self._worth)
-        self.lineage = Lineage()
         self.signed = Signed()
         self.timers = Timers()
         self.soft: dict[int, SoftTask] = {}
@@ -156,10 +151,6 @@ class ShardState:
         commit = self.evidence.commit_of(task, worker)
         return commit is not None and commit.direct and (task, worker) not in self.unleased
 
-    def counted_groups(self, task: int, workers: Mapping[PeerId, Group]) -> dict[PeerId, Group]:
-        """The groups in which these count for a task: those joined by a checkpoint are one."""
-        return self.lineage.groups(task, workers, self.admitted)
-
     def wake(self, name: tuple[str, int], when: Millis) -> None:
         """Look at a task (or at something of the shard) again then, or before."""
         self.timers.set(name, when)
@@ -186,8 +177,8 @@ class ShardState:
         key = record_prefix(self.job.job, self.shard) + id
         self.ctx.save(Record(CHECKPOINT_RECORD, key, None if statement is None else statement.envelope))
 
-    def hand(self, task: int, worker: PeerId, author: PeerId) -> None:
-        """A worker is handed another's checkpoint: on record before it hears of it."""
-        if self.lineage.hand(task, worker, author):
-            key = record_prefix(self.job.job, self.shard) + task.to_bytes(4, "big") + key_of_peer_id(worker)
-            self.ctx.save(Record(LINEAGE_RECORD, key, key_of_peer_id(author)))
+    def hand(self, checkpoint: Statement) -> None:
+        """A worker is handed a checkpoint: it is kept for as long as the job is, so that whose result rests on whose
+        can be told when they are shown."""
+        if self.evidence.want(checkpoint):
+            self.save(checkpoint)

@@ -387,8 +387,21 @@ class Steward:
         self._replication.with_seats(state.others, self._ctx.now)
         for peer in newcomers if was_holder else ():
             self._ctx.deliver(peer, self._checkpoints.ready(), state.job.addrs(peer))
+        if was_holder:
+            self._tell_workers([peer for peer in state.seats.holders if peer not in newcomers])
         self._ctx.trace("seats_changed", job=state.job.job, shard=state.shard, epoch=state.seats.epoch)
         self._touch(self.evidence.tasks)
+
+    def _tell_workers(self, staying: Sequence[PeerId]) -> None:
+        """The first of the seats that stayed tells the workers; whoever misses it asks when it hears of the epoch."""
+        state = self._state
+        if not staying or staying[0] != self._ctx.me:
+            return
+        succession = state.job.get(state.seats.id)
+        workers = (*self._telling.workers(self.evidence.tasks), *(claim.worker for claim in state.claims))
+        for worker in dict.fromkeys(workers) if succession is not None else ():
+            if self._ctx.peers.linked(worker):
+                self._ctx.deliver(worker, (succession,))
 
     def _adopted_more(self) -> None:
         state = self._state

@@ -258,7 +258,7 @@ class Stewardship:
 
     def _asking(self, part: Part) -> list[int]:
         """Shards whose machines need the blob: thousands may be here, few of them do."""
-        named = dict.fromkeys(which for _, job, which in self._ctx.owners(part.blob) if job == self._job.job)
+        named = dict.fromkeys(which for _, _, which in self._ctx.owners(part.blob, self._job.job))
         return [shard for shard in named if shard in self._stewards]
 
     # --- time --------------------------------------------------------------------------------------------------------

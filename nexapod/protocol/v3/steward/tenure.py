@@ -470,7 +470,8 @@ class Tenure:
                 self._brief(peer, body.shard)
         for peer in dict.fromkeys((*body.holders, *self._job.members(), *self._job.owners)):
             if peer != self._ctx.me and self.presence.silent_since(peer) is None:
-                self._ctx.deliver(peer, (statement,), self._job.addrs(peer))
+                told = (statement, *self._job.overruled(body.shard))
+                self._ctx.deliver(peer, told, self._job.addrs(peer))
         self._ctx.trace("seats_changed", job=self._job.job, shard=body.shard, epoch=body.epoch, holders=body.holders)
 
     def _is_signed(self, statement: Statement, seats: Seats) -> bool:

@@ -225,14 +225,11 @@ class Voting:
         state = self._state
         known = frozenset(frozen.entries) if frozen is not None else frozenset()
         fresh = [entry for entry in proposed.entries if entry not in known]
-        groups = {entry.worker: state.admitted(entry.worker) for entry in fresh}
-        admitted = {worker: group for worker, group in groups.items() if group is not None}
-        counted = state.counted_groups(task, admitted)
         for entry in fresh:
             commit = state.evidence.commit_of(task, entry.worker)
             if commit is None or commit.statement.id != entry.commit or not state.counts(task, entry.worker):
                 return "wait"
-            if counted.get(entry.worker) != entry.group:
+            if state.admitted(entry.worker) != entry.group:
                 return "wait"
         place_of = {group: place for place, group in enumerate(state.job.lottery.draw(task))}
         group_of = {entry.worker: state.admitted(entry.worker) or entry.group for entry in proposed.entries}
@@ -253,7 +250,7 @@ class Voting:
         rounds = [round_of(named.body, one) for one in named.body.items if one.task == task]
         if rounds != [written(frozen)]:
             return "wait"
-        if state.evidence.error_in(item, body) is not None or not self._missing(task, item):
+        if state.evidence.error_in(item, body, joined=True) is not None or not self._missing(task, item):
             return "wait"
         if item.outcome == "failed":
             return "sign" if self._fails(task) else "wait"

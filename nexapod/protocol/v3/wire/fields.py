@@ -47,6 +47,25 @@ def pack(value: Raw) -> bytes:
 
 def unpack(data: bytes, size_max: int) -> Raw:
     """A raw value from bytes of at most `size_max`. Raises PeerError on anything else, never another error."""
+    value = _parsed(data, size_max)
+    _check_depth(value)
+    return value
+
+
+def unpacked(data: bytes, size_max: int, decode: Callable[[Raw], T]) -> T:
+    """What a schema makes of bytes. Raises PeerError like `unpack`, and as the schema does.
+
+    No schema reads as deep as NESTING_MAX: what one takes is not too deep, so only what it refuses is looked at again.
+    """
+    value = _parsed(data, size_max)
+    try:
+        return decode(value)
+    except PeerError:
+        _check_depth(value)
+        raise
+
+
+def _parsed(data: bytes, size_max: int) -> Raw:
     size = len(data)
     if size > size_max:
         raise PeerError("too-large", f"{size} bytes, at most {size_max} allowed")
@@ -67,9 +86,12 @@ def unpack(data: bytes, size_max: int) -> Raw:
     # an unexpected map key as TypeError, and a timestamp out of range as OverflowError.
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
         raise PeerError("not-msgpack", type(error).__name__) from None
+    return value
+
+
+def _check_depth(value: Raw) -> None:
     if _too_deep(value):
         raise PeerError("not-msgpack", f"more than {limits.NESTING_MAX} arrays inside one another")
-    return value
 
 
 def _too_deep(value: Raw) -> bool:
@@ -89,9 +111,12 @@ class Pairs(tuple[tuple[Raw, Raw], ...]):
 
 
 _CONTAINERS = (list, Pairs)
+_EMPTY = Pairs()
 
 
 def _pairs(items: list[tuple[Raw, Raw]]) -> Pairs:
+    if not items:
+        return _EMPTY
     if any(isinstance(part, _CONTAINERS) for pair in items for part in pair):
         raise ValueError("a map holds no arrays and no maps")
     return Pairs(items)
@@ -289,6 +314,8 @@ def _path(value: Raw) -> str:
 def _extensions(value: Raw) -> tuple[tuple[int, bytes], ...]:
     if type(value) is not Pairs:
         raise wrong("a map", value)
+    if not value:
+        return ()
     keys = [key for key, _ in value]
     if any(type(key) is not int or not 0 <= key <= 255 for key in keys) or keys != sorted(set(keys)):
         raise PeerError("bad-field", "an extension's key is an integer in [0, 255]; each once, in order")

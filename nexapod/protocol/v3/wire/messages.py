@@ -25,6 +25,7 @@ from nexapod.protocol.v3.wire.fields import (
     U32,
     U63,
     Extensions,
+    Raw,
     array,
     binary,
     choice,
@@ -434,7 +435,10 @@ def encode(message: Message) -> bytes:
 
 def decode(frame: bytes) -> Message:
     """Any bytes to a Message, or PeerError."""
-    raw = fields.unpack(frame, limits.FRAME_BYTES_MAX)
+    return fields.unpacked(frame, limits.FRAME_BYTES_MAX, _message)
+
+
+def _message(raw: Raw) -> Message:
     if type(raw) is not list or len(raw) != 2:
         raise PeerError("bad-message", "not a list of two")
     code, parts = raw

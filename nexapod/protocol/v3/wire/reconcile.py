@@ -63,15 +63,21 @@ def opening(ids: Sequence[StatementId]) -> tuple[Range, ...]:
 
 
 def answer(
-    ids: Sequence[StatementId], start: bytes, ranges: Sequence[Range], bytes_max: int = ANSWER_BYTES_MAX
+    ids: Sequence[StatementId],
+    start: bytes,
+    ranges: Sequence[Range],
+    bytes_max: int = ANSWER_BYTES_MAX,
+    *,
+    ask: bool = False,
 ) -> Step:
     """What to say to somebody's ranges. `ids`: the own set, sorted, each once.
 
-    `bytes_max` bounds the answer's ranges on the wire; never below FRONT_BYTES. Raises PeerError when the ranges do
-    not ascend or list ids that do not lie in them.
+    `bytes_max` bounds the answer's ranges on the wire; never below FRONT_BYTES. `ask`: the answer's ranges also ask for
+    what is wanted; else that is to be asked for by other means. Raises PeerError when the ranges do not ascend or list
+    ids that do not lie in them.
     """
     _check(start, ranges)
-    return _Answer(ids, start, bytes_max).of(ranges)
+    return _Answer(ids, start, bytes_max, ask=ask).of(ranges)
 
 
 def _check(start: bytes, ranges: Sequence[Range]) -> None:
@@ -121,8 +127,9 @@ class _Answer:
     """One answer as it grows. Ranges that need no more talk are passed over: before the first that differs they are
     left out, between two that differ they are told as the other has them, so that it passes over them too."""
 
-    def __init__(self, ids: Sequence[StatementId], start: bytes, bytes_max: int) -> None:
+    def __init__(self, ids: Sequence[StatementId], start: bytes, bytes_max: int, *, ask: bool) -> None:
         self._ids = ids
+        self._ask = ask
         self._at = start
         self._start = start
         self._left = max(bytes_max, FRONT_BYTES)
@@ -136,10 +143,13 @@ class _Answer:
         for asked in ranges:
             mine = self._until(asked.end)
             if asked.ids is not None or asked.count == 0:
-                self._compare(mine, asked.ids or ())
+                fits = self._compare(mine, asked.ids or (), asked.end)
             elif (asked.count, asked.digest) == (len(mine), digest_of(mine)):
                 self._passed += mine
-            elif not self._refine(mine, asked.end):
+                fits = True
+            else:
+                fits = self._say_all(list(_finer(mine, asked.end)))
+            if not fits:
                 self._leave_coarse(ranges[-1].end)
                 break
             self._at = asked.end
@@ -150,15 +160,23 @@ class _Answer:
         upper = len(self._ids) if end == b"" else bisect_left(self._ids, end)
         return self._ids[bisect_left(self._ids, self._at) : upper]
 
-    def _compare(self, mine: Sequence[StatementId], theirs: Sequence[StatementId]) -> None:
+    def _compare(self, mine: Sequence[StatementId], theirs: Sequence[StatementId], end: bytes) -> bool:
+        """False when what is wanted is to be asked for, and that does not fit."""
         here, there = frozenset(mine), frozenset(theirs)
+        wanted = [id for id in theirs if id not in here]
+        if self._ask and wanted:
+            # Listing no more than both have asks for the others, and for no answer beyond them.
+            both = tuple(id for id in theirs if id in here)
+            if not self._say_all([Range(end, len(both), digest_of(both), both)]):
+                return False
+        else:
+            self._passed += theirs
         self._give += [id for id in mine if id not in there]
-        self._want += [id for id in theirs if id not in here]
-        self._passed += theirs
+        self._want += wanted
+        return True
 
-    def _refine(self, mine: Sequence[StatementId], end: bytes) -> bool:
-        """False when it would not fit: then nothing is said of it yet."""
-        finer = list(_finer(mine, end))
+    def _say_all(self, finer: Sequence[Range]) -> bool:
+        """False when they would not fit: then nothing is said of them yet."""
         # With room for what was passed over before it, and for a coarse rest after it.
         ranges, size = len(self._said) + len(finer) + 2, sum(map(_cost, finer)) + 2 * RANGE_BYTES
         if self._said and (ranges > RANGES_MAX or size > self._left):

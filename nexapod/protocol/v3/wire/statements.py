@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Final, Literal, Protocol, TypeAlias
 
 from nexapod.protocol.errors import PeerError
@@ -21,7 +21,7 @@ from nexapod.protocol.types import Digest, File, JobId, PeerId, StatementId, key
 from nexapod.protocol.v3 import limits, types
 from nexapod.protocol.v3.wire import bodies, fields
 from nexapod.protocol.v3.wire.bodies import Body
-from nexapod.protocol.v3.wire.fields import Check
+from nexapod.protocol.v3.wire.fields import Check, Raw
 
 Kind: TypeAlias = Literal[
     "profile",
@@ -213,7 +213,7 @@ def body_size(body: Body) -> int:
 
 
 # --- decoding ------------------------------------------------------------------------------------------------------
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Unverified:
     """An envelope whose frame is right: what it says of itself before any signature is checked."""
 
@@ -222,14 +222,17 @@ class Unverified:
     signatures: tuple[tuple[bytes, bytes], ...]
     """(author's key, signature)."""
 
-    @property
+    @cached_property
     def id(self) -> StatementId:
         return _id(self.kind, None if self.kind in COSIGNED else self.signatures[0][0], self.raw)
 
 
 def read(envelope: bytes) -> Unverified:
     """The frame of an envelope, so that relevance can be decided before a signature is checked. Raises PeerError."""
-    raw = fields.unpack(envelope, limits.ENVELOPE_BYTES_MAX)
+    return fields.unpacked(envelope, limits.ENVELOPE_BYTES_MAX, _frame)
+
+
+def _frame(raw: Raw) -> Unverified:
     if type(raw) is not list or len(raw) != 4:
         raise PeerError("bad-envelope", "not a list of four")
     version, code, body, signed = raw
@@ -264,7 +267,7 @@ def verified(unverified: Unverified, verify: Verify) -> Statement:
     pairs = tuple((peer_id_of_key(key), signature) for key, signature in unverified.signatures)
     if not all(_holds(peer, data, signature, verify) for peer, signature in pairs):
         raise PeerError("bad-signature", penalty=50)
-    body = SCHEMAS[kind].decode(fields.unpack(raw, limits.ENVELOPE_BYTES_MAX))
+    body = fields.unpacked(raw, limits.ENVELOPE_BYTES_MAX, SCHEMAS[kind].decode)
     return Statement(unverified.id, kind, body, raw, pairs)
 
 

@@ -95,6 +95,11 @@ class Asking:
         self.bidding.peer_up(peer, self._prospects)
         self.look()
 
+    def peer_down(self, peer: PeerId) -> None:
+        """A link is gone, or could not be made."""
+        self.claiming.peer_down(peer)
+        self.bidding.peer_down(peer)
+
     def forget_job(self, job: JobId) -> None:
         """The job is over."""
         self.claiming.forget_job(job)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from nexapod.protocol.types import JobId, Millis, PeerId, StatementId
@@ -22,6 +22,8 @@ FRESH_MAX: Final = 32
 class _Standing:
     said: Millis
     gate: StatementId
+    queued: frozenset[PeerId] = frozenset()
+    """Seats that hear it once their links come up."""
 
     @property
     def until(self) -> Millis:
@@ -69,8 +71,7 @@ class Bidding:
             if len(fresh) >= FRESH_MAX:
                 self._room_at = min(fresh)
                 break
-            self._say(prospect)
-            said = self._standing[prospect.job] = _Standing(now, gate)
+            said = self._standing[prospect.job] = _Standing(now, gate, self._say(prospect))
             fresh.append(said.fresh_until)
 
     def _turn(self, prospect: Prospect) -> tuple[int, bool]:
@@ -80,14 +81,24 @@ class Bidding:
     def peer_up(self, peer: PeerId, prospects: Mapping[JobId, Prospect]) -> None:
         """A link is back: a gate's seat forgets the bid of a worker whose link breaks."""
         for job in [job for job in self._standing if peer in prospects[job].state.gate().holders]:
-            del self._standing[job]
+            standing = self._standing[job]
+            if peer in standing.queued:
+                self._standing[job] = replace(standing, queued=standing.queued - {peer})
+            else:
+                del self._standing[job]
+
+    def peer_down(self, peer: PeerId) -> None:
+        """What waited for its link is lost."""
+        for job, standing in self._standing.items():
+            if peer in standing.queued:
+                self._standing[job] = replace(standing, queued=standing.queued - {peer})
 
     def forget(self, job: JobId) -> None:
         """The job is over, or has admitted this worker."""
         self._standing.pop(job, None)
         self._times.pop(job, None)
 
-    def _say(self, prospect: Prospect) -> None:
+    def _say(self, prospect: Prospect) -> frozenset[PeerId]:
         self._times[prospect.job] += 1
         self._ctx.trace("bid_sent", job=prospect.job)
-        prospect.tell(self._ctx, 0, Bid(prospect.job))
+        return prospect.tell(self._ctx, 0, Bid(prospect.job))

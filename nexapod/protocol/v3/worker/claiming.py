@@ -43,6 +43,8 @@ class Standing:
     room: int
     since: Millis
     said: Said | None = None
+    queued: frozenset[PeerId] = frozenset()
+    """Seats that hear it once their links come up."""
     is_stale: bool = False
     """That it is has been noticed."""
 
@@ -132,8 +134,15 @@ class Claiming:
     def peer_up(self, peer: PeerId) -> None:
         """A link is back: a seat forgets the claim of a worker whose link breaks."""
         for (job, shard), standing in self._standing.items():
-            if peer in self._prospects[job].state.seats(shard).holders:
+            if peer in standing.queued:
+                standing.queued -= {peer}
+            elif peer in self._prospects[job].state.seats(shard).holders:
                 standing.said = None
+
+    def peer_down(self, peer: PeerId) -> None:
+        """What waited for its link is lost."""
+        for standing in self._standing.values():
+            standing.queued -= {peer}
 
     def forget_job(self, job: JobId) -> None:
         for place in [place for place in self._standing if place[0] == job]:
@@ -154,7 +163,7 @@ class Claiming:
         )
         standing.said = Said(self._ctx.now, standing.room, holding, self._seats(place))
         self._ctx.trace("claim_sent", job=job, shard=shard, room=standing.room)
-        prospect.tell(self._ctx, shard, claim)
+        standing.queued = prospect.tell(self._ctx, shard, claim)
 
     def _seats(self, place: Place) -> StatementId:
         return self._prospects[place[0]].state.seats(place[1]).id

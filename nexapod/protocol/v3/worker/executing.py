@@ -68,11 +68,14 @@ class Executing:
     # --- beginning -------------------------------------------------------------------------------------------------
     def start(self) -> None:
         """Begin what has a slot, and its inputs here; what was granted first, first."""
-        waiting = [(state.since, attempt.task, attempt) for attempt, state in self._attempts.in_state(Granted)]
+        waiting = self._attempts.in_state(Granted)
         if self.profile is None or not waiting:
             return
         taken = running_specs(self._prospects, self._attempts)
-        for _, _, attempt in sorted(waiting, key=lambda entry: entry[:2]):
+        if len(taken) >= self.profile.slots:
+            return
+        waiting.sort(key=lambda entry: (entry[1].since, entry[0].task.job, entry[0].task.index))
+        for attempt, _ in waiting:
             if len(taken) >= self.profile.slots:
                 return
             prospect = self._prospects[attempt.task.job]

@@ -9,7 +9,7 @@ from nexapod.protocol.v3.context import Context
 from nexapod.protocol.v3.job import JobState
 from nexapod.protocol.v3.rules.matching import Decision
 from nexapod.protocol.v3.types import JobSpec
-from nexapod.protocol.v3.wire.messages import Message
+from nexapod.protocol.v3.wire.messages import Message, Want
 
 COOLING_DOUBLINGS: int = 4
 
@@ -36,6 +36,11 @@ class Prospect:
     told: dict[PeerId, Millis] = field(default_factory=dict)
     """When a member of the panel that did not know the job was last given it."""
 
+    asked: int = 0
+    """How often another member of the panel was asked because no seat was there."""
+    unreached: int = 0
+    """How often in a row no seat had a link when something was said: the first time may be what dials them."""
+
     @property
     def job(self) -> JobId:
         return self.state.job
@@ -48,10 +53,25 @@ class Prospect:
     def submitter(self) -> PeerId:
         return self.state.submitter
 
-    def tell(self, ctx: Context, shard: int, message: Message) -> None:
-        """Say something to each seat of a shard."""
-        for seat in self.state.seats(shard).holders:
+    def tell(self, ctx: Context, shard: int, message: Message) -> frozenset[PeerId]:
+        """Say something to each seat of a shard. Returns those that have to be dialled first: they hear it when their
+        links come up."""
+        holders = self.state.seats(shard).holders
+        for seat in holders:
             ctx.send(seat, message, self.state.addrs(seat))
+        unlinked = frozenset(seat for seat in holders if not ctx.peers.linked(seat))
+        self.unreached = self.unreached + 1 if len(unlinked) == len(holders) else 0
+        if self.unreached > 1:
+            self._ask_another(ctx, holders)
+        return unlinked
+
+    def _ask_another(self, ctx: Context, holders: tuple[PeerId, ...]) -> None:
+        """None of the seats is there: they may have been replaced, and another member of the panel knows by whom."""
+        others = [peer for peer in self.state.members() if peer not in holders and peer != ctx.me]
+        if others:
+            member = others[self.asked % len(others)]
+            self.asked += 1
+            ctx.send(member, Want((self.job,)), self.state.addrs(member))
 
     def sources(self, shard: int) -> tuple[PeerId, ...]:
         """Who has the inputs of a shard's tasks, in order of preference."""

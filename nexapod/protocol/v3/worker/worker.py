@@ -294,6 +294,7 @@ class Worker:
 
     def peer_down(self, peer: PeerId) -> None:
         """Nothing ends: seats that are gone are replaced, and what is held stays held."""
+        self._asking.peer_down(peer)
 
     # --- inputs ----------------------------------------------------------------------------------------------------
     def blob_ready(self, part: Part) -> None:

@@ -31,6 +31,7 @@ from nexapod.sim.v3.liars.envelopes import message_of, statements_of
 from nexapod.sim.v3.liars.repeating import Repeating
 
 MODULE: Final = blob_of(b"a module that nobody has")
+JUNK_TASKS: Final = 20_000
 
 
 class Garbage(Repeating):
@@ -91,7 +92,7 @@ class JobFlood(Repeating):
             types.Offer("sim", 1, ("/ip4/203.0.113.1/tcp/1",), 1 << 40, 10_000, 1 << 50), signer
         )
         spec = types.JobSpec(
-            "sim", "junk", self.rng.bytes(16), 0, types.Run("wasm", module=MODULE), 1_000_000, (offer.envelope,)
+            "sim", "junk", self.rng.bytes(16), 0, types.Run("wasm", module=MODULE), JUNK_TASKS, (offer.envelope,)
         )
         job = statements.make(spec, signer)
         placed = statements.make(bodies.Placed(JobId(job.id), Digest(bytes(32))), signer)

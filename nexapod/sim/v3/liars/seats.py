@@ -194,9 +194,13 @@ class Walker(Repeating):
             if statement.kind == "succession" and statement.body.shard == 0:
                 self._note(statement)
 
+    def speaks(self, node: Node, effects: list[Effect]) -> list[Effect]:
+        """Nobody hears from it that it holds nothing any more."""
+        return rewritten(effects, "succession", lambda statement: statement if statement.id in self._own else None)
+
     def _note(self, statement: Statement) -> None:
         body: Succession = statement.body
-        if body.epoch > self._seats.get(body.job, (0, body.job))[0]:
+        if body.epoch >= self._seats.get(body.job, (0, body.job))[0] and statement.id not in self._own:
             self._seats[body.job] = (body.epoch, statement.id)
 
     def attack(self, node: Node) -> list[Effect]:
@@ -207,8 +211,8 @@ class Walker(Repeating):
                 continue
             body = Succession(job, 0, epoch + 1, (self.me,), "caretaker", previous)
             statement = statements.make(body, self.signer)
+            self._seats[job] = (body.epoch, statement.id)
             self._own.add(statement.id)
-            self._note(statement)
             sent += _to_all(self, body)
         return sent
 
