@@ -318,7 +318,7 @@ class JobState:
         """What all seats of a shard should know of the job, in an order in which `add` takes it: who they are and what
         they have adopted; the gate's also whom it has admitted, and what of that it may adopt."""
         adoptions = self._adoptions.get(shard)
-        found = [*self._panels.counting(), *self._successions.chain(shard)]
+        found = [*self._panels.counting(), *self._successions.chain(shard), *self._successions.overruled(shard)]
         found += [] if adoptions is None else adoptions.counting()
         if shard == GATE:
             adoptable = [self._admissions.get(id) for id in self.adoptable_admissions()]

@@ -43,7 +43,7 @@ FLOODS: Final = (
     "leech",
     "newcomer",
 )
-UPKEEP: Final = ("Hello", "Sample", "Probe", "Alive", "Announce")
+UPKEEP: Final = ("Hello", "Sample", "Probe", "Alive", "Announce", "Sync")
 FAULTS_FROM_MS: Final = 500
 
 

@@ -66,6 +66,8 @@ DOOMED_FOR_MS: Final = 2_000
 SUBMIT_CHECK_MS: Final = 5_000
 AFTERMATH_MS: Final = 20_000
 """How long the world goes on once every job is over: nothing may go wrong then either."""
+_NIL: Final = 0xC0
+"""In msgpack."""
 NodeFactory: TypeAlias = Callable[..., Node]
 
 
@@ -511,7 +513,7 @@ class World:
         stats = self.stats
         stats.sent += 1
         stats.sent_bytes += len(frame)
-        kind = messages.KINDS[frame[1]] if len(frame) > 1 and frame[1] < len(messages.KINDS) else "garbage"
+        kind = _kind(frame)
         stats.by_kind[kind] = stats.by_kind.get(kind, 0) + 1
         stats.bytes_by_kind[kind] = stats.bytes_by_kind.get(kind, 0) + len(frame)
         self._trace.update(b"send%d" % self.now + peer.encode() + frame)
@@ -590,7 +592,7 @@ class World:
         match notice:
             case JobAccepted(job):
                 self._accepted(machine, job)
-            case JobPlaced(job):
+            case JobPlaced(job, holders) if holders != (machine.peer,):
                 self._placed(machine, self.specs[job])
             case JobSettled(job):
                 known = self.specs[job]
@@ -635,6 +637,14 @@ class World:
     def say(self, machine: Machine, text: str) -> None:
         if self._tell is not None:
             self._tell(f"{self.now:>8} {machine.index:>3} {text}")
+
+
+def _kind(frame: bytes) -> str:
+    """The message's name; comparing the sets of all jobs, which is about no job, is told apart."""
+    if len(frame) < 4 or frame[1] >= len(messages.KINDS):
+        return "garbage"
+    kind = messages.KINDS[frame[1]]
+    return "Sync" if kind == "Reconcile" and frame[3] == _NIL else kind
 
 
 def _shown_event(world: World, event: Event) -> str:

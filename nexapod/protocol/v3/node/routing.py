@@ -262,19 +262,24 @@ class Routing:
             self._learning.want(peer, [StatementId(state.job)])
 
     def _kept(self, known: Known, unverified: Unverified) -> Statement | None:
-        """The statement, if a steward here has checked and kept it."""
-        stewardship = self._hosting.stewardships.get(known.state.job)
-        place = place_named(unverified)
+        """The statement, if a steward or the submission here has checked and kept it."""
+        job, place = known.state.job, place_named(unverified)
         shard = place // limits.SHARD_TASKS if unverified.kind == "checkpoint" else place
-        if stewardship is None or not 0 <= shard < known.state.spec.shards:
+        if not 0 <= shard < known.state.spec.shards:
             return None
-        steward = stewardship.steward(shard)
-        return None if steward is None else steward.evidence.get(unverified.id)
+        stewardship, submission = self._hosting.stewardships.get(job), self._hosting.submissions.get(job)
+        steward = None if stewardship is None else stewardship.steward(shard)
+        found = None if steward is None else steward.evidence.get(unverified.id)
+        if found is None and submission is not None:
+            return submission.kept(shard, unverified.id)
+        return found
 
     def _read(self, peer: PeerId, unverified: Unverified, kept: Statement | None) -> Statement | None:
         """The checked statement, with the signatures that came. Of one that is kept they cost nothing again; that it
         came on this link, and with how many, still says something of its sender."""
         if kept is not None and is_contained(unverified, kept):
+            if len(unverified.signatures) == len(kept.signatures):
+                return kept
             return keep_signers(kept, (peer_id_of_key(key) for key, _ in unverified.signatures))
         return self.check(peer, unverified)
 

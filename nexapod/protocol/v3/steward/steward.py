@@ -50,10 +50,12 @@ class Steward:
         self._voting = Voting(self._state, self._outputs, self._leading, self._fold)
         self._telling = Telling(self._state)
         self._collecting = Collecting(ctx, job, shard, self.evidence, lambda: self.leased)
-        self._replication = Replication(job.job, shard, self.evidence.ids, self._send, self._hand_over)
+        self._replication = Replication(job.job, shard, self._ids, self._send, self._hand_over)
         self._seats = job.seats(shard)
         self._adopted = job.adopted(shard)
         self._job_version = job.version
+        self._wanted_at: dict[PeerId, Millis] = {}
+        """When members were last asked for what makes them see other seats than this node does."""
         self._news = False
         """Something has been learnt that proposals may have waited for."""
         self._unassigned = False
@@ -77,6 +79,8 @@ class Steward:
             case messages.Release():
                 self._granting.on_release(peer, message)
             case messages.Lease():
+                if message.epoch > state.seats.epoch or not state.active:
+                    self._want_job(peer)
                 if peer in holders and state.active:
                     self._leading.spoke(peer)
                     self._granting.on_lease(message)
@@ -86,6 +90,8 @@ class Steward:
             case messages.Reconcile():
                 if peer in holders:
                     self._replication.on_reconcile(peer, message)
+                if peer not in holders or not state.active:
+                    self._want_job(peer)
             case messages.Collect():
                 self._collecting.on_collect(peer, message)
             case messages.Inspect():
@@ -99,6 +105,14 @@ class Steward:
         if answers:
             self._telling.prove(worker, answers)
             self._ctx.send(worker, Status(self._state.job.job, self._state.shard, tuple(answers)))
+
+    def _want_job(self, peer: PeerId) -> None:
+        """A member takes this node for a seat, or itself, that is none here: a succession is missing on one side."""
+        job, now = self._state.job, self._ctx.now
+        last = self._wanted_at.get(peer)
+        if job.was_member(peer) and not job.closed and (last is None or now - last >= limits.ASK_AGAIN_MS):
+            self._wanted_at[peer] = now
+            self._send(peer, messages.Want((job.statement.id,)))
 
     def _on_inspect(self, peer: PeerId, message: messages.Inspect) -> None:
         """For people: of those who have to do with the job."""
@@ -208,6 +222,8 @@ class Steward:
     # --- cosigned --------------------------------------------------------------------------------------------------
     def _on_cosigned(self, statement: Statement, sender: PeerId) -> None:
         counted = self._state.job.counts(statement)
+        if statement.body.epoch > self._state.seats.epoch:
+            self._want_job(sender)
         if not counted and sender != self._ctx.me and not self._state.job.was_member(sender):
             return
         known = self.evidence.get(statement.id)
@@ -551,11 +567,17 @@ class Steward:
     def _send(self, peer: PeerId, message: Message) -> None:
         self._ctx.send(peer, message, self._state.job.addrs(peer))
 
+    def _ids(self) -> list[StatementId]:
+        """What all seats should hold alike, sorted: the evidence, and what the job says of the shard."""
+        return sorted([*self.evidence.ids(), *(one.id for one in self._state.job.about(self._state.shard))])
+
     def _hand_over(self, peer: PeerId, ids: Sequence[StatementId]) -> None:
         """Statements that another seat lacks."""
+        lacking = frozenset(ids)
+        about = [one for one in self._state.job.about(self._state.shard) if one.id in lacking]
         found = [statement for id in ids if (statement := self.evidence.get(id)) is not None]
         found.sort(key=lambda statement: (restoring.RANK.get(statement.kind, 9), statement.id))
-        self._ctx.deliver(peer, found, self._state.job.addrs(peer))
+        self._ctx.deliver(peer, [*about, *found], self._state.job.addrs(peer))
 
     def restore(self, records: Sequence[Record]) -> None:
         """What a former process of this node had saved of this shard: `state.record_prefix` begins their keys."""

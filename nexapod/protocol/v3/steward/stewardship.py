@@ -41,6 +41,7 @@ from nexapod.protocol.v3.wire.messages import (
     Release,
     Renew,
     Value,
+    Want,
 )
 from nexapod.protocol.v3.wire.statements import Statement
 from nexapod.protocol.v3.wire.text import clean
@@ -86,6 +87,8 @@ class Stewardship:
         self._placed_at: Millis | None = ctx.now
         """When `placed` is said (again)."""
         self._placed_pause_ms: Millis = limits.RETRY_MIN_MS
+        self._caught_up: Millis | None = None
+        """When the gate's seats were last asked for all that counts."""
         self._closed = False
         if not self.refused:
             self._open_gate()
@@ -142,16 +145,33 @@ class Stewardship:
         if message.shard >= self._job.spec.shards:
             raise PeerError("no-such-shard")
         steward = self.steward(message.shard)
-        if steward is None:
+        if steward is None or self._is_stale(peer, message):
             self._redirect(peer, message.shard)
         else:
+            if isinstance(message, Claim | Renew):
+                self._meet(peer)
             try:
                 steward.on_message(peer, message)
             finally:
                 self._arm(message.shard)
 
+    def _is_stale(self, peer: PeerId, message: OfShard) -> bool:
+        """Whether somebody speaks as a seat that it is not any more."""
+        return isinstance(message, Reconcile) and peer not in self._job.seats(message.shard).holders
+
+    def _meet(self, worker: PeerId) -> None:
+        """A worker speaks as one who was admitted. If nothing is known of that here, the gate's seats may know; they
+        themselves compare with one another."""
+        holders = [peer for peer in self._job.gate().holders if self._ctx.peers.linked(peer)]
+        known = self._job.group(worker) is not None or worker in self._job.faults()
+        due = self._caught_up is None or self._caught_up + limits.BID_RENEW_MS <= self._ctx.now
+        if known or self._gate is not None or not holders or not due:
+            return
+        self._caught_up = self._ctx.now
+        self._ctx.send(holders[0], Want((self._job.statement.id,)))
+
     def _redirect(self, peer: PeerId, shard: int) -> None:
-        """Somebody takes this peer for a seat that it is not: what it has missed are successions."""
+        """Somebody takes this peer, or itself, for a seat that it is not: what it has missed are successions."""
         if peer != self._ctx.me:
             self._ctx.deliver(peer, self._tenure.chain(shard))
 

@@ -329,7 +329,8 @@ class Tenure:
         self._probe(peer for peer in before.holders if not self.presence.answers(peer))
         there = [peer for peer in before.holders if self.presence.answers(peer)]
         if there[0] == self._ctx.me and len(there) >= before.quorum:
-            self._propose(before, before.holders, "seats", tuple(there[1:]))
+            # All of them are asked: among those that answered first may be the caretaker.
+            self._propose(before, before.holders, "seats", tuple(p for p in before.holders if p != self._ctx.me))
 
     # --- caretaking --------------------------------------------------------------------------------------------------
     def _take_care(self, scene: Scene) -> None:

@@ -107,6 +107,9 @@ class Deciding:
         added = self.open_shard(shard).evidence.add(statement)
         self.failing.on_statement(statement)
         tasks = touched(statement)
+        if added == "known" and all(task in self._live[shard].counting for task in tasks):
+            # Told again, and nothing hangs on it.
+            return added
         if statement.kind == "verdict":
             self._live[shard].waiting.update(dict.fromkeys(tasks))
         self._evaluate(shard, tasks)
@@ -141,6 +144,10 @@ class Deciding:
         for peer in moved.now.holders:
             if peer not in before and found:
                 self.ctx.deliver(peer, found, self.job.addrs(peer))
+
+    def kept(self, shard: int, id: StatementId) -> Statement | None:
+        """A statement of a shard's evidence, if it is in memory."""
+        return self._live[shard].evidence.get(id) if shard in self._live else None
 
     def has_evidence(self, shard: int) -> bool:
         """Whether anything of it is here."""

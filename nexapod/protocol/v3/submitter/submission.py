@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from nexapod.protocol.errors import LocalError, PeerError
 from nexapod.protocol.records import Record
-from nexapod.protocol.types import File, JobId, Millis, Part, PeerId
+from nexapod.protocol.types import File, JobId, Millis, Part, PeerId, StatementId
 from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.certificate.build import build
 from nexapod.protocol.v3.context import Context
@@ -166,6 +166,10 @@ class Submission:
         if added == "orphan" or (added == "proposal" and statement.kind in ("freeze", "verdict")):
             self.collecting.missed(shard, sender)
             self._want_job(sender)
+
+    def kept(self, shard: int, id: StatementId) -> Statement | None:
+        """A statement of a shard's evidence, if it is in memory."""
+        return self.deciding.kept(shard, id)
 
     def _listens_to(self, sender: PeerId, shard: int) -> bool:
         """Seats and members keep a job's evidence; what anybody else says of it comes by way of them."""
