@@ -133,6 +133,7 @@ def test_who_signed_two_successions_to_one_epoch_is_found() -> None:
     assert double_signers(one, later) == ()
     elsewhere = succession("seats", SEATS.holders[1], shard=3)
     assert double_signers(one, elsewhere) == ()
+    assert double_signers(one, succession("panel", SEATS.holders[1], holders=REST[:2])) == ()
 
 
 def test_a_leaving_seat_is_followed_by_the_first_that_answers() -> None:

@@ -59,7 +59,8 @@ class ShardEvidence:
         self._frozen: dict[int, Frozen | None] = {}
         self._decisions: dict[int, Decision | None] = {}
         self._commits: dict[int, dict[PeerId, CommitFact]] = {}
-        """What the last three say is worked out when it is asked for, and anew after what could change it."""
+        self._results: dict[int, tuple[Shown, ...]] = {}
+        """What the last four say is worked out when it is asked for, and anew after what could change it."""
         self._ids: tuple[int, list[StatementId]] = (-1, [])
 
     # --- kept up to date with the job ------------------------------------------------------------------------------
@@ -76,6 +77,8 @@ class ShardEvidence:
         if self._seen == self._job.version:
             return
         self._seen = self._job.version
+        # A worker's group, and so whether results are joined, follows from the admissions.
+        self._results.clear()
         now = self._tenure_now()
         if now != self._tenure:
             self._tenure = now
@@ -105,11 +108,11 @@ class ShardEvidence:
         self._frozen.pop(task, None)
         self._decisions.pop(task, None)
         self._commits.pop(task, None)
+        self._results.pop(task, None)
 
     def _forget_all(self) -> None:
-        self._frozen.clear()
-        self._decisions.clear()
-        self._commits.clear()
+        for known in (self._frozen, self._decisions, self._commits, self._results):
+            known.clear()
 
     # --- the fold --------------------------------------------------------------------------------------------------
     def add(self, statement: Statement, *, direct: bool = False) -> Added:
@@ -138,8 +141,10 @@ class ShardEvidence:
             case Reveal() as body:
                 for item in body.items:
                     self._decisions.pop(item.task, None)
+                    self._results.pop(item.task, None)
                 return self._told(statement, self._files.add_reveal(statement, body))
             case Checkpoint() as body:
+                self._results.pop(body.task, None)
                 return self._told(statement, self._files.add_checkpoint(statement, body))
             case Freeze() as body:
                 return self._add_freeze(statement, body)
@@ -276,8 +281,14 @@ class ShardEvidence:
 
     def shown(self, task: int) -> tuple[Shown, ...]:
         """What the entries of `frozen(task)` have shown, in its order; results that share a checkpoint in one group."""
-        frozen = self.frozen(task)
-        return () if frozen is None else self._joined(task, frozen, self._shown(task, frozen))
+        self._follow_job()
+        found = self._results.get(task)
+        if found is None:
+            frozen = self.frozen(task)
+            if frozen is None:
+                return ()
+            found = self._results[task] = self._joined(task, frozen, self._shown(task, frozen))
+        return found
 
     def _shown(self, task: int, frozen: Frozen) -> tuple[Shown, ...]:
         """In the groups that the freeze names."""
@@ -299,10 +310,13 @@ class ShardEvidence:
     def rests_on(self, task: int, worker: PeerId) -> frozenset[PeerId]:
         """Whose checkpoints a worker's result rests on, as far as it was shown."""
         reveal = self.reveal_of(task, worker)
-        return frozenset() if reveal is None else self._files.of(task).checkpoints.ancestors(reveal.item.resumed)
+        if reveal is None or reveal.item.resumed is None:
+            return frozenset()
+        return self._files.of(task).checkpoints.ancestors(reveal.item.resumed)
 
     def want(self, checkpoint: Statement) -> bool:
         """Keep a checkpoint, since a result may come to rest on it. Whether that is new."""
+        self._results.pop(checkpoint.body.task, None)
         wanted = self._files.want(checkpoint)
         self._version += wanted
         return wanted

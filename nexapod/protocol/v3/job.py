@@ -42,7 +42,7 @@ class JobState:
         self.spec: JobSpec = statement.body
         self.submitter = statement.author
         self.version = 0
-        """Rises with everything that counts anew, or no longer, and with proposals."""
+        """Rises with everything that counts anew, or no longer, or could be adopted."""
         delegate = self.spec.delegate
         self.owners: tuple[PeerId, ...] = (self.submitter,) if delegate is None else (self.submitter, delegate)
         """Who may settle it, and change its seats and panel: the submitter, then its delegate."""
@@ -197,8 +197,9 @@ class JobState:
         if getattr(statement.body, "job", None) != self.job:
             raise PeerError("other-job", statement.kind)
         added = self._add(statement)
-        # A proposal may be what the seats of an earlier epoch signed, so that there is something to adopt.
-        self.version += added in ("new", "proposal")
+        # What the gate's seats of an earlier epoch signed does not count, but there is something to adopt.
+        founded = added == "proposal" and self._admissions.is_founded(statement.id)
+        self.version += added == "new" or founded
         return added
 
     def _same(self, statement: Statement) -> Added:

@@ -228,6 +228,8 @@ COLLECT_QUIET_MAX_MS: Final = 300_000
 """A shard of which there is no news is asked about ever less often: doubles from COLLECT_SILENT_MS."""
 FETCH_RETRY_MS: Final = 5_000
 FETCH_RETRY_MAX_MS: Final = 320_000
+CLEAR_MS: Final = 20
+"""Between two shards whose records are deleted once their job is forgotten."""
 CHECKPOINT_MIN_MS: Final = 10_000
 SEAT_GONE_MS: Final = 10_000
 """A seat that could not be reached for so long is replaced; doubles with each succession of a shard, up to the next."""

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from nexapod.protocol.records import Record
 from nexapod.protocol.types import BlobRef, Millis, PeerId, TaskId
 from nexapod.protocol.v3.node.node import Node
 from nexapod.sim.rng import Rng
@@ -57,6 +58,11 @@ class Machine:
     gone: bool = False
     side: int = 0
     waiting: deque[Callable[[], None]] = field(default_factory=deque)
+
+    def read(self, kind: str, prefix: bytes) -> list[Record]:
+        """What lies on the disk."""
+        found = sorted(key for of_kind, key in self.disk if of_kind == kind and key.startswith(prefix))
+        return [Record(kind, key, self.disk[kind, key]) for key in found]
 
     @property
     def peer(self) -> PeerId:

@@ -42,6 +42,7 @@ from nexapod.protocol.v3.events import (
     Tick,
     Trace,
 )
+from nexapod.protocol.v3.node.archive import ARCHIVED
 from nexapod.protocol.v3.node.node import Node
 from nexapod.protocol.v3.notices import JobAccepted, JobPlaced, JobRefused, JobSettled, Notice
 from nexapod.protocol.v3.types import Executor, JobSpec, Limits, Offer, Profile, TrustPolicy, Validate
@@ -243,7 +244,7 @@ class World:
         machine.tick_at = None
         machine.waiting.clear()
         entropy = machine.rng.fork("entropy", machine.boot)
-        records = [Record(kind, key, value) for (kind, key), value in machine.disk.items()]
+        records = [Record(kind, key, value) for (kind, key), value in machine.disk.items() if kind not in ARCHIVED]
         try:
             machine.node = self._factory(
                 machine.signer,
@@ -253,6 +254,7 @@ class World:
                 entropy.bytes,
                 policy=Policy(work=machine.plan.works),
                 records=records,
+                archive=machine.read,
                 now=machine.local(self.now),
             )
         except Exception:

@@ -45,6 +45,10 @@ class Admissions:
     def get(self, id: StatementId) -> Statement | None:
         return self._admissions.get(id) or self._beacons.get(id)
 
+    def is_founded(self, id: StatementId) -> bool:
+        """Whether enough of the seats of its epoch have signed it, be that the present one or not."""
+        return id in self._admissions.founded or id in self._beacons.founded
+
     def counts(self, statement: Statement) -> bool:
         if statement.kind == "admission":
             return self._admissions.counts(statement)

@@ -46,8 +46,9 @@ class Bucket:
 
     def left(self, now: Millis) -> int:
         """What may be spent; negative: owed."""
-        self._level = min(self._burst * self._per_ms, self._level + self._rate * max(0, now - self._at))
-        self._at = max(self._at, now)
+        if now > self._at:
+            self._level = min(self._burst * self._per_ms, self._level + self._rate * (now - self._at))
+            self._at = now
         return self._level // self._per_ms
 
     def spend(self, amount: int, now: Millis) -> bool:

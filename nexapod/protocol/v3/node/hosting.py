@@ -8,25 +8,35 @@ routing.py's.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Final
 
 from nexapod.protocol.records import Record
 from nexapod.protocol.timers import Timers
 from nexapod.protocol.types import JobId, Part, PeerId
+from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.context import Context
 from nexapod.protocol.v3.job import JobState
+from nexapod.protocol.v3.node.archive import ARCHIVED, Archive
+from nexapod.protocol.v3.node.clearing import Clearing
 from nexapod.protocol.v3.node.parties import Parties
 from nexapod.protocol.v3.node.recovery import Recovered, machine_of
 from nexapod.protocol.v3.node.stored import Stored
 from nexapod.protocol.v3.rules.matching import Policy
 from nexapod.protocol.v3.rules.panel import Candidate
 from nexapod.protocol.v3.steward.stewardship import Stewardship
+from nexapod.protocol.v3.submitter.records import CLEARED
 from nexapod.protocol.v3.submitter.submission import Submission
 from nexapod.protocol.v3.worker.worker import Worker
+
+SHARDS_MAX: Final = -(-limits.TASKS_MAX // limits.SHARD_TASKS)
+"""Of any job."""
 
 
 class Hosting:
     """`accepts`: why this node would not be a steward of a job; "": it would. `candidates`: who would be one.
-    `population`: how many peers are known."""
+    `population`: how many peers are known. `archive`: reads records back; without it the evidence of this node's own
+    jobs stays in memory."""
 
     def __init__(
         self,
@@ -36,6 +46,7 @@ class Hosting:
         accepts: Callable[[JobState], str],
         candidates: Callable[[], Sequence[Candidate]],
         population: Callable[[], int],
+        archive: Archive | None = None,
     ) -> None:
         self._ctx = ctx
         self._timers = timers
@@ -47,7 +58,9 @@ class Hosting:
         self.stewardships: dict[JobId, Stewardship] = {}
         self.submissions: dict[JobId, Submission] = {}
         self.parties = Parties()
-        self.stored = Stored()
+        self.stored = Stored(() if archive is None else ARCHIVED)
+        self._archive = archive
+        self._clearing = None if archive is None else Clearing(ctx, archive)
         self._touched: dict[JobId, None] = {}
 
     @property
@@ -60,7 +73,8 @@ class Hosting:
     def job_opened(self, state: JobState) -> None:
         """This node keeps a job: begin what it is to do in it."""
         if state.submitter == self._ctx.me:
-            self.submissions[state.job] = Submission(self._ctx, state, self._candidates)
+            archive = None if self._archive is None else partial(self._archive.evidence, state.job)
+            self.submissions[state.job] = Submission(self._ctx, state, self._candidates, archive)
         self._join_panel(state)
         self._name_parties(state)
         self.touch(state.job)
@@ -94,6 +108,8 @@ class Hosting:
         submission = self.submissions.pop(job, None)
         if submission is not None:
             submission.close()
+            if self._clearing is not None:
+                self._clearing.begin(job, submission.job.spec.shards)
         self.stored.job_over(job, submission=False)
         self.parties.forget_job(job)
         self.touch(job)
@@ -164,6 +180,8 @@ class Hosting:
         match name:
             case ("worker",):
                 self.worker.tick()
+            case ("clearing",) if self._clearing is not None:
+                self._clearing.tick()
             case (("stewardship" | "submission") as role, bytes() as id):
                 self._tick_one(role, JobId(id))
 
@@ -183,12 +201,17 @@ class Hosting:
         if self._worker_touched:
             self._timers.set(("worker",), self._worker.deadline)
             self._worker_touched = False
+        if self._clearing is not None:
+            self._timers.set(("clearing",), self._clearing.deadline)
 
     # --- restart ---------------------------------------------------------------------------------------------------
     def restore(self, jobs: Mapping[JobId, JobState], saved: Recovered) -> list[Record]:
         """Give each machine its records. Returns those whose job is not here."""
         kept: dict[JobId, list[Record]] = {}
         for record in saved.of_jobs:
+            if record.kind == CLEARED and self._clearing is not None:
+                self._clearing.restore(record)
+                continue
             self.stored.note(record)
             kept.setdefault(JobId(record.key[:32]), []).append(record)
         for job, stewardship in self.stewardships.items():
@@ -198,4 +221,8 @@ class Hosting:
             submission.restore([r for r in kept.get(job, ()) if machine_of(r) == "submission"])
             self.touch(job)
         self.worker.restore(saved.of_worker, jobs)
-        return [record for job, records in kept.items() if job not in jobs for record in records]
+        strays = {job: records for job, records in kept.items() if job not in jobs}
+        for job, records in strays.items():
+            if self._clearing is not None and any(machine_of(record) == "submission" for record in records):
+                self._clearing.begin(job, SHARDS_MAX)
+        return [record for records in strays.values() for record in records]

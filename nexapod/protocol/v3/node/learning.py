@@ -58,13 +58,14 @@ class Heard:
     card: Card | None = None
     call: int = 0
     seq: int = 0
-    seqs: dict[int, None] = field(default_factory=dict)
+    seqs: dict[tuple[int, int], None] = field(default_factory=dict)
 
-    def is_new(self, seq: int) -> bool:
-        """Whether an announcement was not heard before; from now on it was."""
-        if seq in self.seqs:
+    def is_new(self, card: Card) -> bool:
+        """Whether an announcement was not heard before; from now on it was. Nobody signs its number, so one that
+        somebody has used up does not hide another call."""
+        if (card.seq, card.call) in self.seqs:
             return False
-        self.seqs[seq] = None
+        self.seqs[card.seq, card.call] = None
         if len(self.seqs) > SEQS_REMEMBERED:
             del self.seqs[next(iter(self.seqs))]
         return True
@@ -116,10 +117,13 @@ class Learning:
         """A job that is known and workable is announced again."""
         job, now = known.state.job, self._ctx.now
         heard = self._heard_of(job)
-        if not heard.is_new(card.seq):
+        if not heard.is_new(card):
             return
-        # The gate and the submission of this node say it to the node itself, and are no strangers.
-        if peer != self._ctx.me and not (heard.relays.spend(1, now) and self._ledger.relay(peer, now)):
+        # The gate and the submission of this node say it to the node itself, and are no strangers. A call that doubles
+        # the last one comes a few times only, and must not be lost in what others make up.
+        urgent = card.call >= max(1, 2 * heard.call)
+        may_pass = (urgent or heard.relays.spend(1, now)) and self._ledger.relay(peer, now)
+        if peer != self._ctx.me and not may_pass:
             self._ctx.trace("announcement_dropped", job=job, peer=peer)
             return
         self._pass_on(known.state, card, peer)

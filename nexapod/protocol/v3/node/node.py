@@ -46,6 +46,7 @@ from nexapod.protocol.v3.events import (
 )
 from nexapod.protocol.v3.node import recovery, reporting
 from nexapod.protocol.v3.node.admission import Ledger
+from nexapod.protocol.v3.node.archive import ARCHIVED, Archive, ReadRecords
 from nexapod.protocol.v3.node.clock import Clock
 from nexapod.protocol.v3.node.directory import Directory
 from nexapod.protocol.v3.node.hosting import Hosting
@@ -73,7 +74,9 @@ next at the next call, and no endless loop."""
 class Node:
     """One peer. `entropy(n)` gives n unpredictable bytes; `records` is what a former process of it had saved.
 
-    `stewards`: whether this node consents to be a steward at all (what it offers is OfferChanged's matter).
+    `stewards`: whether this node consents to be a steward at all (what it offers is OfferChanged's matter). `archive`:
+    reads records of one kind whose keys begin with these bytes, of what all earlier calls have saved; with it `records`
+    need not contain the kinds in archive.ARCHIVED, and the evidence of finished shards does not stay in memory.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class Node:
         policy: Policy = Policy(),  # noqa: B008 - frozen
         stewards: bool = True,
         records: Iterable[Record] = (),
+        archive: ReadRecords | None = None,
         now: Millis = 0,
     ) -> None:
         self.me = signer.peer
@@ -95,12 +99,18 @@ class Node:
         self._directory = Directory(self.me, network, grouping, entropy, now)
         self._ctx = ctx = Context(signer, verify, network, grouping, entropy, self._directory)
         ctx.now = now
-        saved = recovery.recover(records)
+        saved = recovery.recover(records, () if archive is None else ARCHIVED)
         self._ledger = Ledger(self.me)
         self._jobs = Jobs(ctx)
         stewarding = Stewarding(ctx, policy, enabled=stewards)
         self._hosting = Hosting(
-            ctx, policy, self._timers, stewarding.refusal, self._candidates, self._directory.__len__
+            ctx,
+            policy,
+            self._timers,
+            stewarding.refusal,
+            self._candidates,
+            self._directory.__len__,
+            None if archive is None else Archive(ctx, archive),
         )
         stewarding.hosting = self._hosting
         self._learning = Learning(ctx, self._jobs, self._ledger, self._hosting, self._statement_for)
@@ -211,7 +221,8 @@ class Node:
             case Misbehaved(peer, rule, penalty):
                 self._penalise(peer, PeerError(rule, penalty=penalty))
             case BlobReady(part):
-                self._ctx.blob_stored(part)
+                if self._ctx.jobs_with(part.blob):
+                    self._ctx.blob_stored(part)
                 self._hosting.blob_ready(part)
             case BlobFailed(part):
                 self._hosting.blob_failed(part)

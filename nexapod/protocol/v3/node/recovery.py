@@ -6,7 +6,7 @@ set aside with its reason, and stays in the store until something of the same ke
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -56,10 +56,11 @@ class Recovered:
     set_aside: list[tuple[Record, str]] = field(default_factory=list)
 
 
-def recover(records: Iterable[Record]) -> Recovered:
-    """Sort what was kept. Never raises."""
+def recover(records: Iterable[Record], archived: Container[str] = ()) -> Recovered:
+    """Sort what was kept, but for the `archived` kinds, which are read when they are needed. Never raises."""
     found = Recovered()
-    for record in sorted(records, key=lambda r: (r.kind, r.key)):
+    kept_kinds = (record for record in records if record.value is not None and record.kind not in archived)
+    for record in sorted(kept_kinds, key=lambda r: (r.kind, r.key)):
         if record.value is None:
             continue
         try:

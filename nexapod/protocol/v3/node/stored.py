@@ -6,7 +6,7 @@ others' without this list.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import TypeAlias
 
 from nexapod.protocol.records import Record
@@ -20,13 +20,15 @@ Name: TypeAlias = tuple[str, bytes]
 class Stored:
     """By job: the kind and key of each record of its machines."""
 
-    def __init__(self) -> None:
+    def __init__(self, archived: Container[str] = ()) -> None:
+        self._archived = archived
+        """Kinds that can be found again without this list."""
         self._names: dict[JobId, dict[Name, None]] = {}
         self._over: dict[JobId, bool] = {}
 
     def note(self, record: Record) -> None:
         """A record that is saved, deleted, or was there when the process began."""
-        if machine_of(record) not in MACHINES or len(record.key) < 32:
+        if machine_of(record) not in MACHINES or len(record.key) < 32 or record.kind in self._archived:
             return
         job = JobId(record.key[:32])
         if record.value is not None:

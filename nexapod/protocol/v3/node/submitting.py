@@ -38,12 +38,12 @@ class Submitting:
         if own is not None:
             candidates.append(Candidate(own, "", self._directory.seen_up_ms(self._ctx.me, self._ctx.now)))
         statement = prepare(self._ctx, event, candidates)
-        for ref in spec.blobs:
-            self._ctx.blob_stored(Part.whole(ref))
         try:
             known = self._lifecycle.hold(statement, self._ctx.me)
         except PeerError as error:
             raise LocalError(f"The job cannot be submitted: {error.detail or error.rule}.") from None
+        for ref in spec.blobs:
+            self._ctx.blob_stored(Part.whole(ref))
         self._lifecycle.settle_held()
         return known.state.job
 

@@ -180,7 +180,8 @@ def next_holders(
 
 
 def double_signers(one: Statement, other: Statement) -> tuple[PeerId, ...]:
-    """Who has signed two different successions to one epoch of one shard: each a fault that the two prove."""
+    """Who has signed two different successions to one epoch of one shard by one authority: each a fault that the two
+    prove. By another authority one may: which of them stands is no choice of his."""
     if one.kind != "succession" or other.kind != "succession" or one.id == other.id:
         return ()
     if _named(one.body) != _named(other.body):
@@ -188,5 +189,5 @@ def double_signers(one: Statement, other: Statement) -> tuple[PeerId, ...]:
     return tuple(peer for peer in one.signers if peer in other.signers)
 
 
-def _named(body: Succession) -> tuple[JobId, int, int]:
-    return body.job, body.shard, body.epoch
+def _named(body: Succession) -> tuple[JobId, int, int, Authority]:
+    return body.job, body.shard, body.epoch, body.authority

@@ -17,7 +17,7 @@ from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.context import Context
 from nexapod.protocol.v3.job import JobState
 from nexapod.protocol.v3.rules import seats as seat_rules
-from nexapod.protocol.v3.rules.succession import Seats
+from nexapod.protocol.v3.rules.succession import Seats, rank
 from nexapod.protocol.v3.steward.ballots import Ballots
 from nexapod.protocol.v3.steward.caretaking import caretaker_due
 from nexapod.protocol.v3.steward.petitions import Petitions
@@ -268,7 +268,7 @@ class Tenure:
     # --- proposing ---------------------------------------------------------------------------------------------------
     def _propose_if_confirmed(self, seats: Seats, chosen: Propose) -> None:
         """Sign only what those who must sign too seem to see as well."""
-        if not self._ballots.is_free(seats.shard, seats.epoch + 1):
+        if not self._ballots.is_free(seats.shard, seats.epoch + 1, rank(chosen.authority)):
             return
         self._asking = True
         if self._confirmations(chosen) >= chosen.needed:
@@ -293,7 +293,7 @@ class Tenure:
     ) -> None:
         body = Succession(self._job.job, seats.shard, seats.epoch + 1, holders, authority, seats.id)
         statement = self._ctx.sign(body)
-        self._ballots.cast(seats.shard, body.epoch, statement.id)
+        self._ballots.cast(seats.shard, body.epoch, statement.id, rank(authority))
         self._ctx.trace(
             "succession_proposed", job=self._job.job, shard=seats.shard, epoch=body.epoch, authority=authority
         )
@@ -317,7 +317,7 @@ class Tenure:
         if before is None or self._ctx.me not in before.holders or self.presence.was_away(limits.CARETAKER_MS):
             self._yielded.add(usurper.id)
             return False
-        return self._ballots.is_free(seats.shard, usurper.body.epoch)
+        return self._ballots.is_free(seats.shard, usurper.body.epoch, rank("seats"))
 
     def _reclaim(self, shard: int) -> None:
         """The first of the seats that a caretaker displaced says, with a quorum of them, that they hold the shard."""
@@ -337,7 +337,7 @@ class Tenure:
         """Nobody can decide about the shard: after long enough the first that is there takes it alone."""
         self.presence.watch(self._job.members(), self._job.members())
         due = self._caretaker_due(scene)
-        free = self._ballots.is_free(scene.seats.shard, scene.seats.epoch + 1)
+        free = self._ballots.is_free(scene.seats.shard, scene.seats.epoch + 1, rank("caretaker"))
         if due is not None and due <= self._ctx.now and free and scene.seats.holders != (self._ctx.me,):
             self._ctx.trace("caretaking_begun", job=self._job.job, shard=scene.seats.shard)
             self._propose(scene.seats, (self._ctx.me,), "caretaker", ())
@@ -345,8 +345,8 @@ class Tenure:
     def _caretaker_due(self, scene: Scene) -> Millis | None:
         since = self.presence.silent_since
         before = scene.order[: scene.order.index(self._ctx.me)] if self._ctx.me in scene.order else scene.order
-        rank = sum(1 for peer in before if since(peer) is None)
-        return caretaker_due([since(peer) for peer in scene.seats.holders], [since(p) for p in scene.order], rank)
+        ahead = sum(1 for peer in before if since(peer) is None)
+        return caretaker_due([since(peer) for peer in scene.seats.holders], [since(p) for p in scene.order], ahead)
 
     # --- signing -----------------------------------------------------------------------------------------------------
     def _consider(self, statement: Statement, sender: PeerId) -> None:
@@ -357,7 +357,9 @@ class Tenure:
             if not self._job.counts(statement):
                 self._answer_stale(body.shard, sender)
             return
-        if self._ctx.me in statement.signers or not self._ballots.may_sign(body.shard, body.epoch, statement.id):
+        if self._ctx.me in statement.signers:
+            return
+        if not self._ballots.may_sign(body.shard, body.epoch, statement.id, rank(body.authority)):
             return
         scene = self._scene(seats)
         due = self._caretaker_due(scene) if body.authority == "caretaker" else None
@@ -394,7 +396,8 @@ class Tenure:
         return self._job.seats_at(body.shard, body.epoch - 1) if displaced else None
 
     def _sign(self, statement: Statement, sender: PeerId) -> None:
-        self._ballots.cast(statement.body.shard, statement.body.epoch, statement.id)
+        body: Succession = statement.body
+        self._ballots.cast(body.shard, body.epoch, statement.id, rank(body.authority))
         signed = self._ctx.cosign(statement)
         # To itself too: the job's state gathers signatures, and whoever completes it makes it known.
         self._ctx.deliver(self._ctx.me, (signed,))

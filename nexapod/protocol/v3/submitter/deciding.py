@@ -332,7 +332,7 @@ class Deciding:
     def restore(
         self, shards: Mapping[int, bytes], evidence: Mapping[int, list[bytes]], settled: Mapping[int, bytes]
     ) -> None:
-        """What a former process had saved: the values of the SHARD and EVIDENCE records, by shard.
+        """What a former process had saved: the values of the SHARD and, without an archive, EVIDENCE records, by shard.
 
         `settled`: the ids of each shard's evidence that a settlement signs, if there is one: of what is on disk nothing
         else counts then.
@@ -340,11 +340,15 @@ class Deciding:
         self._settled = dict(settled)
         for shard in sorted(shards):
             self._restore_finished(shard, shards[shard])
-        for shard in sorted(evidence):
-            if shard not in self._packed:
+        for shard in range(self.job.spec.shards):
+            kept = () if shard in self._packed else self._kept(shard, evidence)
+            if kept:
                 decisions = self.open_shard(shard)
-                _fold(decisions, evidence[shard], self._settled.get(shard))
+                _fold(decisions, kept, self._settled.get(shard))
                 self._evaluate(shard, decisions.evidence.tasks)
+
+    def _kept(self, shard: int, evidence: Mapping[int, list[bytes]]) -> list[bytes]:
+        return evidence.get(shard, []) if self._archive is None else list(self._archive(shard))
 
     def _restore_finished(self, shard: int, value: bytes) -> None:
         """It was all here, and pinned. Its evidence is read when it is needed; if that cannot be, now."""

@@ -47,6 +47,8 @@ class Outbox:
     shard: int
     freezes: Proposals
     letters: dict[StatementId, Letter] = field(default_factory=dict)
+    named: dict[StatementId, dict[int, tuple[StatementId, int]]] = field(default_factory=dict)
+    """What `names` says of freezes that are kept."""
     seats: StatementId | None = None
     """The seats that the letters were last sent to."""
     committed_at: Millis | None = None
@@ -59,6 +61,8 @@ def names(freeze: bodies.Freeze, me: PeerId) -> dict[int, tuple[StatementId, int
     Raises PeerError."""
     found = {}
     for item in freeze.items:
+        if item.task // limits.SHARD_TASKS != freeze.shard:
+            continue
         try:
             entries = [(freeze.workers[who], freeze.commits[which]) for who, which in item.entries]
         except IndexError:
@@ -270,9 +274,18 @@ class Handover:
     # --- may it be shown? ------------------------------------------------------------------------------------------
     def _askable(self, box: Outbox, statement: Statement) -> bool:
         """Whether a freeze names a commit of this worker that still matters."""
-        named = names(statement.body, self._ctx.me)
-        bound = {a.task.index: a.state for a in self._attempts.at((box.prospect.job, box.shard))}
-        return any(_has_commit(bound.get(task), commit) for task, (commit, _) in named.items())
+        named = self._names(box, statement)
+        held = ((self._attempts.get(TaskId(box.prospect.job, task)), commit) for task, (commit, _) in named.items())
+        return any(attempt is not None and _has_commit(attempt.state, commit) for attempt, commit in held)
+
+    def _names(self, box: Outbox, freeze: Statement) -> dict[int, tuple[StatementId, int]]:
+        """Of those freezes that are kept it is worked out once."""
+        found = box.named.get(freeze.id)
+        if found is None:
+            found = names(freeze.body, self._ctx.me)
+            kept = {id_: named for id_, named in box.named.items() if id_ in box.freezes}
+            box.named = kept | ({freeze.id: found} if freeze.id in box.freezes else {})
+        return found
 
     def _showable(self, box: Outbox) -> frozenset[tuple[int, StatementId]]:
         """(task, commit) that freezes which count now ask for, among commits of enough groups."""
@@ -280,7 +293,7 @@ class Handover:
         return frozenset(
             (task, commit)
             for freeze in box.freezes.counting()
-            for task, (commit, groups) in names(freeze.body, self._ctx.me).items()
+            for task, (commit, groups) in self._names(box, freeze).items()
             if groups >= agree
         )
 

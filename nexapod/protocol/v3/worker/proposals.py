@@ -39,6 +39,9 @@ class Proposals:
     def __iter__(self) -> Iterator[Statement]:
         return iter(list(self._known.values()))
 
+    def __contains__(self, id: StatementId) -> bool:
+        return id in self._known
+
     def counting(self) -> list[Statement]:
         """Those that count now, in the order in which they came."""
         return [statement for statement in self._known.values() if self._job.counts(statement)]

@@ -33,6 +33,7 @@ KINDS: Final[dict[str, type[Liar]]] = {
     "profile-flood": floods.ProfileFlood,
     "job-flood": floods.JobFlood,
     "namer": floods.Namer,
+    "suppressor": floods.Suppressor,
     "relay": floods.Relay,
     "filler": floods.Filler,
     "leech": floods.Leech,

@@ -129,6 +129,21 @@ class Namer(JobFlood):
         return [peer for peer in super().linked(node) if peer in self._offers]
 
 
+class Suppressor(Repeating):
+    """Announces jobs that others know with the numbers that their gates will use next, and with calls for nobody."""
+
+    def attack(self, node: Node) -> list[Effect]:
+        sent: list[Effect] = []
+        for job, statement in self.jobs.items():
+            body, size = statement.body, len(statement.envelope)
+            cards = tuple(
+                Card(job, statement.author, size, "wasm", body.limits.memory, 0, (self.me,), 0, self._count * 16 + n)
+                for n in range(16)
+            )
+            sent += [self.send(peer, Announce(cards)) for peer in self.linked(node)]
+        return sent
+
+
 class Relay(Repeating):
     """Bids, claims and commits in the names of keys that it made up, on its own link."""
 
