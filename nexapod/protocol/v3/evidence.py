@@ -165,11 +165,12 @@ class ShardEvidence:
 
     # --- freezes and verdicts --------------------------------------------------------------------------------------
     def _add_freeze(self, statement: Statement, body: Freeze) -> Added:
-        freezes.check_freeze(body, self.tasks)
-        merged = self._freezes.offered(statement)
-        if merged is None or not freezes.fits(self._job, body):
-            return "orphan"
         was_founded = statement.id in self._freezes.founded
+        if not was_founded:
+            freezes.check_freeze(body, self.tasks)
+        merged = self._freezes.offered(statement)
+        if merged is None or not (was_founded or freezes.fits(self._job, body)):
+            return "orphan"
         added = self._freezes.keep(merged)
         if statement.id in self._freezes.founded:
             # A quorum's word stands whether its commits are here or not; they are taken when they come.
@@ -199,7 +200,9 @@ class ShardEvidence:
                 self._files.name(item.task, entry.worker, entry.commit)
 
     def _add_verdict(self, statement: Statement, body: Verdict) -> Added:
-        if not verdicts.check_verdict(body, self.tasks, self._job.spec.validate.agree, self._freezes.get):
+        was_founded = statement.id in self._verdicts.founded
+        agree = self._job.spec.validate.agree
+        if not was_founded and not verdicts.check_verdict(body, self.tasks, agree, self._freezes.get):
             return "orphan"
         merged = self._verdicts.offered(statement)
         if merged is None:

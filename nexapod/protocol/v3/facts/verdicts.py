@@ -10,7 +10,7 @@ from typing import Final, Literal
 from nexapod.protocol.errors import PeerError
 from nexapod.protocol.types import Digest, PeerId, StatementId
 from nexapod.protocol.v3 import limits
-from nexapod.protocol.v3.facts.freezes import Frozen, frozen_of
+from nexapod.protocol.v3.facts.freezes import Entry, Frozen, entries_of
 from nexapod.protocol.v3.rules.agreement import Accepted, Agrees, Failed, Shown, judge
 from nexapod.protocol.v3.types import Validate
 from nexapod.protocol.v3.wire.bodies import Verdict, VerdictItem
@@ -46,33 +46,34 @@ def check_verdict(
         raise PeerError("bad-verdict", "its tasks or freezes are not sorted, each once", penalty=30)
     if not all(task in tasks for task in named) or any(item.freeze >= len(body.freezes) for item in body.items):
         raise PeerError("bad-verdict", "it names a task or a freeze that is not there", penalty=30)
-    judged = [freeze_of(id) for id in body.freezes]
-    if any(freeze is None for freeze in judged):
+    judged = [freeze for id in body.freezes if (freeze := freeze_of(id)) is not None]
+    if len(judged) < len(body.freezes):
         return False
+    items = [{item.task: item for item in freeze.body.items} for freeze in judged]
     for item in body.items:
-        freeze = judged[item.freeze]
-        assert freeze is not None
-        _check_item(item, frozen_of(freeze, item.task), agree)
+        frozen = items[item.freeze].get(item.task)
+        entries = None if frozen is None else entries_of(judged[item.freeze].body, frozen)
+        _check_item(item, entries, agree)
     return True
 
 
-def _check_item(item: VerdictItem, frozen: Frozen | None, agree: int) -> None:
-    if frozen is None:
+def _check_item(item: VerdictItem, entries: Sequence[Entry] | None, agree: int) -> None:
+    if entries is None:
         raise PeerError("bad-verdict", "the freeze that it names is not about its task", penalty=30)
     places = [item.representative, *item.missing, *(place for pair in item.pairs for place in pair)]
-    if any(place >= len(frozen.entries) for place in places):
+    if any(place >= len(entries) for place in places):
         raise PeerError("bad-verdict", "it names a result that the freeze does not have", penalty=30)
     if any(i >= j for i, j in item.pairs) or not _rises(item.pairs) or not _rises(item.missing):
         raise PeerError("bad-verdict", "its pairs or what is missing are not sorted, each once", penalty=30)
     if item.outcome == "accepted":
-        _check_accepted(item, frozen, agree)
+        _check_accepted(item, entries, agree)
 
 
-def _check_accepted(item: VerdictItem, frozen: Frozen, agree: int) -> None:
+def _check_accepted(item: VerdictItem, entries: Sequence[Entry], agree: int) -> None:
     supporters = _supporters(item)
     if supporters & frozenset(item.missing):
         raise PeerError("bad-verdict", "it counts a result that it says was withheld", penalty=30)
-    if len({frozen.entries[place].group for place in supporters}) < agree:
+    if len({entries[place].group for place in supporters}) < agree:
         raise PeerError("bad-verdict", "it accepts a result that too few groups agree with", penalty=50)
 
 

@@ -1,7 +1,8 @@
 """What a seat takes over from earlier epochs (docs/protocol-3.md, section 4.1, adoption).
 
-A seat that was there before signs what it saw count then; a newcomer signs what a quorum of the epoch before signed, or
-had adopted. So nobody who has left can put something into the past without a seat that stayed.
+A seat that was there then signs what it saw count; of epochs in which it had no seat, as a newcomer does, what a
+quorum of theirs signed, or had adopted. So nobody who has left can put something into the past without a seat that
+stayed.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ class Adopting:
         """In the present epoch, so far."""
         self._before: dict[StatementId, None] = {}
         """In the last epoch that this node had a seat in."""
-        self._was_there = False
-        """Whether this node had a seat in an earlier epoch, and saw what counted."""
+        self._was_there: int | None = None
+        """The last epoch before the present one in which this node had a seat, and saw what counted."""
         self._found: tuple[tuple[int, int], dict[StatementId, tuple[int, ...]]] | None = None
 
     def note(self, statement: Statement) -> None:
@@ -45,11 +46,11 @@ class Adopting:
 
     def epoch_changed(self, was_holder: bool, now: Millis) -> None:
         """The seats have changed."""
+        if was_holder:
+            self._was_there = self._epoch
+            self._before = {**self._before, **self._counted}
         self._epoch = self._job.seats(self._shard).epoch
         self._until = now + PATIENCE_MS
-        if was_holder:
-            self._was_there = True
-            self._before = {**self._before, **self._counted}
         self._counted = {}
 
     # --- which -----------------------------------------------------------------------------------------------------
@@ -80,7 +81,7 @@ class Adopting:
             return "wait"
         if id in self._before or self._job.counts(statement):
             return "sign"
-        if self._was_there:
+        if self._was_there is not None and statement.body.epoch <= self._was_there:
             return "refuse"
         return "sign" if id in self._state.evidence.adoptable() else "wait"
 

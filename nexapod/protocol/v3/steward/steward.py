@@ -142,7 +142,7 @@ class Steward:
     def _on_commit(self, statement: Statement, sender: PeerId) -> None:
         state, worker = self._state, statement.author
         if sender != worker:
-            if state.job.was_member(sender) and state.job.groups_seen(worker):
+            if self._keeps_evidence(sender) and state.job.groups_seen(worker):
                 self._added(statement, state.evidence.add(statement))
             return
         tasks = [item.task for item in statement.body.items if item.task in state.evidence.tasks]
@@ -160,6 +160,10 @@ class Steward:
                 self._granting.committed(task, worker)
         self._added(statement, added)
 
+    def _keeps_evidence(self, peer: PeerId) -> bool:
+        """Members hand evidence on; so does the submitter, to seats that came after those that judged."""
+        return self._state.job.was_member(peer) or peer in self._state.job.owners
+
     def _answer(self, worker: PeerId, tasks: Sequence[int], stage: messages.Stage = "running") -> None:
         """How tasks of a worker stand, where it may be in error."""
         answers = [(task, self._granting.standing(worker, task, stage)) for task in dict.fromkeys(tasks)]
@@ -169,7 +173,7 @@ class Steward:
 
     def _on_reveal(self, statement: Statement, sender: PeerId) -> None:
         state, worker = self._state, statement.author
-        if sender != worker and not state.job.was_member(sender):
+        if sender != worker and not self._keeps_evidence(sender):
             return
         added = state.evidence.add(statement)
         if added == "orphan" and sender == worker:
@@ -224,7 +228,7 @@ class Steward:
         counted = self._state.job.counts(statement)
         if statement.body.epoch > self._state.seats.epoch:
             self._want_job(sender)
-        if not counted and sender != self._ctx.me and not self._state.job.was_member(sender):
+        if not counted and sender != self._ctx.me and not self._keeps_evidence(sender):
             return
         known = self.evidence.get(statement.id)
         self._fold(statement)

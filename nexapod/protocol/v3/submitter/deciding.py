@@ -145,6 +145,13 @@ class Deciding:
             if peer not in before and found:
                 self.ctx.deliver(peer, found, self.job.addrs(peer))
 
+    def supply_lacking(self, peer: PeerId, shard: int, decided: int) -> None:
+        """A seat says that it has decided fewer tasks than were decided here: what former seats judged is lost there,
+        and it can adopt only what it holds."""
+        live = self._live.get(shard)
+        if live is not None and live.waiting and decided < len(live.results):
+            self.ctx.deliver(peer, live.adoptable(), self.job.addrs(peer))
+
     def kept(self, shard: int, id: StatementId) -> Statement | None:
         """A statement of a shard's evidence, if it is in memory."""
         return self._live[shard].evidence.get(id) if shard in self._live else None

@@ -148,6 +148,8 @@ class Submission:
                 self.placing.on_ready(peer, shard)
             case Decided():
                 self.collecting.on_decided(peer, message)
+                if peer in self.job.seats(message.shard).holders:
+                    self.deciding.supply_lacking(peer, message.shard, message.decided)
             case View():
                 self.inquiry.on_view(peer, message)
             case TaskLog():

@@ -77,7 +77,7 @@ class ProfileFlood(Repeating):
 class JobFlood(Repeating):
     """Announces jobs of made-up submitters, and delivers them to whoever asks and to whoever does not."""
 
-    jobs_at_once = 4
+    jobs_at_once = 2
 
     def attack(self, node: Node) -> list[Effect]:
         sent: list[Effect] = []

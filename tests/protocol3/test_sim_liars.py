@@ -1,0 +1,57 @@
+"""Every liar of the simulator attacks where it matters, and honest peers' work is only slowed down by it."""
+
+from __future__ import annotations
+
+import pytest
+
+from nexapod.protocol.types import Millis
+from nexapod.sim.v3.liars import KINDS
+from nexapod.sim.v3.liars.seats import BeaconAborter
+from nexapod.sim.v3.liars.workers import Copycat
+from tests.protocol3.liar_worlds import Place, job_of, liars_of, settle, world_of
+
+LONG = ("poisoner", "namesake")
+"""They matter only where there are checkpoints, which tasks leave after ten seconds."""
+AT: dict[str, Place] = {
+    "mute-seat": "leader",
+    "lying-seat": "leader",
+    "two-faced-seat": "leader",
+    "beacon-withholder": "leader",
+    "beacon-aborter": "leader",
+    "inventor": "leader",
+    "copycat": "leader",
+    "usurper": "member",
+    "walker": "member",
+    "hoarder": "seat",
+    "filler": "seat",
+}
+"""Where; the others are strangers to the panel."""
+SLOWER_MAX: dict[str, Millis] = {
+    "late": 20_000,
+    "silent": 20_000,
+    "hoarder": 20_000,
+    "squatter": 20_000,
+    "mute-seat": 20_000,
+    "lying-seat": 20_000,
+    "withholder": 50_000,
+    "equivocator": 60_000,
+    "filler": 40_000,
+    "poisoner": 80_000,
+    "namesake": 100_000,
+}
+"""The longest that twelve tasks of 0.4 s take: two honest timeouts, or three, where somebody withholds something."""
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_a_liar_attacks_and_the_job_settles(kind: str) -> None:
+    job = job_of(task_ms=12_000, checkpoints=True, tasks=6) if kind in LONG else job_of()
+    world = world_of(kind, AT.get(kind, "stranger"), job=job)
+    took = settle(world)
+    (liar,) = liars_of(world)
+    assert took <= SLOWER_MAX.get(kind, 10_000)
+    if isinstance(liar, Copycat):
+        assert liar.copied > 0
+    elif isinstance(liar, BeaconAborter):
+        assert liar.shown + liar.attacks > 0
+    else:
+        assert liar.attacks > 0
