@@ -49,11 +49,11 @@ sim: $(RUNTIME) ## three hundred seeds through the simulator, for each version o
 
 SIM_SEEDS ?= 0:300
 
-bench: $(DEV) ## how fast, against what (docs/benchmarks.md); BENCH="blobs containers split"
+bench: $(DEV) ## how fast, against what (docs/benchmarks.md); BENCH="blobs containers split core3"
 	@missed=""; for name in $(BENCH); do $(BIN)/python benchmarks/$$name.py || missed="$$missed $$name"; done; \
 	test -z "$$missed" || { echo "missed a bar, or could not be measured:$$missed"; exit 1; }
 
-BENCH ?= blobs containers split
+BENCH ?= blobs containers split core3
 
 check: $(DEV) ## lint, types, layers
 	$(BIN)/ruff check .

@@ -238,13 +238,13 @@ def _package(file: str) -> str:
 def _say(figures: dict[str, Any]) -> None:
     print(f"{figures['settled']} of {figures['tasks']} tasks settled in {figures['simulated_s']:.1f} simulated seconds")
     print(f"for each task, on all nodes: {figures['all_ms']:.2f} ms of processor time")
-    print(
-        f"  signatures {figures['signatures_ms']:.2f} ms ({figures['signed']:.2f} made, {figures['checked']:.2f} checked)"
-    )
+    signatures = f"{figures['signed']:.2f} made, {figures['checked']:.2f} checked"
+    print(f"  signatures {figures['signatures_ms']:.2f} ms ({signatures})")
     print(f"  the core   {figures['core_ms']:.2f} ms, at most {CORE_BAR_MS:.2f} wanted")
     print(f"  {figures['events']:.1f} events, {figures['messages']:.1f} messages, {figures['bytes']:,.0f} bytes sent,")
     print(f"  {figures['records']:.1f} records saved")
-    print("messages: " + ", ".join(f"{name} {many:.2f}" for name, many in figures["by_message"].items() if many >= 0.01))
+    often = [f"{name} {many:.2f}" for name, many in figures["by_message"].items() if many >= 0.01]
+    print("messages: " + ", ".join(often))
     for name, share in figures.get("packages", {}).items():
         if share >= 0.005:
             print(f"  {share:6.1%}  {name}")

@@ -31,6 +31,7 @@ from nexapod.protocol.v3.events import (
     Unreachable,
     Vacated,
 )
+from nexapod.protocol.v3.node.archive import ARCHIVED
 from nexapod.protocol.v3.node.node import Node
 from nexapod.protocol.v3.notices import Notice
 from nexapod.protocol.v3.types import Executor, Grouping, JobSpec, Offer, Profile, Validate
@@ -111,14 +112,21 @@ class Mesh:
         for number in range(count):
             signer = HashSigner(seed, "node", number)
             self.names.append(signer.peer)
-            self.peers[signer.peer] = Peer(signer, self._new_node(signer, ()))
+            kept: dict[tuple[str, bytes], Record] = {}
+            self.peers[signer.peer] = Peer(signer, self._new_node(signer, kept), kept)
 
     def __getitem__(self, number: int) -> Peer:
         return self.peers[self.names[number]]
 
-    def _new_node(self, signer: HashSigner, records: tuple[Record, ...]) -> Node:
+    def _new_node(self, signer: HashSigner, kept: dict[tuple[str, bytes], Record]) -> Node:
+        def archive(kind: str, prefix: bytes) -> list[Record]:
+            return [kept[key] for key in sorted(kept) if key[0] == kind and key[1].startswith(prefix)]
+
         entropy = random.Random(self._rng.getrandbits(64)).randbytes
-        return Node(signer, verify, NETWORK, self.grouping, entropy, records=records, now=self.now)
+        records = [record for record in kept.values() if record.kind not in ARCHIVED]
+        return Node(
+            signer, verify, NETWORK, self.grouping, entropy, records=records, archive=archive, now=self.now
+        )
 
     def start(self, *, slots: int = 4) -> None:
         """Every node with a profile and an offer, linked to every other."""
@@ -149,7 +157,8 @@ class Mesh:
         old = self.peers[me]
         self._queue = [entry for entry in self._queue if entry[2] != me]
         heapq.heapify(self._queue)
-        self.peers[me] = Peer(old.signer, self._new_node(old.signer, tuple(old.records.values())), dict(old.records))
+        kept = dict(old.records)
+        self.peers[me] = Peer(old.signer, self._new_node(old.signer, kept), kept)
         self.give(me, ProfileChanged(profile()))
         self.give(me, OfferChanged(offer()))
         for other in others:

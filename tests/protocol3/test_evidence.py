@@ -433,6 +433,7 @@ def test_a_checkpoint_that_comes_late_undoes_no_acceptance() -> None:
     assert freeze is not None
     verdict = made.verdict({0: (freeze.statement, accepted())})
     assert evidence.add(verdict) == "new"
+    assert evidence.judge(0, (), 0) == Accepted(0, ((0, 1),))
     checkpoint = made.checkpoint(crew[0], 0)
     assert evidence.add(checkpoint) == "new"
     assert evidence.judge(0, (), 0) == Undecided(2)

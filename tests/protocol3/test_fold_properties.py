@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 
 import kit
@@ -130,7 +131,8 @@ def _said(job: JobState, evidence: ShardEvidence) -> list[object]:
 def _named(evidence: ShardEvidence, task: int) -> object:
     frozen, decision = evidence.frozen(task), evidence.verdict(task)
     return (
-        list(evidence.commits(task)),
+        [(worker, fact.statement.id) for worker, fact in evidence.commits(task).items()],
+        evidence.shown(task),
         None if frozen is None else (frozen.statement.id, frozen.entries),
         None if decision is None else (decision.statement.id, decision.outcome, decision.root),
     )
@@ -149,6 +151,26 @@ def test_the_order_of_arrival_does_not_matter(seed: int, left_out: int) -> None:
     shuffled = _spread(kept, chance)
     chance.shuffle(shuffled)
     assert _said(*_fold(made, shuffled)) == _said(*_fold(made, kept))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32))
+def test_what_was_asked_before_does_not_matter(seed: int) -> None:
+    """What is worked out once is worked out anew after anything that could change it."""
+    made, told = story()
+    chance = random.Random(seed)
+    shuffled = _spread(told, chance)
+    chance.shuffle(shuffled)
+    job = JobState(made.job_statement, verify)
+    asked, silent = ShardEvidence(job, 0), ShardEvidence(job, 0)
+    for statement in (*shuffled, *shuffled):
+        for fold in (job.add,) if statement.kind in JOB_KINDS else (asked.add, silent.add):
+            with suppress(PeerError):
+                fold(statement)
+        _said(job, asked)
+        if chance.random() < 0.1:
+            assert _said(job, silent) == _said(job, asked)
+    assert _said(job, silent) == _said(job, asked)
 
 
 def test_the_story_says_something() -> None:

@@ -228,12 +228,22 @@ def test_caretakers_are_told_of_for_ratification() -> None:
     assert made.state(care).caretakers() == [care]
 
 
-def test_two_successions_to_one_epoch_signed_by_one_seat_prove_its_fault() -> None:
+def test_two_successions_to_one_epoch_are_rivals_and_prove_no_fault() -> None:
     made = make_kit(members=5)
     one, two, three = made.seats()
     first, second = made.succession([one, two], [one, two]), made.succession([one, three], [one, three])
     state = made.state(first)
     assert state.rivals(second) == [first]
+    fault = signed(bodies.Fault(made.job, one.peer, first.envelope, second.envelope), made.members[0])
+    assert refused(state, fault) == "bad-fault"
+
+
+def test_two_admissions_of_one_round_signed_by_one_seat_prove_its_fault() -> None:
+    made = make_kit()
+    one, two, three = made.seats()
+    first = made.admission(made.workers[:1], [one, two])
+    second = made.admission(made.workers[1:2], [one, three])
+    state = made.state(first)
     fault = signed(bodies.Fault(made.job, one.peer, first.envelope, second.envelope), made.members[0])
     innocent = signed(bodies.Fault(made.job, two.peer, first.envelope, second.envelope), made.members[0])
     assert state.add(fault) == "new"

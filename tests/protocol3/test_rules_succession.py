@@ -8,7 +8,6 @@ from nexapod.protocol.errors import PeerError
 from nexapod.protocol.types import JobId, PeerId, StatementId
 from nexapod.protocol.v3.rules.succession import (
     Seats,
-    double_signers,
     first_seats,
     leaving_max,
     next_holders,
@@ -122,18 +121,6 @@ def test_the_next_epoch_follows_the_one_before() -> None:
     assert standing(chained, after, [PANEL], OWNERS) == "counts"
     with pytest.raises(PeerError):
         standing(chained, SEATS, [PANEL], OWNERS)
-
-
-def test_who_signed_two_successions_to_one_epoch_is_found() -> None:
-    one = succession("seats", SEATS.holders[0], SEATS.holders[1])
-    other = succession("seats", SEATS.holders[1], SEATS.holders[2], holders=REST[:2])
-    assert double_signers(one, other) == (SEATS.holders[1],)
-    assert double_signers(one, one) == ()
-    later = succession("seats", SEATS.holders[1], before=succeeded(one))
-    assert double_signers(one, later) == ()
-    elsewhere = succession("seats", SEATS.holders[1], shard=3)
-    assert double_signers(one, elsewhere) == ()
-    assert double_signers(one, succession("panel", SEATS.holders[1], holders=REST[:2])) == ()
 
 
 def test_a_leaving_seat_is_followed_by_the_first_that_answers() -> None:

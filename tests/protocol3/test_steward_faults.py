@@ -48,6 +48,15 @@ def test_two_seats_that_see_different_workers_do_not_freeze() -> None:
     assert world.run(120_000, world.decided)
 
 
+def test_commits_that_one_of_two_seats_has_not_seen_are_left_out() -> None:
+    world = World(2, workers=3, tasks=1)
+    world.claim_all()
+    world.run(500)
+    unseen = next(worker for worker in world.workers if worker.running)
+    world.cut.add(frozenset((world.holders()[1], unseen.peer)))
+    assert world.run(60_000, world.decided)
+
+
 def test_the_tasks_of_a_worker_that_leaves_are_open_at_once() -> None:
     world = World(3, workers=3, agree=2, tasks=2, room=1, took_ms=5_000)
     world.claim_all()

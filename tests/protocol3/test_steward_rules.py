@@ -136,6 +136,7 @@ def facts(**changed: object) -> Facts:
         "entries": (),
         "signed": None,
         "stuck": False,
+        "contested": False,
         "running": False,
         "outputs_here": False,
         "withheld": (),
@@ -161,6 +162,13 @@ def test_what_was_signed_is_proposed_again_until_it_is_given_up() -> None:
     signed = RoundOf(1, TWO)
     assert judging.decide(facts(entries=THREE, signed=signed)) == judging.Freezable(signed)
     assert judging.decide(facts(entries=THREE, signed=signed, stuck=True)) == judging.Freezable(RoundOf(2, THREE))
+
+
+def test_what_nobody_answers_uses_up_no_rounds() -> None:
+    signed = RoundOf(1, TWO)
+    assert judging.decide(facts(entries=TWO, signed=signed, stuck=True)) == judging.Freezable(signed)
+    refused = facts(entries=TWO, signed=signed, stuck=True, contested=True)
+    assert judging.decide(refused) == judging.Freezable(RoundOf(2, TWO))
 
 
 def test_an_acceptance_waits_for_outputs_and_a_failure_for_who_runs() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nexapod.protocol.v3.steward.steward import Steward
+from nexapod.protocol.v3.wire import statements
 from nexapod.protocol.v3.wire.messages import Collect, Decided, Deliver, Message, Reconcile
 from tests.protocol3.kit import Result
 from tests.protocol3.steward_world import World
@@ -29,6 +30,40 @@ def test_what_was_decided_is_adopted_by_the_next_epoch() -> None:
     assert world.run(60_000, world.decided)
     assert world.seat(0).job.adopted(0)
     assert all(seat.job.group(world.workers[0].peer) for seat in world.seats.values() if seat.ctx.me in world.holders())
+
+
+def test_a_seat_that_comes_back_adopts_what_was_decided_without_it() -> None:
+    world = World(2, workers=3)
+    kit = world.kit
+    staying, away = (kit.signer(peer) for peer in world.holders())
+    world.leave(away.peer)
+    alone = kit.succession([staying], [kit.submitter], "submitter")
+    world.tell_all(alone)
+    world.claim_all()
+    assert world.run(20_000, world.decided)
+    world.come_back(away.peer)
+    world.tell_all(kit.succession([staying, away], [staying], epoch=2, previous=alone.id))
+    assert world.run(30_000, world.decided)
+    assert world.seats[away.peer].job.adopted(0)
+
+
+def test_seats_keep_alike_what_they_have_adopted() -> None:
+    world = World(3, spare=1, workers=3)
+    world.claim_all()
+    assert world.run(20_000, world.decided)
+    late = world.holders()[2]
+    world.drops = lambda sender, to, message: to == late and sender != late and _brings_adoption(message)
+    replace_seat(world, 0)
+    world.run(20_000)
+    assert not world.seats[late].job.adopted(0)
+    world.drops = lambda sender, to, message: False
+    assert world.run(60_000, lambda: bool(world.seats[late].job.adopted(0)))
+
+
+def _brings_adoption(message: Message) -> bool:
+    if not isinstance(message, Deliver):
+        return False
+    return any(statements.read(envelope).kind == "adoption" for envelope in message.envelopes)
 
 
 def test_work_goes_on_across_a_change_of_seats() -> None:

@@ -22,6 +22,7 @@ from nexapod.protocol.v3.facts.verdicts import Decision
 from nexapod.protocol.v3.job import JobState
 from nexapod.protocol.v3.rules import agreement
 from nexapod.protocol.v3.rules.agreement import Judgement, Shown
+from nexapod.protocol.v3.tables import TableReport
 from nexapod.protocol.v3.types import Group
 from nexapod.protocol.v3.wire.bodies import Checkpoint, Commit, Freeze, Reveal, Verdict, VerdictItem
 from nexapod.protocol.v3.wire.statements import Statement
@@ -113,6 +114,14 @@ class ShardEvidence:
     def _forget_all(self) -> None:
         for known in (self._frozen, self._decisions, self._commits, self._results):
             known.clear()
+
+    def tables(self) -> Iterator[TableReport]:
+        """How full its bounded tables are; of what there is for each task, the fullest."""
+        yield TableReport("freezes of a shard", len(self._freezes.founded), limits.FOUNDED_PER_SHARD_MAX)
+        yield TableReport("verdicts of a shard", len(self._verdicts.founded), limits.FOUNDED_PER_SHARD_MAX)
+        yield self._freezes.proposals_table("freezes of a signer that do not count")
+        yield self._verdicts.proposals_table("verdicts of a signer that do not count")
+        yield from self._files.tables()
 
     # --- the fold --------------------------------------------------------------------------------------------------
     def add(self, statement: Statement, *, direct: bool = False) -> Added:

@@ -7,7 +7,7 @@ view of who is alive.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 from nexapod.protocol.errors import PeerError
@@ -22,6 +22,7 @@ from nexapod.protocol.v3.facts.panels import Panels
 from nexapod.protocol.v3.facts.successions import Successions
 from nexapod.protocol.v3.rules.lottery import Lottery
 from nexapod.protocol.v3.rules.succession import Seats, quorum
+from nexapod.protocol.v3.tables import TableReport, fullest
 from nexapod.protocol.v3.types import Group, JobSpec
 from nexapod.protocol.v3.wire.bodies import Settlement
 from nexapod.protocol.v3.wire.statements import Statement, Verify
@@ -116,7 +117,7 @@ class JobState:
         return self.seats(GATE)
 
     def rivals(self, succession: Statement) -> list[Statement]:
-        """Other successions of its shard to its epoch that are here: whoever signed both is at fault."""
+        """Other successions of its shard to its epoch that are here."""
         return self._successions.rivals(succession)
 
     def overruled(self, shard: int) -> list[Statement]:
@@ -188,6 +189,15 @@ class JobState:
     def faults(self) -> Mapping[PeerId, Statement]:
         """Who is proven to have signed two things of which it may sign one, and the proof."""
         return self._faults.proofs
+
+    def tables(self) -> Iterator[TableReport]:
+        """How full its bounded tables are; of what there is for each shard, the fullest."""
+        yield from self._panels.tables()
+        yield from self._successions.tables()
+        yield from self._admissions.tables()
+        yield from self._admissions.lottery.tables()
+        yield from self._faults.tables()
+        yield from fullest(adoptions.tables() for adoptions in self._adoptions.values())
 
     # --- the fold --------------------------------------------------------------------------------------------------
     def add(self, statement: Statement) -> Added:

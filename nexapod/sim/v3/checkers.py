@@ -67,6 +67,8 @@ class Checkers:
         busy = len(machine.running) - len(machine.vacated)
         if busy > slots or len(machine.running) > 2 * slots:
             self.violated("capacity", f"peer {machine.index} runs {busy} at once, with {slots} slots")
+        if machine.paused or machine.draining:
+            self.violated("runs-unasked", f"peer {machine.index} begins {effect.task} though its owner wants nothing new")
         job = self.world.specs.get(effect.task.job)
         # Its submitter takes its own store to be whole, and finds out when it runs the task.
         if job is None or job.plan.unfit or (job.plan.input_missing and machine.index != job.plan.submitter):
@@ -138,6 +140,8 @@ class Checkers:
         report = node.task_report(task.job, task.index)
         if report is None or not report.outputs:
             return
+        if any(file.blob not in machine.blobs for file in report.outputs):
+            self.violated("output-missing", f"task {task.index} of {spec.name}: an output is not at its submitter")
         if not is_right(spec, task, report.outputs):
             self.violated("wrong-output", f"task {task.index} of {spec.name}: a wrong output is accepted")
 

@@ -56,6 +56,9 @@ class Machine:
     banned: dict[PeerId, Millis] = field(default_factory=dict)
     doomed: Crash | None = None
     gone: bool = False
+    paused: bool = False
+    draining: bool = False
+    """What its owner has said to the process that runs now."""
     side: int = 0
     waiting: deque[Callable[[], None]] = field(default_factory=deque)
 

@@ -31,7 +31,7 @@ from nexapod.sim.v3.world import NodeFactory, World
 
 WRONG: Final = ("wrong", "copycat")
 """Liars that claim wrong results."""
-HARMLESS: Final = ("silent", "hoarder", "late", "withholder", "equivocator", "poisoner", "squatter")
+HARMLESS: Final = ("silent", "hoarder", "late", "withholder", "equivocator", "poisoner", "squatter", "namesake")
 SEATS: Final = ("mute-seat", "lying-seat", "two-faced-seat", "beacon-withholder", "inventor", "usurper")
 FLOODS: Final = (
     "garbage",
@@ -42,9 +42,14 @@ FLOODS: Final = (
     "filler",
     "leech",
     "newcomer",
+    "namer",
+    "stopper",
+    "suppressor",
+    "talker",
 )
 UPKEEP: Final = ("Hello", "Sample", "Probe", "Alive", "Announce", "Sync")
 FAULTS_FROM_MS: Final = 500
+FEW_STEWARDS: Final = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,8 +197,11 @@ def _with_liars(rng: Rng, plan: Plan, kinds: tuple[str, ...] | None = None) -> P
     others = [kind for kind in chosen if kind not in SEATS and kind not in WRONG]
     chosen = [*seats, *wrong, *others][: max(1, len(places) - agree - 1)]
     peers = list(plan.peers)
+    # Where few would be stewards two seats may be all: then one that lies is a quorum's half, which no rule survives.
+    few = sum(1 for peer in peers if peer.steward) < FEW_STEWARDS
     for place, kind in zip(places, chosen, strict=False):
-        peers[place] = replace(peers[place], liar=kind)
+        steward = peers[place].steward and (kind in SEATS or not few)
+        peers[place] = replace(peers[place], liar=kind, steward=steward)
     return replace(plan, peers=tuple(peers), features=(*plan.features, *chosen))
 
 

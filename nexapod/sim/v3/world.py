@@ -242,6 +242,7 @@ class World:
         machine.clock_base = machine.rng.between(0, 10_000_000)
         machine.clock_since = self.now
         machine.tick_at = None
+        machine.paused = machine.draining = False
         machine.waiting.clear()
         entropy = machine.rng.fork("entropy", machine.boot)
         records = [Record(kind, key, value) for (kind, key), value in machine.disk.items() if kind not in ARCHIVED]
@@ -384,6 +385,8 @@ class World:
                 self._wake_at(machine, free_at)
             return
         self.stats.events += 1
+        machine.paused = event.paused if isinstance(event, Pause) else machine.paused
+        machine.draining = machine.draining or isinstance(event, Drain)
         liar = machine.liar
         own = liar.hears(node, event, self.now) if liar is not None else []
         effects: list[Effect] = []

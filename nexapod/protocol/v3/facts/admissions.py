@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterator
 from itertools import pairwise
 
 from nexapod.protocol.errors import PeerError
@@ -13,6 +14,7 @@ from nexapod.protocol.v3.facts.cosigned import CosignedTable, Tenures
 from nexapod.protocol.v3.rules import beacon as beacons
 from nexapod.protocol.v3.rules.groups import BLOCK_PREFIXES
 from nexapod.protocol.v3.rules.lottery import Lottery
+from nexapod.protocol.v3.tables import TableReport, longest
 from nexapod.protocol.v3.types import Group, Grouping, JobSpec
 from nexapod.protocol.v3.wire.bodies import Admission, Beacon
 from nexapod.protocol.v3.wire.statements import Statement
@@ -88,6 +90,18 @@ class Admissions:
         founded = [beacon for beacon in own if beacon is not None and beacon.id in self._beacons.founded]
         counting = [beacon for beacon in founded if self._beacons.counts(beacon)]
         return next(iter(counting or founded), None)
+
+    def tables(self) -> tuple[TableReport, ...]:
+        return (
+            TableReport("rounds of admission", len(self._admissions.founded), limits.ADMISSIONS_MAX),
+            TableReport("beacons of a round", longest(self._founded_beacons()), limits.BEACONS_PER_ROUND_MAX),
+            self._admissions.proposals_table("admissions of a signer that do not count"),
+            self._beacons.proposals_table("beacons of a signer that do not count"),
+        )
+
+    def _founded_beacons(self) -> Iterator[list[StatementId]]:
+        for own in self._beacons_of.values():
+            yield [id for id in own if id in self._beacons.founded]
 
     # --- the fold --------------------------------------------------------------------------------------------------
     def add(self, statement: Statement) -> Added:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from nexapod.protocol.errors import PeerError
 from nexapod.protocol.types import StatementId
 from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.facts import Added
 from nexapod.protocol.v3.facts.cosigned import CosignedTable, Tenures
+from nexapod.protocol.v3.tables import TableReport
 from nexapod.protocol.v3.wire.bodies import Adoption
 from nexapod.protocol.v3.wire.statements import Statement
 
@@ -39,6 +42,14 @@ class Adoptions:
         """The last epoch before the present one that adopted anything, and what; (0, nothing) if there is none."""
         present = self._tenures.now().epoch
         return max(((e, ids) for e, ids in self._adopted.items() if e < present), default=(0, NOTHING))
+
+    def tables(self) -> tuple[TableReport, ...]:
+        of_epoch = Counter(statement.body.epoch for statement in self._table.founded.values())
+        most = max(of_epoch.values(), default=0)
+        return (
+            TableReport("adoptions of an epoch", most, limits.ADOPTIONS_MAX),
+            self._table.proposals_table("adoptions of a signer that do not count"),
+        )
 
     def add(self, statement: Statement) -> Added:
         body: Adoption = statement.body

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from nexapod.protocol.types import PeerId, StatementId
@@ -59,6 +59,11 @@ class Checkpoints:
         self._authors[statement.id] = statement.author, body.resumed
         if len(self._authors) > limits.LINEAGE_MAX:
             del self._authors[next(iter(self._authors))]
+
+    @property
+    def lineage(self) -> Collection[StatementId]:
+        """The checkpoints whose authors are remembered."""
+        return self._authors
 
     def get(self, id: StatementId) -> Statement | None:
         return self.rested_on.get(id) or next((s for s in self.newest.values() if s.id == id), None)

@@ -15,6 +15,7 @@ from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.facts import Added
 from nexapod.protocol.v3.facts.proposals import Proposals
 from nexapod.protocol.v3.rules.succession import Seats
+from nexapod.protocol.v3.tables import TableReport
 from nexapod.protocol.v3.wire import statements
 from nexapod.protocol.v3.wire.statements import Statement
 
@@ -51,6 +52,10 @@ class CosignedTable:
     def proposals(self) -> list[Statement]:
         """Those that are not founded, in the order in which they came."""
         return self._proposals.all()
+
+    def proposals_table(self, name: str) -> TableReport:
+        """How full the room of the busiest signer is."""
+        return self._proposals.table(name)
 
     def counting(self) -> Iterator[Statement]:
         return (statement for statement in self.founded.values() if self.counts(statement))

@@ -1,4 +1,4 @@
-"""Who is proven to have signed two things of which it may sign one (docs/protocol-3.md, Succession, Commit)."""
+"""Who is proven to have signed two things of which it may sign one (docs/protocol-3.md, Round, Commit)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from nexapod.protocol.errors import PeerError
 from nexapod.protocol.types import JobId, PeerId, StatementId
 from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.facts import Added
-from nexapod.protocol.v3.rules.succession import double_signers
+from nexapod.protocol.v3.tables import TableReport
 from nexapod.protocol.v3.types import Group
 from nexapod.protocol.v3.wire import statements
 from nexapod.protocol.v3.wire.bodies import Commit, Fault, Freeze
@@ -27,6 +27,9 @@ class Faults:
     @property
     def proofs(self) -> Mapping[PeerId, Statement]:
         return self._proofs
+
+    def tables(self) -> tuple[TableReport, ...]:
+        return (TableReport("faults", len(self._proofs), limits.FAULTS_MAX),)
 
     def get(self, id: StatementId) -> Statement | None:
         return next((proof for proof in self._proofs.values() if proof.id == id), None)
@@ -63,8 +66,6 @@ def contradictors(one: Statement, other: Statement) -> tuple[PeerId, ...]:
     if one.kind != other.kind or one.id == other.id:
         return ()
     match one.kind:
-        case "succession":
-            return double_signers(one, other)
         case "commit":
             exclude = _commits_exclude(one.body, other.body)
         case "freeze":

@@ -11,6 +11,7 @@ from nexapod.protocol.v3.facts import Added
 from nexapod.protocol.v3.facts.chain import Chain
 from nexapod.protocol.v3.facts.proposals import Proposals
 from nexapod.protocol.v3.rules import succession
+from nexapod.protocol.v3.tables import TableReport
 from nexapod.protocol.v3.wire import statements
 from nexapod.protocol.v3.wire.bodies import Renewal
 from nexapod.protocol.v3.wire.statements import Statement, Verify
@@ -50,6 +51,13 @@ class Panels:
     def ever(self, peer: PeerId) -> bool:
         """Whether it is or was a member."""
         return any(peer in members for members in reversed(self.history))
+
+    def tables(self) -> tuple[TableReport, ...]:
+        return (
+            TableReport("members of a panel", len(self.members), limits.PANEL_MAX),
+            TableReport("renewals of a panel", len(self._chain.links), limits.EPOCHS_MAX),
+            self._proposals.table("renewals of a signer that do not count"),
+        )
 
     def addrs(self, peer: PeerId) -> tuple[str, ...]:
         """Where it can be dialled, by its newest offer in the panel; nothing for others."""

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Collection
 
 from nexapod.protocol.types import PeerId, StatementId
+from nexapod.protocol.v3.tables import TableReport, longest
 from nexapod.protocol.v3.wire import statements
 from nexapod.protocol.v3.wire.statements import Statement
 
@@ -24,6 +25,10 @@ class Proposals:
 
     def __len__(self) -> int:
         return len(self._kept)
+
+    def table(self, name: str) -> TableReport:
+        """How many the busiest signer has."""
+        return TableReport(name, longest(self._of.values()), self._per_signer)
 
     def get(self, id: StatementId) -> Statement | None:
         return self._kept.get(id)

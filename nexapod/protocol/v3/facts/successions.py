@@ -14,6 +14,7 @@ from nexapod.protocol.v3.facts.panels import Panels
 from nexapod.protocol.v3.facts.proposals import Proposals
 from nexapod.protocol.v3.rules import succession
 from nexapod.protocol.v3.rules.succession import Seats
+from nexapod.protocol.v3.tables import TableReport, fullest, longest
 from nexapod.protocol.v3.wire.bodies import Succession
 from nexapod.protocol.v3.wire.statements import Statement
 
@@ -52,6 +53,11 @@ class Successions:
         chain = self._chains.get(shard)
         link = None if chain is None else chain.at(epoch - 1)
         return None if link is None else succession.succeeded(link)
+
+    def tables(self) -> tuple[TableReport, ...]:
+        longest_chain = longest(chain.links for chain in self._chains.values())
+        proposals = (table.table("successions of a signer that do not count") for table in self._proposals.values())
+        return (TableReport("successions of a shard", longest_chain, limits.EPOCHS_MAX), *fullest([proposals]))
 
     def _first_seats(self, shard: int) -> Seats:
         found = self._first.get(shard)

@@ -19,6 +19,7 @@ from nexapod.protocol.v3.facts.commits import (
     surplus,
 )
 from nexapod.protocol.v3.job import JobState
+from nexapod.protocol.v3.tables import TableReport, longest
 from nexapod.protocol.v3.wire.bodies import Checkpoint, Commit, CommitItem, Reveal, RevealItem
 from nexapod.protocol.v3.wire.statements import Statement
 
@@ -66,6 +67,18 @@ class TaskFiles:
         if file is None:
             file = self.known[task] = TaskFile()
         return file
+
+    def tables(self) -> tuple[TableReport, ...]:
+        """Of what there is for each task, the fullest."""
+        files = self.known.values()
+        unnamed = max((len(file.commits.of.keys() - file.named.keys()) for file in files), default=0)
+        newest = longest(file.checkpoints.newest for file in files)
+        lineage = longest(file.checkpoints.lineage for file in files)
+        return (
+            TableReport("commits to a task that no freeze names", unnamed, limits.COMMITS_PER_TASK_MAX),
+            TableReport("checkpoints of a task", newest, limits.CHECKPOINTS_PER_TASK_MAX),
+            TableReport("lineage of a task", lineage, limits.LINEAGE_MAX),
+        )
 
     def holds(self, task: int, worker: PeerId, commit: StatementId) -> bool:
         """Whether a commit is here, is the worker's, and has the task."""

@@ -18,6 +18,7 @@ from typing import TypeAlias
 from nexapod.protocol.types import Digest, JobId, Millis, PeerId, StatementId, key_of_peer_id
 from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.rules import beacon as beacons
+from nexapod.protocol.v3.tables import TableReport
 from nexapod.protocol.v3.types import Group, JobSpec
 from nexapod.protocol.v3.wire.statements import Statement
 
@@ -96,6 +97,12 @@ class Lottery:
         self._values[group] = key, value
         self._shards_of.pop(group, None)
         return True
+
+    def tables(self) -> tuple[TableReport, ...]:
+        return (
+            TableReport("workers admitted", len(self._workers), limits.WORKERS_MAX),
+            TableReport("draws", len(self._draws), limits.DRAWS_MAX),
+        )
 
     def group(self, worker: PeerId) -> Group | None:
         """The group in which a worker was admitted; None: it was not."""

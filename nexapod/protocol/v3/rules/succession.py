@@ -177,17 +177,3 @@ def next_holders(
     staying = tuple(peer for peer in current.holders if peer not in gone)
     spare = [peer for peer in panel_order if peer not in current.holders and peer in reachable and peer not in gone]
     return (*staying, *spare)[: limits.SEATS] or current.holders
-
-
-def double_signers(one: Statement, other: Statement) -> tuple[PeerId, ...]:
-    """Who has signed two different successions to one epoch of one shard by one authority: each a fault that the two
-    prove. By another authority one may: which of them stands is no choice of his."""
-    if one.kind != "succession" or other.kind != "succession" or one.id == other.id:
-        return ()
-    if _named(one.body) != _named(other.body):
-        return ()
-    return tuple(peer for peer in one.signers if peer in other.signers)
-
-
-def _named(body: Succession) -> tuple[JobId, int, int, Authority]:
-    return body.job, body.shard, body.epoch, body.authority

@@ -1,8 +1,9 @@
-"""What this node has signed of a job's successions and renewals, kept across crashes: one for each epoch and authority.
+"""What this node has signed of a job's successions and renewals, kept across crashes: of each epoch the one that would
+stand (docs/protocol-3.md, Succession).
 
-Two different successions to one epoch of a shard by one authority, signed by one peer, are a fault (docs/protocol-3.md,
-Succession). One by a stronger authority may follow: it stands before the other wherever both are known, and a small
-panel whose first proposal found no quorum would never agree on another.
+Another to the same epoch is signed only if it stands before that one wherever both are known. So whoever signs both
+decides nothing, and members that have proposed different ones, so that none can find a majority any more, come to sign
+the same.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ class Ballots:
         self._cast: dict[Office, tuple[int, int, StatementId]] = {}
 
     def may_sign(self, office: Office, epoch: int, id: StatementId, rank: int = 0) -> bool:
-        """Nothing else was signed for this epoch by an authority that is as strong, or for a later epoch."""
-        return self.is_free(office, epoch, rank) or self._cast[office] == (epoch, rank, id)
+        """Nothing was signed for a later epoch, and nothing for this one that would stand before it."""
+        last = self._cast.get(office)
+        return last is None or last[0] < epoch or (last[0] == epoch and (rank, id) <= last[1:])
 
     def is_free(self, office: Office, epoch: int, rank: int = 0) -> bool:
         """Nothing at all was signed for this epoch by an authority that is as strong."""

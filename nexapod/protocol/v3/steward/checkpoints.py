@@ -15,6 +15,7 @@ from nexapod.protocol.errors import PeerError
 from nexapod.protocol.types import BlobRef, JobId, Millis, Part, PeerId, StatementId
 from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.context import Context, Owner
+from nexapod.protocol.v3.tables import TableReport, longest
 from nexapod.protocol.v3.types import JobSpec
 from nexapod.protocol.v3.wire.statements import Statement
 
@@ -105,6 +106,13 @@ class Checkpoints:
         if len(vouchers) >= needed:
             self._vouched.pop(statement.id, None)
             self.add(statement)
+
+    def tables(self) -> tuple[TableReport, ...]:
+        workers = longest(self._of_task.values())
+        return (
+            TableReport("checkpoints vouched for", len(self._vouched), VOUCHED_MAX),
+            TableReport("checkpoints to hand on of a task", workers, limits.CHECKPOINTS_PER_TASK_MAX),
+        )
 
     def ready(self) -> list[Statement]:
         """All that could be given out: what a new seat should have too."""

@@ -67,6 +67,9 @@ class Undecided:
     def __init__(self) -> None:
         self._waiting: dict[StatementId, Waiting] = {}
 
+    def __len__(self) -> int:
+        return len(self._waiting)
+
     def add(self, statement: Statement, proposer: PeerId, now: Millis) -> Waiting:
         """Take one up; the one there is keeps the time at which it came."""
         known = self._waiting.get(statement.id)

@@ -34,6 +34,7 @@ from nexapod.protocol.v3.steward.rounds import (
     examine,
     void_after,
 )
+from nexapod.protocol.v3.tables import TableReport
 from nexapod.protocol.v3.types import Group
 from nexapod.protocol.v3.wire.bodies import Admission, Beacon, Fault
 from nexapod.protocol.v3.wire.messages import Bid, Card, Object, Value
@@ -83,6 +84,13 @@ class Gate:
         self._enter_epoch()
 
     # --- events ------------------------------------------------------------------------------------------------------
+    def tables(self) -> tuple[TableReport, ...]:
+        waiting = max(len(self._waiting), len(self._recent))
+        return (
+            TableReport("bids", len(self._bids), limits.BIDS_MAX),
+            TableReport("admissions proposed", waiting, 2 * limits.SEATS),
+        )
+
     @property
     def deadline(self) -> Millis | None:
         return None if self._job.closed else _earliest(self._wake, self.announcer.due)

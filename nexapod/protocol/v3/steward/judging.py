@@ -50,7 +50,9 @@ class Facts:
     signed: RoundOf | None
     """What this seat has signed last."""
     stuck: bool
-    """... so long ago that others will not sign it any more."""
+    """... so long ago that others may have given it up."""
+    contested: bool
+    """Another seat would not sign it. Without an answer it is proposed again as it is, so that no rounds are used up."""
     running: bool
     """A worker that is linked still runs it, or has committed what is not frozen."""
     outputs_here: bool
@@ -115,8 +117,10 @@ def decide(facts: Facts) -> Action:
 
 
 def _freeze(facts: Facts) -> Action:
-    if facts.signed is not None and not facts.stuck and _is_ahead(facts.signed, facts.frozen):
-        return Freezable(facts.signed)
+    if facts.signed is not None and _is_ahead(facts.signed, facts.frozen):
+        unchanged = facts.signed.entries == facts.entries and not facts.contested
+        if not facts.stuck or unchanged:
+            return Freezable(facts.signed)
     now = frozenset(entry.group for entry in facts.entries)
     before = facts.frozen.groups if facts.frozen is not None else frozenset()
     if len(now) < wanted(facts.agree, facts.judgement) or now <= before:

@@ -13,6 +13,7 @@ from typing import Final
 
 from nexapod.protocol.types import Millis, PeerId
 from nexapod.protocol.v3 import limits
+from nexapod.protocol.v3.tables import TableReport, longest
 from nexapod.protocol.v3.types import Group
 
 BARS_MAX: Final = 64
@@ -188,6 +189,13 @@ class LeaseTable:
     def groups(self) -> set[Group]:
         """Groups with a lease that is not in doubt."""
         return set(self._groups)
+
+    def tables(self) -> tuple[TableReport, ...]:
+        bars = longest(table.bars for table in self._tasks.values())
+        return (
+            TableReport("leases of a worker in a shard", longest(self._of_worker.values()), limits.CLAIM_TASKS_MAX),
+            TableReport("workers barred from a task", bars, BARS_MAX),
+        )
 
     @property
     def leased(self) -> int:

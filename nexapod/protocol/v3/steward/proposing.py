@@ -13,6 +13,7 @@ from typing import Final, Literal, TypeAlias
 
 from nexapod.protocol.types import Millis, PeerId, StatementId
 from nexapod.protocol.v3 import limits
+from nexapod.protocol.v3.wire.messages import Object
 from nexapod.protocol.v3.wire.statements import Statement
 
 Subject: TypeAlias = Literal["freeze", "verdict", "adoption"]
@@ -29,12 +30,25 @@ class _Proposal:
     """When the seats should have answered."""
     sent: int = 1
     objections: dict[PeerId, frozenset[int]] = field(default_factory=dict)
+    doubted: dict[PeerId, None] = field(default_factory=dict)
+    """Workers that those who object cannot vouch for."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Pause:
     until: Millis
     span: Millis
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A proposal that too few seats sign."""
+
+    subject: Subject
+    refused: tuple[int, ...]
+    """Tasks that some seat would not sign."""
+    doubted: tuple[PeerId, ...]
+    """Workers that some seat cannot vouch for."""
 
 
 class Proposals:
@@ -46,6 +60,9 @@ class Proposals:
         self._paused: dict[tuple[Subject, int], _Pause] = {}
         self._apart: dict[tuple[Subject, int], frozenset[PeerId]] = {}
         """Who objected to a task's last proposal: those with the same objectors go together."""
+
+    def __len__(self) -> int:
+        return len(self._open)
 
     def add(self, statement: Statement, tasks: Sequence[int], others: Collection[PeerId], now: Millis) -> None:
         """A proposal that this seat has signed and saved. To the other seats."""
@@ -81,19 +98,19 @@ class Proposals:
                 groups.setdefault(self._apart.get((subject, task), frozenset()), []).append(task)
         return [groups[objectors] for objectors in sorted(groups, key=sorted)]
 
-    def object(
-        self, peer: PeerId, id: StatementId, tasks: Collection[int], holders: Sequence[PeerId], now: Millis
-    ) -> bool:
-        """A seat will not sign these. Whether the proposal has come to an end."""
-        proposal = self._open.get(id)
+    def object(self, peer: PeerId, objection: Object, holders: Sequence[PeerId], now: Millis) -> Ended | None:
+        """A seat will not sign some tasks; under -1 what is about no task. None: other seats may still sign."""
+        proposal = self._open.get(objection.proposal)
         if proposal is None or peer not in holders or peer in proposal.statement.signers:
-            return False
-        proposal.objections[peer] = frozenset(tasks).intersection(proposal.tasks)
+            return None
+        proposal.objections[peer] = frozenset(objection.tasks or (-1,)).intersection(proposal.tasks)
+        proposal.doubted |= dict.fromkeys(objection.workers)
         others = [seat for seat in holders if seat not in proposal.statement.signers]
         if any(seat not in proposal.objections for seat in others):
-            return False
+            return None
         self._end(proposal, len(holders), now)
-        return True
+        refused = frozenset(task for tasks in proposal.objections.values() for task in tasks)
+        return Ended(_subject(proposal), tuple(sorted(refused)), tuple(proposal.doubted))
 
     def _end(self, proposal: _Proposal, seats: int, now: Millis) -> None:
         """Sort its tasks by who objected to them."""

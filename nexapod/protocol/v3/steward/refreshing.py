@@ -70,7 +70,8 @@ def _note_freeze(state: ShardState, task: int, frozen: Frozen | None) -> None:
     if frozen is None or frozen.round == soft.frozen_round:
         return
     soft.frozen_round, soft.frozen_at = frozen.round, state.ctx.now
-    soft.idle_since = None
+    soft.idle_since, soft.contested = None, False
+    soft.doubted.clear()
     state.wake(("task", task), state.ctx.now + limits.REVEAL_TTL_MS)
 
 
@@ -110,6 +111,7 @@ def facts_of(state: ShardState, outputs: Outputs, task: int, frozen: Frozen | No
         entries=entries,
         signed=state.signed.freeze(task),
         stuck=stuck_at is not None and stuck_at <= state.ctx.now,
+        contested=soft.contested,
         running=any(lease.worker not in frozen_workers for lease in state.leases[task].firm),
         outputs_here=isinstance(soft.judgement, Accepted) and gathered(state, outputs, task),
         withheld=()
@@ -142,7 +144,7 @@ def _fresh(state: ShardState, task: int, kept: tuple[FreezeEntry, ...]) -> list[
     commits = state.evidence.commits(task)
     groups: dict[PeerId, Group] = {}
     for worker in state.committed(task):
-        group = None if worker in known else state.present(worker)
+        group = None if worker in known or state.is_doubted(task, worker) else state.present(worker)
         if group is not None:
             groups[worker] = group
     return [FreezeEntry(worker, group, commits[worker].statement.id) for worker, group in groups.items()]
@@ -155,7 +157,11 @@ def _open(state: ShardState, task: int, facts: Facts) -> None:
     if wanted == 0:
         return
     having = _groups_of(state, task, facts)
-    having |= {lease.group for lease in table.firm if lease.worker not in soft.late}
+    having |= {
+        lease.group
+        for lease in table.firm
+        if lease.worker not in soft.late and not state.is_doubted(task, lease.worker)
+    }
     places = wanted + soft.extra - len(having)
     now = state.ctx.now
     bars = {worker: bar.until for worker, bar in table.bars if bar.until > now}

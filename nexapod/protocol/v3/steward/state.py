@@ -49,6 +49,10 @@ class SoftTask:
     """Workers that did not show in time what was frozen."""
     ungiven: dict[PeerId, None] = field(default_factory=dict)
     """Workers whose accepted outputs nobody gave."""
+    doubted: dict[PeerId, Millis] = field(default_factory=dict)
+    """Workers whose commits other seats have not seen: until then they are left out of what this one proposes."""
+    contested: bool = False
+    """Another seat would not sign the last freeze that this one proposed."""
     frozen_round: int = 0
     frozen_at: Millis = 0
     idle_since: Millis | None = None
@@ -150,6 +154,11 @@ class ShardState:
         """Whether this seat vouches for a worker's commit."""
         commit = self.evidence.commit_of(task, worker)
         return commit is not None and commit.direct and (task, worker) not in self.unleased
+
+    def is_doubted(self, task: int, worker: PeerId) -> bool:
+        """Whether too few other seats have seen a worker's commit."""
+        soft = self.soft.get(task)
+        return soft is not None and soft.doubted.get(worker, self.ctx.now) > self.ctx.now
 
     def wake(self, name: tuple[str, int], when: Millis) -> None:
         """Look at a task (or at something of the shard) again then, or before."""

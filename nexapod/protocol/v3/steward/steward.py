@@ -6,7 +6,7 @@ nothing changes any more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from nexapod.protocol.errors import PeerError
@@ -27,6 +27,7 @@ from nexapod.protocol.v3.steward.replication import Replication
 from nexapod.protocol.v3.steward.state import ShardState
 from nexapod.protocol.v3.steward.telling import Telling
 from nexapod.protocol.v3.steward.voting import Voting
+from nexapod.protocol.v3.tables import TableReport
 from nexapod.protocol.v3.wire import messages
 from nexapod.protocol.v3.wire.bodies import Fault
 from nexapod.protocol.v3.wire.messages import Message, Status, TaskView
@@ -463,7 +464,7 @@ class Steward:
 
     def _timed_out(self, what: str, task: int) -> None:
         match what:
-            case "task" | "stuck" | "bar" | "idle":
+            case "task" | "stuck" | "bar" | "idle" | "doubt":
                 self._state.mark(task)
             case "lease":
                 self._granting.expire(task)
@@ -608,6 +609,14 @@ class Steward:
     # --- for people ------------------------------------------------------------------------------------------------
     def views(self, tasks: Iterable[int]) -> tuple[TaskView, ...]:
         return viewing.views(self._state, tasks)
+
+    def tables(self) -> Iterator[TableReport]:
+        """How full its bounded tables are."""
+        yield TableReport("claims", len(self._state.claims), limits.CLAIMS_MAX)
+        yield from self._state.leases.tables()
+        yield from self._voting.tables()
+        yield from self._checkpoints.tables()
+        yield from self.evidence.tables()
 
     @property
     def open_places(self) -> int:

@@ -9,7 +9,7 @@ that what a former process had signed can be restored first.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeAlias
 
 from nexapod.protocol.errors import PeerError
@@ -25,6 +25,7 @@ from nexapod.protocol.v3.steward.inputs import Inputs
 from nexapod.protocol.v3.steward.pledges import GATE_RECORD, Pledges
 from nexapod.protocol.v3.steward.steward import Steward
 from nexapod.protocol.v3.steward.tenure import Tenure
+from nexapod.protocol.v3.tables import TableReport, fullest, in_turn
 from nexapod.protocol.v3.wire.bodies import Placed
 from nexapod.protocol.v3.wire.messages import (
     Alive,
@@ -105,6 +106,14 @@ class Stewardship:
     def stewards(self) -> list[tuple[int, Steward]]:
         """Those that exist, by shard."""
         return sorted(self._stewards.items())
+
+    def tables(self, shards: int, turn: int) -> Iterator[TableReport]:
+        """How full its bounded tables are. Of many shards, `shards` of them are looked at: others with each `turn`."""
+        yield from self._tenure.tables()
+        if self._gate is not None:
+            yield from self._gate.tables()
+        looked_at = in_turn(list(self._stewards.values()), shards, turn)
+        yield from fullest(steward.tables() for steward in looked_at)
 
     def steward(self, shard: int) -> Steward | None:
         """The machine of a shard that this peer has, or had, a seat of."""

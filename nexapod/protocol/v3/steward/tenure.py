@@ -35,6 +35,7 @@ from nexapod.protocol.v3.steward.replacing import (
     course,
     gone_after_ms,
 )
+from nexapod.protocol.v3.tables import TableReport
 from nexapod.protocol.v3.wire.bodies import Authority, Succession
 from nexapod.protocol.v3.wire.messages import Alive, Refused
 from nexapod.protocol.v3.wire.statements import Statement
@@ -79,6 +80,9 @@ class Tenure:
         self.job_changed()
 
     # --- events ------------------------------------------------------------------------------------------------------
+    def tables(self) -> tuple[TableReport, ...]:
+        return (TableReport("successions and renewals waiting", len(self._pending), limits.PENDING_MAX),)
+
     @property
     def deadline(self) -> Millis | None:
         if self._job.closed:

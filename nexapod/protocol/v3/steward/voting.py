@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 from nexapod.protocol.types import Millis, PeerId, StatementId
@@ -11,14 +11,15 @@ from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.rules.agreement import Failed
 from nexapod.protocol.v3.steward import batching, judging
 from nexapod.protocol.v3.steward.adopting import Adopting
-from nexapod.protocol.v3.steward.cosigning import Answer, Objection, Sign, Undecided, Wait, Waiting, answer
-from nexapod.protocol.v3.steward.judging import RoundOf
+from nexapod.protocol.v3.steward.cosigning import WAITING_MAX, Answer, Objection, Sign, Undecided, Wait, Waiting, answer
+from nexapod.protocol.v3.steward.judging import FreezeEntry, RoundOf
 from nexapod.protocol.v3.steward.leading import Leading
 from nexapod.protocol.v3.steward.outputs import Outputs
-from nexapod.protocol.v3.steward.proposing import Gathering, Proposals, Subject
+from nexapod.protocol.v3.steward.proposing import PROPOSALS_MAX, Ended, Gathering, Proposals, Subject
 from nexapod.protocol.v3.steward.refreshing import gathered, written
 from nexapod.protocol.v3.steward.signed import round_of
 from nexapod.protocol.v3.steward.state import ShardState
+from nexapod.protocol.v3.tables import TableReport
 from nexapod.protocol.v3.wire import statements
 from nexapod.protocol.v3.wire.bodies import Adoption, Freeze, Verdict, VerdictItem
 from nexapod.protocol.v3.wire.messages import Object
@@ -46,6 +47,13 @@ class Voting:
         self._adoptions: dict[StatementId, Statement] = {}
         """Proposals of adoption in this epoch, with the signatures so far."""
         self.adopting = Adopting(state)
+
+    def tables(self) -> tuple[TableReport, ...]:
+        return (
+            TableReport("own proposals of a shard", len(self._proposals), PROPOSALS_MAX),
+            TableReport("proposals waiting to be signed", len(self._undecided), WAITING_MAX),
+            TableReport("adoptions proposed", len(self._adoptions), limits.PENDING_MAX),
+        )
 
     def _propose_to(self, peer: PeerId, statement: Statement) -> None:
         self._ctx.deliver(peer, [statement], self._state.job.addrs(peer))
@@ -116,10 +124,23 @@ class Voting:
 
     def on_object(self, peer: PeerId, message: Object) -> None:
         """Another seat will not sign something of this one's."""
-        tasks = message.tasks or (-1,)
-        if self._proposals.object(peer, message.proposal, tasks, self._state.seats.holders, self._ctx.now):
+        ended = self._proposals.object(peer, message, self._state.seats.holders, self._ctx.now)
+        if ended is not None:
             self._state.mark(*(task for task in message.tasks if task in self._state.evidence.tasks))
+            if ended.subject == "freeze":
+                self._leave_out(ended)
         self._leading.spoke(peer)
+
+    def _leave_out(self, ended: Ended) -> None:
+        """What another seat has not seen it would not sign the next time either: others' results do as well."""
+        until = self._ctx.now + limits.REVEAL_TTL_MS
+        for task in ended.refused:
+            if task in self._state.evidence.tasks:
+                soft = self._state.task(task)
+                soft.contested = True
+                soft.doubted |= dict.fromkeys(ended.doubted, until)
+                if ended.doubted:
+                    self._state.wake(("doubt", task), until)
 
     def counted(self, statement: Statement) -> bool:
         """It counts now. Whether this seat had proposed it."""
@@ -157,7 +178,8 @@ class Voting:
             case Objection(tasks):
                 self._undecided.remove(statement.id)
                 named = tuple(task for task in tasks if task >= 0)
-                message = Object(self._state.job.job, self._state.shard, statement.id, named, ())
+                unseen = self._unseen(statement.body, named) if statement.kind == "freeze" else ()
+                message = Object(self._state.job.job, self._state.shard, statement.id, named, unseen)
                 self._ctx.send(waiting.proposer, message)
                 self._ctx.trace("proposal_refused", job=self._state.job.job, kind=statement.kind, tasks=named)
             case Sign():
@@ -220,17 +242,29 @@ class Voting:
             return "refuse"
         return self._entries_answer(task, proposed, frozen)
 
+    def _unseen(self, body: Freeze, tasks: Collection[int]) -> tuple[PeerId, ...]:
+        """Workers whose commits to these tasks this seat does not vouch for."""
+        rounds = [(item.task, round_of(body, item)) for item in body.items if item.task in tasks]
+        workers = {
+            entry.worker
+            for task, one in rounds
+            for entry in (() if one is None or task not in self._state.evidence.tasks else one.entries)
+            if not self._vouches(task, entry)
+        }
+        return tuple(sorted(workers)[: limits.ADMISSION_MAX])
+
+    def _vouches(self, task: int, entry: FreezeEntry) -> bool:
+        commit = self._state.evidence.commit_of(task, entry.worker)
+        same = commit is not None and commit.statement.id == entry.commit
+        return same and self._state.counts(task, entry.worker) and self._state.admitted(entry.worker) == entry.group
+
     def _entries_answer(self, task: int, proposed: RoundOf, frozen: RoundOf | None) -> Answer:
         """Each commit seen here, in the groups and the order that this seat would write; and enough of them."""
         state = self._state
         known = frozenset(frozen.entries) if frozen is not None else frozenset()
         fresh = [entry for entry in proposed.entries if entry not in known]
-        for entry in fresh:
-            commit = state.evidence.commit_of(task, entry.worker)
-            if commit is None or commit.statement.id != entry.commit or not state.counts(task, entry.worker):
-                return "wait"
-            if state.admitted(entry.worker) != entry.group:
-                return "wait"
+        if not all(self._vouches(task, entry) for entry in fresh):
+            return "wait"
         place_of = {group: place for place, group in enumerate(state.job.lottery.draw(task))}
         group_of = {entry.worker: state.admitted(entry.worker) or entry.group for entry in proposed.entries}
         ordered = judging.in_draw_order(proposed.entries, place_of, group_of) == proposed.entries

@@ -18,6 +18,9 @@ class Failing:
         self.job = job
         self._told: dict[tuple[int, PeerId], None] = {}
 
+    def __len__(self) -> int:
+        return len(self._told)
+
     def on_statement(self, statement: Statement) -> None:
         """A worker's own word."""
         if statement.kind == "reveal":

@@ -30,6 +30,7 @@ from nexapod.protocol.v3.submitter.replacing import Replacing
 from nexapod.protocol.v3.submitter.results import Result
 from nexapod.protocol.v3.submitter.seating import Seating
 from nexapod.protocol.v3.submitter.settling import Settling
+from nexapod.protocol.v3.tables import TableReport
 from nexapod.protocol.v3.wire.bodies import Cancel
 from nexapod.protocol.v3.wire.messages import Decided, Message, Ready, Refused, TaskLog, View, Want
 from nexapod.protocol.v3.wire.statements import Statement
@@ -264,6 +265,16 @@ class Submission:
             tuple(sorted(self.placing.delivered)),
             self.settling.unratified,
             self.settling.problems,
+        )
+
+    def tables(self) -> tuple[TableReport, ...]:
+        """How full its bounded tables are."""
+        inquiry = self.inquiry
+        return (
+            TableReport("views of a submission", len(inquiry.views), limits.SHARD_TASKS),
+            TableReport("logs of a submission", len(inquiry.logs), limits.TASK_LOGS_MAX),
+            TableReport("failings told of a submission", len(self.deciding.failing), limits.FAILINGS_MAX),
+            TableReport("outputs being fetched of a submission", self.deciding.fetching.in_flight, limits.FETCHES_MAX),
         )
 
     # --- the end, and the beginning --------------------------------------------------------------------------------

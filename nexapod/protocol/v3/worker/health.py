@@ -97,6 +97,9 @@ class Health:
         """Nobody gave the inputs of a job for long."""
         self._jobs.setdefault(job, _JobRecord()).row.rest_until = now + REST_MS
 
+    def table(self) -> TableReport:
+        return TableReport("authors whose tasks failed here", len(self._authors), AUTHORS_MAX)
+
     def rests_until(self, job: JobId, author: PeerId) -> Millis:
         """When a job may be worked on again; in the past: now."""
         record, row = self._jobs.get(job), self._authors.get(author)

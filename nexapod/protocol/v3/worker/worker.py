@@ -16,6 +16,7 @@ from nexapod.protocol.v3.context import Context
 from nexapod.protocol.v3.job import JobState
 from nexapod.protocol.v3.notices import WorkRefused
 from nexapod.protocol.v3.rules.matching import Decision, Policy, accepts, satisfies
+from nexapod.protocol.v3.tables import TableReport
 from nexapod.protocol.v3.types import Profile
 from nexapod.protocol.v3.wire import text
 from nexapod.protocol.v3.wire.messages import AskLog, Gone, Grant, Message, Status, TaskLog
@@ -24,6 +25,7 @@ from nexapod.protocol.v3.worker import restoring
 from nexapod.protocol.v3.worker.asking import Asking
 from nexapod.protocol.v3.worker.attempt import Claimed, Decide, Granted, may
 from nexapod.protocol.v3.worker.attempts import Attempt, Attempts, Place, outputs_of
+from nexapod.protocol.v3.worker.claiming import STANDING_MAX
 from nexapod.protocol.v3.worker.deciding import Deciding
 from nexapod.protocol.v3.worker.executing import Executing
 from nexapod.protocol.v3.worker.granting import Granting
@@ -99,6 +101,15 @@ class Worker:
             self._health,
             self._asking,
             self._inputs,
+        )
+
+    def tables(self) -> tuple[TableReport, ...]:
+        """How full its bounded tables are."""
+        return (
+            TableReport("own claims", len(self._asking.claiming), STANDING_MAX),
+            TableReport("jobs to work on", len(self._prospects), limits.JOBS_MAX),
+            *self.attempts.tables(),
+            self._health.table(),
         )
 
     # --- time ------------------------------------------------------------------------------------------------------

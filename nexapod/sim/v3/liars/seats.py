@@ -66,7 +66,7 @@ class TwoFacedSeat(Liar):
         changed = []
         for effect in effects:
             if isinstance(effect, Send) and self.rng.chance(500):
-                effect = rewritten([effect], "freeze", self._shorter)[0]  # noqa: PLW2901
+                effect = rewritten([effect], "freeze", self._shorter)[0]
             changed.append(effect)
         self.attacks += lied(effects, changed)
         return changed
