@@ -78,10 +78,11 @@ def base(job: JobPlan | None = None, *, peers: int = PEERS) -> tuple[Plan, Place
     raise AssertionError("no world has somebody at every place")
 
 
-def with_liars(plan: Plan, kind: str, at: Sequence[int]) -> Plan:
+def with_liars(plan: Plan, kind: str, at: Sequence[int], **changed: object) -> Plan:
+    """`changed`: of their plans."""
     peers = list(plan.peers)
     for index in at:
-        peers[index] = replace(peers[index], liar=kind, gang=1)
+        peers[index] = replace(peers[index], liar=kind, gang=1, **changed)  # type: ignore[arg-type]
     return replace(plan, peers=tuple(peers))
 
 

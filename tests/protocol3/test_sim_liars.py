@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from nexapod.protocol.types import Millis
 from nexapod.sim.v3.liars import KINDS
 from nexapod.sim.v3.liars.seats import BeaconAborter
 from nexapod.sim.v3.liars.workers import Copycat
-from tests.protocol3.liar_worlds import Place, job_of, liars_of, settle, world_of
+from nexapod.sim.v3.world import World
+from tests.protocol3.liar_worlds import Place, base, job_of, liars_of, settle, with_liars, world_of
 
 LONG = ("poisoner", "namesake")
 """They matter only where there are checkpoints, which tasks leave after ten seconds."""
@@ -55,3 +58,30 @@ def test_a_liar_attacks_and_the_job_settles(kind: str) -> None:
         assert liar.shown + liar.attacks > 0
     else:
         assert liar.attacks > 0
+
+
+def test_a_leech_without_a_part_in_anything_is_not_answered_at_length() -> None:
+    plan, places = base()
+    world = World(with_liars(plan, "leech", places.strangers[:1], steward=False, works=False))
+    settle(world)
+    assert liars_of(world)[0].attacks > 0
+
+
+def test_two_seats_of_one_gang_that_lie_about_judgements_only_delay() -> None:
+    """A quorum of the seats can hold a shard up. What it signs settles nothing that its evidence does not come to."""
+    world = world_of("lying-seat", "leader", "seat")
+    world.run_until(60_000)
+    assert sum(liar.attacks for liar in liars_of(world)) > 0
+    wrong = [v for v in world.checkers.violations if v.invariant in ("wrong-output", "wrong-outcome", "certificate")]
+    assert wrong == []
+
+
+def test_seats_that_work_count_their_own_results_where_a_group_is_a_block() -> None:
+    """No seat sees an address of its own: of two that work neither would count its own, and no quorum both."""
+    plan, places = base()
+    peers = tuple(
+        replace(peer, addr=f"/ip4/{30 + i}.8.{i}.1/tcp/4001", works=i in places.seats)
+        for i, peer in enumerate(plan.peers)
+    )
+    world = World(replace(plan, peers=peers, network=replace(plan.network, grouping="network")))
+    settle(world)

@@ -7,8 +7,6 @@ import pytest
 from nexapod.sim.v3.scenarios import run_seed
 
 REGRESSIONS: dict[tuple[str, int], str] = {
-    ("liars", 32): "seats that work never counted their own results where a group is a block of addresses",
-    ("liars", 30): "results that came after a task had failed by idleness were neither frozen nor given up",
 }
 
 

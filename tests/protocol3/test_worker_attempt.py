@@ -19,12 +19,14 @@ from nexapod.protocol.v3.worker.attempt import (
     Dropped,
     End,
     Finished,
+    Forget,
     GiveBack,
     Grant,
     Granted,
     Keep,
     Move,
     Over,
+    Reopen,
     Restart,
     Revealed,
     Running,
@@ -51,6 +53,7 @@ STATES: list[State] = [
     Committed(RESULT, b"s" * 16, BASIS, COMMIT),
     Revealed(RESULT, b"s" * 16, BASIS, COMMIT, REVEAL),
     Over(OUTPUT),
+    Over(OUTPUT, Committed(RESULT, b"s" * 16, BASIS, COMMIT)),
     Dropped(),
 ]
 MOVES: list[Move] = [
@@ -68,6 +71,14 @@ MOVES: list[Move] = [
 ]
 
 
+def test_what_is_over_is_said_again_only_while_its_commit_is_kept() -> None:
+    bound = Committed(RESULT, b"s" * 16, BASIS, COMMIT)
+    for state in (bound, Revealed(RESULT, b"s" * 16, BASIS, COMMIT, REVEAL)):
+        over = advance(state, Decide())
+        assert advance(over, Reopen()) == bound
+        assert advance(over, Forget()) == Over(RESULT.files)
+
+
 @pytest.mark.parametrize(("state", "move"), list(itertools.product(STATES, MOVES)))
 def test_every_pair_of_the_table_leads_where_it_says_and_no_other_is_allowed(state: State, move: Move) -> None:
     target = TABLE[type(state)].get(type(move))
@@ -83,7 +94,7 @@ def test_nothing_bound_is_ever_dropped_and_nothing_over_moves() -> None:
     bound = (Committed, Revealed, Over)
     for state in bound:
         assert all(target in bound for target in TABLE[state].values())
-    assert TABLE[Over] == TABLE[Dropped] == {}
+    assert TABLE[Dropped] == {}
 
 
 def test_grants_gather_each_seat_once_with_the_checkpoints_they_gave() -> None:
@@ -110,5 +121,5 @@ def test_what_is_saved_is_read_again(state: State) -> None:
 
 def test_what_only_waits_is_not_saved() -> None:
     saved = [type(state) for state in STATES if records.is_saved(state)]
-    assert saved == [Running, Committed, Revealed, Over]
+    assert saved == [Running, Committed, Revealed, Over, Over]
     assert records.is_saved(Granted(1, None, interrupted=True))

@@ -513,12 +513,36 @@ def test_a_verdict_that_counts_ends_an_attempt_and_its_outputs_stay_until_the_jo
     bench.show(bench.verdict(freeze, signers=bench.seats[1:2]))
     assert bench.states() == {}
     assert not [e for e in bench.take() if isinstance(e, Drop)]
-    assert [kind for kind, _ in sorted(bench.saved)] == ["worker-attempt", "worker-seq"]
+    kept = ["worker-attempt", "worker-seq", "worker-statement"]
+    assert [kind for kind, _ in sorted(bench.saved)] == kept, "its commit can be said again"
     bench.worker.job_over(bench.job)
     dropped = [e.ref for e in bench.take() if isinstance(e, Drop)]
     assert blob_of(b"right") in dropped
     assert [kind for kind, _ in bench.saved] == ["worker-seq"]
     assert bench.worker.deadline is None or bench.worker.report() == ()
+
+
+def test_what_is_decided_is_said_again_to_seats_that_lack_it_and_ends_again_when_they_adopt_it() -> None:
+    bench, new = Bench(), Bench().kit.members[3:4]
+    freeze = bench.revealed()
+    verdict = bench.verdict(freeze)
+    bench.show(verdict)
+    assert bench.states() == {}
+    bench.take()
+    old = bench.seats
+    bench.change(bench.kit.succession([*new, old[0], old[1]], old[:2]))
+    assert bench.states() == {0: "committed"}
+    again = bench.restarted()
+    assert again.states() == {0: "committed"}
+    bench.later(limits.RETRY_MIN_MS)
+    held = [message.held[0].stage for message in bench.said(new[0], Renew)]
+    assert held == ["committed"], "it asks first"
+    assert bench.kinds(new[0]) == []
+    bench.status(new[0], "unknown", 0)
+    assert bench.kinds(new[0]) == ["commit"]
+    bench.change(bench.kit.adoption([freeze, verdict], [*new, old[0]]))
+    bench.show(verdict)
+    assert bench.states() == {}
 
 
 def test_a_running_task_that_others_decided_is_stopped_and_frees_its_slot() -> None:

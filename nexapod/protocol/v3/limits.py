@@ -160,6 +160,9 @@ CLOSING_LINKS_MAX: Final = 3
 JOB_RELAYS_PER_MINUTE: Final = 12
 """Announcements of one job that a node passes on; four times as many at once."""
 
+EFFECTS_MAX: Final = 65_536
+"""Effects of one call: its driver has all of them in memory. Nothing that a peer says leads to so many."""
+
 # --- one submission ------------------------------------------------------------------------------------------------
 SHARDS_SWEPT: Final = 64
 """Shards of a submission that one call looks at, of those that it must look at one after the other."""
@@ -175,6 +178,8 @@ DISPUTE_TRIES: Final = 3
 """How often a result that was not accepted is asked for before the job settles without it."""
 WHOLE_SHARDS_MAX: Final = 64
 """Decided shards of one submission whose evidence stays in memory; of the others it lies on disk."""
+DECIDED_KEPT_MAX: Final = 1_024
+"""Decided tasks whose commits a worker can say again, in case the seats that decided them are all lost: its last."""
 TASK_LOGS_MAX: Final = 256
 """Logs of running tasks that one submission keeps for people."""
 FAILINGS_MAX: Final = 256
@@ -216,6 +221,10 @@ DIFFER_MS: Final = 60_000
 """... and one with `agree` or more results that do not agree."""
 LATE_FACTOR: Final = 3
 LATE_MIN_MS: Final = 10_000
+LATE_MAX: Final = 3
+"""More workers, one after another, that a task gets whose workers are late."""
+LATE_GUESS: Final = 48
+"""Before any task of a shard has ended, one is taken to last this part of the longest that it may."""
 SEAT_SYNC_MS: Final = 5_000
 COLLECT_MS: Final = 2_000
 PLACE_RETRY_MAX_MS: Final = 60_000

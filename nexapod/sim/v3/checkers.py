@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from nexapod.protocol.types import JobId, Millis, TaskId
 from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.certificate.check import check_bytes
-from nexapod.protocol.v3.events import Effect, Event, Penalise, Run, Tick
+from nexapod.protocol.v3.events import Effect, Event, Penalise, Received, Run, Send, Tick
 from nexapod.protocol.v3.node.node import Node
 from nexapod.protocol.v3.notices import FaultProven, JobSettled, Notice, ResultStored, TaskDecided
 from nexapod.sim.v3.keys import verify
@@ -81,6 +81,8 @@ class Checkers:
         self._calls += 1
         if isinstance(event, Tick):
             self._count_tick(machine)
+        if isinstance(event, Received):
+            self._amplifies(machine, event, effects)
         for effect in effects:
             if isinstance(effect, Penalise):
                 self._on_penalty(machine, effect)
@@ -94,6 +96,18 @@ class Checkers:
         self._ticks[machine.index] = (second, count)
         if count == TICKS_PER_SECOND_MAX:
             self.violated("tick-storm", f"peer {machine.index}: {count} ticks in one second")
+
+    def _amplifies(self, machine: Machine, event: Received, effects: list[Effect]) -> None:
+        """Whoever has no part in any job is not told more than a multiple of what it asked. One job, or statement, is
+        given whole."""
+        asking = self.world.by_peer.get(event.peer)
+        if asking is None or asking.honest or asking.plan.steward or asking.plan.works:
+            return
+        answers = [len(effect.frame) for effect in effects if isinstance(effect, Send) and effect.peer == event.peer]
+        allowed = max(limits.ANSWER_FREE_BYTES, limits.ANSWER_FACTOR_MAX * len(event.frame))
+        if sum(answers) - max(answers, default=0) > allowed:
+            what = f"peer {machine.index} answers {len(event.frame)} bytes of peer {asking.index}'s with {sum(answers)}"
+            self.violated("amplification", what)
 
     def _on_penalty(self, machine: Machine, effect: Penalise) -> None:
         other = self.world.by_peer.get(effect.peer)
@@ -156,7 +170,7 @@ class Checkers:
     # --- now and then ------------------------------------------------------------------------------------------------
     def scan(self, machine: Machine, node: Node) -> None:
         """Every table within its limit."""
-        for table in getattr(node.report(), 'tables', ()):
+        for table in node.report().tables:
             if table.size > table.most:
                 what = f"peer {machine.index} holds {table.size} {table.name}, at most {table.most} allowed"
                 self.violated("table", what)

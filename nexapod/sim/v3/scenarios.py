@@ -15,8 +15,8 @@ from nexapod.protocol.v3 import limits
 from nexapod.sim.rng import Rng
 from nexapod.sim.v3.checkers import Violation
 from nexapod.sim.v3.plan import (
-    Clog,
     ClockJump,
+    Clog,
     Crash,
     DiskFault,
     JobPlan,
@@ -32,7 +32,16 @@ from nexapod.sim.v3.world import NodeFactory, World
 WRONG: Final = ("wrong", "copycat")
 """Liars that claim wrong results."""
 HARMLESS: Final = ("silent", "hoarder", "late", "withholder", "equivocator", "poisoner", "squatter", "namesake")
-SEATS: Final = ("mute-seat", "lying-seat", "two-faced-seat", "beacon-withholder", "inventor", "usurper")
+SEATS: Final = (
+    "mute-seat",
+    "lying-seat",
+    "two-faced-seat",
+    "beacon-withholder",
+    "beacon-aborter",
+    "inventor",
+    "usurper",
+    "walker",
+)
 FLOODS: Final = (
     "garbage",
     "replayer",

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from nexapod.protocol.errors import LocalError
-from nexapod.protocol.v3.rules.matching import Policy
 from nexapod.protocol.records import Record
 from nexapod.protocol.types import BlobRef, File, JobId, Millis, PeerId, TaskId, blob_of
 from nexapod.protocol.v3.events import (
@@ -45,6 +44,7 @@ from nexapod.protocol.v3.events import (
 from nexapod.protocol.v3.node.archive import ARCHIVED
 from nexapod.protocol.v3.node.node import Node
 from nexapod.protocol.v3.notices import JobAccepted, JobPlaced, JobRefused, JobSettled, Notice
+from nexapod.protocol.v3.rules.matching import Policy
 from nexapod.protocol.v3.types import Executor, JobSpec, Limits, Offer, Profile, TrustPolicy, Validate
 from nexapod.protocol.v3.types import Run as RunSpec
 from nexapod.protocol.v3.wire import messages

@@ -15,6 +15,7 @@ from typing import Final, Generic, TypeVar
 from nexapod.protocol.errors import PeerError
 from nexapod.protocol.types import Millis, PeerId
 from nexapod.protocol.v3 import limits
+from nexapod.protocol.v3.tables import TableReport
 
 FRAME_COST_MILLI: Final = 50
 """Reading any frame, in thousandths of a unit, ..."""
@@ -192,6 +193,14 @@ class Ledger:
     def relay(self, peer: PeerId, now: Millis) -> bool:
         """Whether one more announcement of a link's is acted on; if so it is charged."""
         return peer == self.me or self._account(peer, now).jobs.spend(1, now)
+
+    def tables(self) -> tuple[TableReport, ...]:
+        return (
+            TableReport("accounts of links", len(self._accounts), limits.ACCOUNTS_MAX),
+            TableReport("accounts of authors", len(self._authors), limits.ACCOUNTS_MAX),
+            TableReport("peers with points", len(self._points), limits.ACCOUNTS_MAX),
+            TableReport("bans", len(self._bans), limits.BANS_MAX),
+        )
 
     # --- rules broken ----------------------------------------------------------------------------------------------
     def penalise(self, peer: PeerId, error: PeerError, now: Millis) -> Sentence:

@@ -16,6 +16,7 @@ from nexapod.protocol.types import Millis, PeerId
 from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.rules.groups import group_of
 from nexapod.protocol.v3.rules.panel import Candidate
+from nexapod.protocol.v3.tables import TableReport, longest
 from nexapod.protocol.v3.types import Group, Grouping, Profile
 from nexapod.protocol.v3.wire.statements import Statement
 
@@ -146,6 +147,12 @@ class Directory:
     def _forwarder(self, sender: PeerId) -> Forwarder:
         return self.group(sender, self._grouping) or sender
 
+    def tables(self) -> tuple[TableReport, ...]:
+        return (
+            TableReport("peers known", len(self._entries), limits.DIRECTORY_MAX),
+            TableReport("peers told of by a group", longest(self._relayed.values()), limits.RELAYED_PER_FORWARDER_MAX),
+        )
+
     # --- room ------------------------------------------------------------------------------------------------------
     def _enter(self, peer: PeerId, introducer: PeerId | None) -> Entry | None:
         """A new entry; None when there is no room for it."""
@@ -267,6 +274,10 @@ class Directory:
         """Everybody but this node, in a fixed order."""
         return [(peer, entry, self._links.get(peer)) for peer, entry in sorted(self._entries.items())]
 
+    def linked_peers(self) -> list[tuple[PeerId, Entry, Link]]:
+        """Those with a link, in a fixed order."""
+        return [(peer, self._entry(peer), self._links[peer]) for peer in self.links()]
+
     def offer(self, peer: PeerId) -> Statement | None:
         """Its newest offer."""
         return self._entry(peer).offer
@@ -301,13 +312,14 @@ class Directory:
         told = [
             peer
             for peer, entry in sorted(self._entries.items())
-            if peer != asker and entry.profile is not None and self._lately(peer, entry, now)
+            if peer != asker and entry.profile is not None and self.lately(peer, entry, now)
         ]
         chosen = [told.pop(self._below(len(told))) for _ in range(min(count, len(told)))]
         entries = [self._entries[peer] for peer in chosen]
         return [said for entry in entries for said in (entry.profile, entry.offer) if said is not None]
 
-    def _lately(self, peer: PeerId, entry: Entry, now: Millis) -> bool:
+    def lately(self, peer: PeerId, entry: Entry, now: Millis) -> bool:
+        """Whether it is linked, or was within the last half hour."""
         if peer in self._links:
             return True
         return entry.met is not None and entry.lost is not None and now - entry.lost < limits.MEMBER_GONE_MIN_MS

@@ -129,6 +129,12 @@ class Hosting:
         if state.job in self.stewardships or state.job in self.submissions:
             self.parties.name(state.job, (*state.owners, *state.members()))
 
+    @property
+    def served(self) -> int:
+        """Jobs of others that this node is a steward of; those that it refuses are not."""
+        me = self._ctx.me
+        return sum(1 for one in self.stewardships.values() if not one.refused and one.submitter != me)
+
     # --- links and blobs -------------------------------------------------------------------------------------------
     def peer_up(self, peer: PeerId) -> None:
         self.worker.peer_up(peer)

@@ -18,6 +18,7 @@ from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.context import Context
 from nexapod.protocol.v3.job import JobState
 from nexapod.protocol.v3.node.recovery import AGE_RECORD, ENDED_RECORD, JOB_RECORD
+from nexapod.protocol.v3.tables import TableReport, longest
 from nexapod.protocol.v3.wire.statements import Statement
 
 
@@ -80,6 +81,15 @@ class Jobs:
     def __len__(self) -> int:
         return len(self._open)
 
+    def tables(self) -> tuple[TableReport, ...]:
+        others = (jobs for author, jobs in self._by_author.items() if author != self._ctx.me)
+        return (
+            TableReport("open jobs", len(self._open), limits.JOBS_MAX),
+            TableReport("open jobs of an author", longest(others), limits.JOBS_PER_AUTHOR_MAX),
+            TableReport("own jobs that have ended", len(self._archive), limits.JOBS_MAX),
+            TableReport("ended jobs", len(self._ended), limits.JOBS_MAX),
+        )
+
     # --- beginning -------------------------------------------------------------------------------------------------
     def hold(self, state: JobState, source: PeerId, age: Millis = 0) -> Known:
         """A job that may be worth keeping: `keep` or `release` follows."""
@@ -108,6 +118,8 @@ class Jobs:
 
     def room(self, author: PeerId) -> bool:
         """Whether one more job of this author may be kept."""
+        if author == self._ctx.me and len(self._archive) + len(self._by_author.get(author, ())) >= limits.JOBS_MAX:
+            return False
         if author != self._ctx.me and len(self._by_author.get(author, ())) >= limits.JOBS_PER_AUTHOR_MAX:
             return False
         return len(self._open) < limits.JOBS_MAX or self._displaced(author) is not None

@@ -21,6 +21,7 @@ from nexapod.protocol.v3.node.admission import Bucket, Ledger
 from nexapod.protocol.v3.node.hosting import Hosting
 from nexapod.protocol.v3.node.jobs import Jobs, Known
 from nexapod.protocol.v3.node.wanting import Wanting
+from nexapod.protocol.v3.tables import TableReport
 from nexapod.protocol.v3.wire.messages import Announce, Card, Deliver, Gone, Want, deliveries
 from nexapod.protocol.v3.wire.statements import Statement
 
@@ -37,6 +38,9 @@ class Lately:
 
     def __init__(self) -> None:
         self._when: dict[Hashable, Millis] = {}
+
+    def __len__(self) -> int:
+        return len(self._when)
 
     def first(self, name: Hashable, now: Millis) -> bool:
         """Whether it is the first time lately; from now on it is not."""
@@ -90,6 +94,13 @@ class Learning:
         self._lately = Lately()
         self._heard: dict[JobId, Heard] = {}
         self._wanting = Wanting()
+
+    def tables(self) -> tuple[TableReport, ...]:
+        return (
+            TableReport("jobs wanted", len(self._wanting), limits.CARDS_MAX),
+            TableReport("jobs heard of", len(self._heard), limits.JOBS_MAX),
+            TableReport("things done lately", len(self._lately), limits.ACCOUNTS_MAX),
+        )
 
     # --- announcements ---------------------------------------------------------------------------------------------
     def on_announce(self, peer: PeerId, message: Announce) -> None:

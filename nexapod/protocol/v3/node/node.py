@@ -58,6 +58,7 @@ from nexapod.protocol.v3.node.sampling import Sampling
 from nexapod.protocol.v3.node.stewarding import Stewarding
 from nexapod.protocol.v3.node.submitting import Submitting
 from nexapod.protocol.v3.node.sync import Sync
+from nexapod.protocol.v3.node.tables import Tables
 from nexapod.protocol.v3.report import JobReport, NodeReport, PeerReport, TaskReport
 from nexapod.protocol.v3.rules.matching import Policy
 from nexapod.protocol.v3.rules.panel import Candidate
@@ -116,6 +117,7 @@ class Node:
         self._learning = Learning(ctx, self._jobs, self._ledger, self._hosting, self._statement_for)
         self._lifecycle = Lifecycle(ctx, self._jobs, self._hosting, self._timers, self._learning)
         self._sync = Sync(ctx, self._jobs, self._learning)
+        self._tables = Tables(ctx, self._directory, self._jobs, self._ledger, self._learning, self._hosting)
         self._sampling = Sampling(ctx, self._directory, self._check, saved.seqs)
         self._submitting = Submitting(ctx, self._directory, self._jobs, self._hosting, self._lifecycle)
         self._routing = Routing(
@@ -149,7 +151,9 @@ class Node:
         self._run_due()
         self._settle()
         effects, self._ctx.effects = self._ctx.effects, []
-        return effects + self._hosting.stored.follow(effects)
+        effects += self._hosting.stored.follow(effects)
+        self._tables.effects = len(effects)
+        return effects
 
     def pinned(self) -> frozenset[BlobRef]:
         """Every blob that must not be dropped."""
@@ -160,7 +164,8 @@ class Node:
         return self._directory.unlinked(count)
 
     def report(self) -> NodeReport:
-        return reporting.node_report(self._ctx, self._directory, self._jobs, self._hosting)
+        tables = self._tables.report(CALLS_MAX)
+        return reporting.node_report(self._ctx, self._directory, self._jobs, self._hosting, tables)
 
     def peer_reports(self) -> tuple[PeerReport, ...]:
         """Everybody that this node knows of."""
@@ -172,7 +177,15 @@ class Node:
 
     def task_report(self, job: JobId, task: int) -> TaskReport | None:
         """None: this node neither submitted the job nor keeps the task's shard."""
-        return reporting.task_report(self._jobs, self._hosting, job, task)
+        return next(iter(self.task_reports(job, range(task, task + 1))), None)
+
+    def task_reports(self, job: JobId, tasks: range) -> tuple[TaskReport, ...]:
+        """Those of `tasks` of which this node submitted the job or keeps the shard, ascending."""
+        return reporting.task_reports(self._jobs, self._hosting, job, tasks)
+
+    def addrs(self, peer: PeerId) -> tuple[str, ...]:
+        """Where a peer says that it can be dialled."""
+        return self._directory.addrs(peer)
 
     def certificate(self, job: JobId) -> Iterator[bytes]:
         """The certificate of a settled job of this node's user, in pieces. Raises LocalError."""

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from nexapod.protocol.types import JobId, PeerId
-from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.context import Context
 from nexapod.protocol.v3.job import JobState
+from nexapod.protocol.v3.node import task_reporting
 from nexapod.protocol.v3.node.directory import Directory, Entry, Link
 from nexapod.protocol.v3.node.hosting import Hosting
 from nexapod.protocol.v3.node.jobs import Jobs, Known
 from nexapod.protocol.v3.report import JobReport, JobStanding, NodeReport, PeerReport, ShardReport, TaskReport
 from nexapod.protocol.v3.steward.stewardship import Stewardship
-from nexapod.protocol.v3.wire.messages import TaskView
+from nexapod.protocol.v3.tables import TableReport
 
 
-def node_report(ctx: Context, directory: Directory, jobs: Jobs, hosting: Hosting) -> NodeReport:
-    linked = [(peer, entry, link) for peer, entry, link in directory.peers() if link is not None]
+def node_report(
+    ctx: Context, directory: Directory, jobs: Jobs, hosting: Hosting, tables: tuple[TableReport, ...]
+) -> NodeReport:
+    linked = directory.linked_peers()
     return NodeReport(
         peer=ctx.me,
         network=ctx.network,
@@ -25,6 +27,11 @@ def node_report(ctx: Context, directory: Directory, jobs: Jobs, hosting: Hosting
         submissions=tuple(sorted(hosting.submissions)),
         stewardships=tuple(sorted(hosting.stewardships)),
         attempts=hosting.worker.report(),
+        profile=hosting.worker.profile,
+        draining=hosting.worker.draining,
+        paused=hosting.worker.paused,
+        steward_shards=sum(len(stewardship.stewards()) for stewardship in hosting.stewardships.values()),
+        tables=tables,
     )
 
 
@@ -45,6 +52,7 @@ def _peer(ctx: Context, directory: Directory, peer: PeerId, entry: Entry, link: 
         gone_ms=None if lost is None else ctx.now - lost,
         introducer=entry.introducer,
         offers=entry.offer is not None,
+        lately=directory.lately(peer, entry, ctx.now),
         profile=directory.profile(peer),
     )
 
@@ -54,6 +62,7 @@ def job_report(ctx: Context, jobs: Jobs, hosting: Hosting, job: JobId) -> JobRep
     if known is None:
         return None
     state, submission = known.state, hosting.submissions.get(job)
+    decision = hosting.worker.decide(state)
     return JobReport(
         job=job,
         name=state.spec.name,
@@ -66,8 +75,10 @@ def job_report(ctx: Context, jobs: Jobs, hosting: Hosting, job: JobId) -> JobRep
         placed=tuple(sorted(state.placed())),
         groups=state.lottery.groups(),
         shards=_shards(state, hosting.stewardships.get(job)),
-        work=hosting.worker.decide(state).reason,
+        work=decision.reason,
         submission=None if submission is None else submission.report(),
+        spec=state.spec,
+        works=decision.ok,
     )
 
 
@@ -97,26 +108,10 @@ def _shards(state: JobState, stewardship: Stewardship | None) -> tuple[ShardRepo
     return tuple(found)
 
 
-def task_report(jobs: Jobs, hosting: Hosting, job: JobId, task: int) -> TaskReport | None:
-    """As this node's own seat has it; of a job submitted here, else as its seats have last said."""
+def task_reports(jobs: Jobs, hosting: Hosting, job: JobId, tasks: range) -> tuple[TaskReport, ...]:
+    """Those of `tasks` that this node can speak of, ascending."""
     known = jobs.get(job) or jobs.archived(job)
-    if known is None or not 0 <= task < known.state.spec.tasks:
-        return None
-    view = _own_view(hosting, job, task) or _submitters_view(hosting, job, task)
-    if view is None:
-        return None
-    submission = hosting.submissions.get(job)
-    outputs = () if submission is None else submission.outputs(task)
-    return TaskReport(job, task, view.state, view.progress, view.workers, view.notes, outputs)
-
-
-def _own_view(hosting: Hosting, job: JobId, task: int) -> TaskView | None:
-    stewardship = hosting.stewardships.get(job)
-    steward = None if stewardship is None else stewardship.steward(task // limits.SHARD_TASKS)
-    views = () if steward is None else steward.views((task,))
-    return views[0] if views else None
-
-
-def _submitters_view(hosting: Hosting, job: JobId, task: int) -> TaskView | None:
-    submission = hosting.submissions.get(job)
-    return None if submission is None else submission.inquiry.views.get(task)
+    if known is None:
+        return ()
+    wanted = range(max(0, tasks.start), min(tasks.stop, known.state.spec.tasks))
+    return tuple(task_reporting.task_reports(hosting, job, wanted))

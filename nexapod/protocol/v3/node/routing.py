@@ -17,7 +17,15 @@ from nexapod.protocol.v3.node.hosting import Hosting
 from nexapod.protocol.v3.node.jobs import Jobs, Known
 from nexapod.protocol.v3.node.learning import Learning
 from nexapod.protocol.v3.node.lifecycle import Lifecycle
-from nexapod.protocol.v3.node.relevance import CLOSING, OF_JOBS, OF_PEERS, OF_TASKS, is_contained, job_named, place_named
+from nexapod.protocol.v3.node.relevance import (
+    CLOSING,
+    OF_JOBS,
+    OF_PEERS,
+    OF_TASKS,
+    is_contained,
+    job_named,
+    place_named,
+)
 from nexapod.protocol.v3.node.sampling import Sampling, author_of
 from nexapod.protocol.v3.node.sync import Sync
 from nexapod.protocol.v3.wire import statements

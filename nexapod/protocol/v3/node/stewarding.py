@@ -40,7 +40,7 @@ class Stewarding:
         submitters = self._policy.submitters
         if submitters is not None and state.submitter not in submitters:
             return "its submitter is not among those that this peer serves"
-        if len(self.hosting.stewardships) > limits.STEWARDSHIPS_MAX:
+        if self.hosting.served >= limits.STEWARDSHIPS_MAX:
             return f"this peer is a steward of {limits.STEWARDSHIPS_MAX} jobs already"
         return self._beyond_offer(state)
 

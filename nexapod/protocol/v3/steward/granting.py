@@ -256,7 +256,7 @@ class Granting:
         group = state.present(worker)
         if group is None or not state.active or state.decided(task):
             return False
-        if state.evidence.reveal_of(task, worker) is not None:
+        if state.evidence.reveal_of(task, worker) is not None and state.counts(task, worker):
             return False
         committed = worker in state.committed(task)
         grace = state.began + limits.LEASE_TTL_MS > self._ctx.now
@@ -346,19 +346,23 @@ class Granting:
             self._state.typical_ms = took if old == 0 else (3 * old + took) // 4
 
     def help_late(self) -> None:
-        """When nothing else is left to do, a task whose worker is late gets one more: the end must not wait for it."""
+        """When nothing else is left to do, a task whose worker is late gets one more, and later another: the end must
+        not wait for it. Before any has ended here their time is guessed, or who holds all of them had them for as long
+        as they may run."""
         state, now = self._state, self._ctx.now
-        if state.typical_ms == 0 or state.open:
+        if state.open:
             return
+        typical_ms = state.typical_ms or state.job.spec.limits.wall_ms // limits.LATE_GUESS
         soonest: Millis | None = None
         for task in state.leases:
-            since = leases.late_since(state.leases[task], state.evidence.commits(task), state.typical_ms)
-            if since is None or state.task(task).extra or state.decided(task):
+            helped = state.task(task).extra
+            since = leases.late_since(state.leases[task], state.evidence.commits(task), typical_ms, helped)
+            if since is None or helped >= limits.LATE_MAX or state.decided(task):
                 continue
             if since > now:
                 soonest = since if soonest is None else min(soonest, since)
                 continue
-            state.task(task).extra = 1
+            state.task(task).extra = helped + 1
             state.mark(task)
             state.ctx.trace("task_late", job=state.job.job, task=task)
         if soonest is not None:

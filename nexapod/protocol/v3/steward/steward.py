@@ -59,6 +59,8 @@ class Steward:
         """When members were last asked for what makes them see other seats than this node does."""
         self._news = False
         """Something has been learnt that proposals may have waited for."""
+        self._heirs: dict[PeerId, None] = {}
+        """Seats that this node, which is none any more, has still to hand over to what it knows."""
         self._unassigned = False
         """As another seat than the leader: there are tasks that a leader would assign."""
         self._assign_at: Millis | None = None
@@ -359,6 +361,7 @@ class Steward:
     # --- peers and seats -------------------------------------------------------------------------------------------
     def peer_up(self, peer: PeerId) -> None:
         self._replication.soon(peer, self._ctx.now)
+        self._hand_on()
         self._presence_changed(peer)
 
     def peer_down(self, peer: PeerId) -> None:
@@ -408,10 +411,18 @@ class Steward:
         self._replication.with_seats(state.others, self._ctx.now)
         for peer in newcomers if was_holder else ():
             self._ctx.deliver(peer, self._checkpoints.ready(), state.job.addrs(peer))
+        self._heirs = {} if state.active else dict.fromkeys(state.others if was_holder else self._heirs)
+        self._hand_on()
         if was_holder:
             self._tell_workers([peer for peer in state.seats.holders if peer not in newcomers])
         self._ctx.trace("seats_changed", job=state.job.job, shard=state.shard, epoch=state.seats.epoch)
         self._touch(self.evidence.tasks)
+
+    def _hand_on(self) -> None:
+        """What was decided while those who hold the seats now were away can be adopted only if they hear of it."""
+        for peer in [peer for peer in self._heirs if self._ctx.peers.linked(peer)]:
+            del self._heirs[peer]
+            self._hand_over(peer, self.evidence.ids())
 
     def _tell_workers(self, staying: Sequence[PeerId]) -> None:
         """The first of the seats that stayed tells the workers; whoever misses it asks when it hears of the epoch."""

@@ -100,6 +100,10 @@ class Stewardship:
         return self._gate
 
     @property
+    def submitter(self) -> PeerId:
+        return self._job.submitter
+
+    @property
     def tenure(self) -> Tenure:
         return self._tenure
 

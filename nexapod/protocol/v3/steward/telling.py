@@ -6,7 +6,7 @@ The seat that proposed it tells them when it counts; the others only if it seems
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from nexapod.protocol.types import Millis, PeerId, StatementId
 from nexapod.protocol.v3 import limits
@@ -89,7 +89,16 @@ class Telling:
             if proof is not None:
                 found[proof.id] = proof
         if found:
-            self._ctx.deliver(worker, found.values())
+            self._ctx.deliver(worker, (*self._adoptions(found), *found.values()))
+
+    def _adoptions(self, proofs: Mapping[StatementId, Statement]) -> list[Statement]:
+        """By which those of earlier epochs count: a worker may have missed them."""
+        state = self._state
+        epoch = state.seats.epoch
+        if all(proof.body.epoch == epoch for proof in proofs.values()):
+            return []
+        counting = [s for s in state.job.statements() if s.kind == "adoption" and s.body.shard == state.shard]
+        return [adoption for adoption in counting if not proofs.keys().isdisjoint(adoption.body.statements)]
 
     def _proof(self, task: int, standing: Standing) -> Statement | None:
         if standing == "frozen":

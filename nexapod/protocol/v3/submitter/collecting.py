@@ -126,6 +126,11 @@ class Collecting:
         holders = self.job.seats(shard).holders
         return tuple(sorted(holders, key=lambda peer: (peer != self.ctx.me, not self.ctx.peers.linked(peer))))
 
+    @property
+    def running(self) -> int:
+        """Tasks with a lease, as the seats of unfinished shards last said."""
+        return sum(asked.running for asked in self._asked.values())
+
     def on_decided(self, peer: PeerId, message: Decided) -> None:
         """A seat has answered, or pushed."""
         asked = self._asked.get(message.shard)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from nexapod.protocol.records import Record
@@ -137,6 +138,19 @@ class Placing:
         """Shards that enough seats hold."""
         return self.job.spec.shards - self._unseen - len(self.short)
 
+    @property
+    def held_least(self) -> tuple[int, int]:
+        """Of the shard that the fewest seats hold: how many do, and how many must; of many the first few are counted."""
+        if self._unseen == self.job.spec.shards:
+            return 0, min(limits.WITNESSES, len(self.job.members()))
+        counts = [self._holding(shard) for shard in islice(self.short, limits.SHARDS_SWEPT)]
+        enough = self.job.seats(0).witnesses
+        return min(counts, key=lambda of_shard: of_shard[0] - of_shard[1], default=(enough, enough))
+
+    def _holding(self, shard: int) -> tuple[int, int]:
+        seats = self.job.seats(shard)
+        return sum(1 for peer in seats.holders if self._holds(shard, peer)), seats.witnesses
+
     def _holds(self, shard: int, peer: PeerId) -> bool:
         if peer in self._ready.get(shard, ()):
             return True
@@ -146,8 +160,8 @@ class Placing:
         return peer in by_the_job and peer in self.job.placed()
 
     def _count(self, shard: int) -> None:
-        seats = self.job.seats(shard)
-        if sum(1 for peer in seats.holders if self._holds(shard, peer)) >= seats.witnesses:
+        held, needed = self._holding(shard)
+        if held >= needed:
             self.short.pop(shard, None)
         else:
             self.short[shard] = None

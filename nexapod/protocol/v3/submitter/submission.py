@@ -7,17 +7,17 @@ depends on it: it may vanish, and collect later (docs/protocol-3.md, 7).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 from nexapod.protocol.errors import LocalError, PeerError
 from nexapod.protocol.records import Record
-from nexapod.protocol.types import File, JobId, Millis, Part, PeerId, StatementId
+from nexapod.protocol.types import File, Millis, Part, PeerId, StatementId
 from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.certificate.build import build
 from nexapod.protocol.v3.context import Context
 from nexapod.protocol.v3.evidence import ShardEvidence
 from nexapod.protocol.v3.job import JobState
 from nexapod.protocol.v3.notices import JobRefused
+from nexapod.protocol.v3.report import SubmissionReport
 from nexapod.protocol.v3.rules.panel import Candidate
 from nexapod.protocol.v3.submitter import records
 from nexapod.protocol.v3.submitter.collecting import Collecting
@@ -34,31 +34,6 @@ from nexapod.protocol.v3.tables import TableReport
 from nexapod.protocol.v3.wire.bodies import Cancel
 from nexapod.protocol.v3.wire.messages import Decided, Message, Ready, Refused, TaskLog, View, Want
 from nexapod.protocol.v3.wire.statements import Statement
-
-
-@dataclass(frozen=True, slots=True)
-class SubmissionReport:
-    """How a job of this node's user stands."""
-
-    job: JobId
-    rests_on: str
-    tasks: int
-    accepted: int
-    failed: int
-    shards: int
-    shards_placed: int
-    shards_finished: int
-    """All decided, and every accepted output here."""
-    placed: bool
-    holders: tuple[PeerId, ...]
-    refused: tuple[tuple[PeerId, str], ...]
-    """Members that will not be stewards of it, and why."""
-    unanswered: tuple[PeerId, ...]
-    """Members that have said nothing so far."""
-    unratified: tuple[int, ...]
-    """Shards that caretakers have held, and whose user has not accepted that."""
-    problems: tuple[str, ...]
-    """Why its certificate could not be signed."""
 
 
 class Submission:
@@ -251,20 +226,22 @@ class Submission:
     def report(self) -> SubmissionReport:
         """For the API."""
         return SubmissionReport(
-            self.job.job,
-            self.rests_on,
-            self.job.spec.tasks,
-            self.deciding.accepted,
-            self.deciding.failed,
-            self.job.spec.shards,
-            self.placing.shards_placed,
-            len(self.deciding.finished),
-            self.placing.placed,
-            self.placing.holders,
-            tuple(sorted(self.replacing.refused.items())),
-            tuple(sorted(self.placing.delivered)),
-            self.settling.unratified,
-            self.settling.problems,
+            job=self.job.job,
+            rests_on=self.rests_on,
+            tasks=self.job.spec.tasks,
+            accepted=self.deciding.accepted,
+            failed=self.deciding.failed,
+            running=self.collecting.running,
+            shards=self.job.spec.shards,
+            shards_placed=self.placing.shards_placed,
+            shards_finished=len(self.deciding.finished),
+            placed=self.placing.placed,
+            holders=self.placing.holders,
+            held_least=self.placing.held_least,
+            refused=tuple(sorted(self.replacing.refused.items())),
+            unanswered=tuple(sorted(self.placing.delivered)),
+            unratified=self.settling.unratified,
+            problems=self.settling.problems,
         )
 
     def tables(self) -> tuple[TableReport, ...]:

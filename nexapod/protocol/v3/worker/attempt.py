@@ -6,7 +6,8 @@
     Finished    it has a result, which goes into the next commit
     Committed   bound to the result, and to it alone, for as long as the job is open
     Revealed    the seats have been shown the result
-    Over        it was committed and needs no more work: never to be tried again
+    Over        it was committed and needs no more work: never to be tried again, though said again if what decided it
+                is lost
     Dropped     it was never committed: it may be tried again
 
 Whether the inputs are here is no state: they are the job's, and all its attempts wait for the same ones (inputs.py).
@@ -83,6 +84,8 @@ class Revealed:
 class Over:
     files: tuple[File, ...]
     """The outputs: kept until the job is over, since all the seats that judged them may vanish."""
+    bound: Committed | None = None
+    """What it was bound to, of the last few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,13 +167,25 @@ class Decide:
 
 
 @dataclass(frozen=True, slots=True)
+class Reopen:
+    """What decided it may not count any more: the seats have changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """It will not be said again."""
+
+
+@dataclass(frozen=True, slots=True)
 class Restart:
     """The process that ran it has ended."""
 
     at: Millis
 
 
-Move: TypeAlias = Grant | Take | Begin | Keep | Vacate | End | Bind | Show | GiveBack | Decide | Restart
+Move: TypeAlias = (
+    Grant | Take | Begin | Keep | Vacate | End | Bind | Show | GiveBack | Decide | Reopen | Forget | Restart
+)
 
 TABLE: Final[Mapping[type[State], Mapping[type[Move], type[State]]]] = {
     Claimed: {Grant: Claimed, Take: Granted, GiveBack: Dropped, Decide: Dropped},
@@ -189,7 +204,7 @@ TABLE: Final[Mapping[type[State], Mapping[type[Move], type[State]]]] = {
     # Once bound, never again: another commit of this worker to the task would contradict this one.
     Committed: {Show: Revealed, Decide: Over},
     Revealed: {Decide: Over},
-    Over: {},
+    Over: {Reopen: Committed, Forget: Over},
     Dropped: {},
 }
 """What each move makes of each state. A pair that is not here is a bug of this program."""
@@ -230,7 +245,11 @@ def _after(state: State, move: Move) -> State:
         case Committed(), Show(reveal):
             return Revealed(state.result, state.salt, state.basis, state.commit, reveal)
         case ((Committed() | Revealed()), Decide()):
-            return Over(state.result.files)
+            return Over(state.result.files, Committed(state.result, state.salt, state.basis, state.commit))
+        case Over(bound=Committed() as bound), Reopen():
+            return bound
+        case Over(files), Forget():
+            return Over(files)
         case _:
             return Dropped()
 

@@ -3,16 +3,30 @@ process before whoever made it speaks."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, TypeAlias, TypeVar, cast
 
 from nexapod.protocol.records import Record
 from nexapod.protocol.types import JobId, StatementId, TaskId
+from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.context import Context, Owner
+from nexapod.protocol.v3.tables import TableReport, longest
 from nexapod.protocol.v3.wire.statements import Statement
 from nexapod.protocol.v3.worker import records
-from nexapod.protocol.v3.worker.attempt import Claimed, Dropped, Finished, Granted, Move, Over, Running, State, advance
+from nexapod.protocol.v3.worker.attempt import (
+    Claimed,
+    Dropped,
+    Finished,
+    Forget,
+    Granted,
+    Move,
+    Over,
+    Running,
+    State,
+    advance,
+)
 
 Place: TypeAlias = tuple[JobId, int]
 """One shard of one job."""
@@ -48,13 +62,22 @@ class Attempts:
         self._ctx = ctx
         self._open: dict[Place, dict[int, Attempt]] = {}
         self._over: dict[Place, set[int]] = {}
-        self._in_state: dict[type[State], dict[TaskId, Attempt]] = {}
+        self._decided: dict[TaskId, Attempt] = {}
+        """The last of those, which can be said again."""
+        self._in_state: dict[type[object], dict[TaskId, Attempt]] = {}
         self._holding: dict[Place, frozenset[int]] = {}
         """What `holding` has said, until an attempt of the shard moves."""
         self._saved: dict[TaskId, tuple[StatementId, ...]] = {}
         self._uses: dict[StatementId, int] = {}
 
     # --- finding ---------------------------------------------------------------------------------------------------
+    def tables(self) -> tuple[TableReport, ...]:
+        claimed = Counter(attempt.place for attempt, _ in self.in_state(Claimed))
+        return (
+            TableReport("attempts at tasks of a shard", longest(self._open.values()), limits.SHARD_TASKS),
+            TableReport("tasks of a shard granted by few seats", max(claimed.values(), default=0), limits.CLAIM_TASKS_MAX),
+        )
+
     def get(self, task: TaskId) -> Attempt | None:
         """The attempt at a task, unless it is over."""
         return self._open.get((task.job, task.shard), {}).get(task.index)
@@ -66,7 +89,8 @@ class Attempts:
 
     def in_state(self, state: type[Kind]) -> list[tuple[Attempt, Kind]]:
         """Those in one state, and it, in the order in which they came into it. May be changed meanwhile."""
-        return [(attempt, attempt.state) for attempt in self._in_state.get(state, {}).values()]  # type: ignore[misc]
+        found: dict[TaskId, Attempt] = self._in_state.get(state, {})
+        return [(attempt, cast(Kind, attempt.state)) for attempt in found.values()]
 
     def holding(self, place: Place) -> frozenset[int]:
         """Tasks of a shard that this worker has, and has not committed to."""
@@ -80,6 +104,10 @@ class Attempts:
     def over(self, place: Place) -> frozenset[int]:
         """Tasks of a shard that this worker committed to and is done with."""
         return frozenset(self._over.get(place, ()))
+
+    def decided(self, job: JobId) -> list[Attempt]:
+        """Attempts of a job that are over, and that can be said again."""
+        return [attempt for task, attempt in self._decided.items() if task.job == job]
 
     def places(self) -> list[Place]:
         """Shards with an attempt that is not over."""
@@ -127,7 +155,7 @@ class Attempts:
         for table in (self._open, self._over, self._holding):
             for place in [place for place in table if place[0] == job]:
                 del table[place]
-        for attempts in self._in_state.values():
+        for attempts in (*self._in_state.values(), self._decided):
             for task in [task for task in attempts if task.job == job]:
                 del attempts[task]
 
@@ -135,16 +163,25 @@ class Attempts:
         held = self._open.setdefault(attempt.place, {})
         self._holding.pop(attempt.place, None)
         match attempt.state:
-            case Over():
+            case Over(bound=bound):
                 held.pop(attempt.task.index, None)
                 self._over.setdefault(attempt.place, set()).add(attempt.task.index)
+                if bound is not None:
+                    self._keep_decided(attempt)
             case Dropped():
                 held.pop(attempt.task.index, None)
             case _:
                 held[attempt.task.index] = attempt
+                if self._decided.pop(attempt.task, None) is not None:
+                    self._over[attempt.place].discard(attempt.task.index)
                 self._in_state.setdefault(type(attempt.state), {})[attempt.task] = attempt
         if not held:
             del self._open[attempt.place]
+
+    def _keep_decided(self, attempt: Attempt) -> None:
+        self._decided[attempt.task] = attempt
+        if len(self._decided) > limits.DECIDED_KEPT_MAX:
+            self.move(self._decided.pop(next(iter(self._decided))), Forget())
 
     # --- saving ----------------------------------------------------------------------------------------------------
     def _keep(self, attempt: Attempt) -> None:

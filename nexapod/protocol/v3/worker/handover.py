@@ -112,6 +112,15 @@ class Handover:
             box.letters.setdefault(statement.id, Letter(statement, retry_at=self._ctx.now))
         self._timers.set(attempt.place, self._ctx.now)
 
+    def reopened(self, attempt: Attempt) -> None:
+        """What had decided this may be lost. A seat where it is not says so before the commit is said again."""
+        assert isinstance(attempt.state, Committed)
+        box = self._box(attempt.place)
+        self._note_seats(box)
+        letter = Letter(attempt.state.commit, retry_at=self._ctx.now + limits.LEADER_MUTE_MS)
+        box.letters.setdefault(attempt.state.commit.id, letter)
+        self._schedule(box)
+
     def on_freeze(self, statement: Statement) -> None:
         """A freeze, with some signatures: it may ask for results of this worker. Raises PeerError."""
         body: bodies.Freeze = statement.body

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
 from nexapod.protocol.types import EXIT_TRY_ELSEWHERE, JobId, Millis, PeerId, RunResult, TaskId
+from nexapod.protocol.v3.tables import TableReport
 
 ROW_MAX: Final = 5
 """After so many failures in a row, with no result between them, whoever is at fault rests."""

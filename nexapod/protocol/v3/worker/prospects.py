@@ -98,6 +98,12 @@ class Prospect:
         self.judged.setdefault(shard, set()).add(task)
         self.judged_by.pop(task, None)
 
+    def seats_changed(self, shard: int) -> None:
+        """What was decided counts only if the new seats adopt it: they say so when they are asked for tasks."""
+        for task in [task for task in self.judged_by if task in self.spec.shard_tasks(shard)]:
+            del self.judged_by[task]
+        self.judged.pop(shard, None)
+
     def note_decided(self, shard: int, task: int, seat: PeerId) -> None:
         """A seat calls a task decided that this worker has no attempt of. One alone must not keep it from the rest."""
         if task in self.judged.get(shard, ()):

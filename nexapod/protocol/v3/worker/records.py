@@ -54,6 +54,8 @@ def rests_on(state: State) -> tuple[Statement, ...]:
             named = (basis, commit)
         case Revealed(basis=basis, commit=commit, reveal=reveal):
             named = (basis, commit, reveal)
+        case Over(bound=Committed() as bound):
+            named = (bound.basis, bound.commit)
         case _:
             named = ()
     return tuple(statement for statement in named if statement is not None)
@@ -79,6 +81,8 @@ def pack(state: State) -> bytes:
             value = ["committed", _pack_result(result), salt, _id(basis), commit.id]
         case Revealed(result, salt, basis, commit, reveal):
             value = ["revealed", _pack_result(result), salt, _id(basis), commit.id, reveal.id]
+        case Over(bound=Committed(result, salt, basis, commit)):
+            value = ["decided", _pack_result(result), salt, _id(basis), commit.id]
         case Over(files):
             value = ["over", _pack_files(files)]
         case _:
@@ -99,6 +103,10 @@ def unpack(value: bytes, kept: Statements, now: Millis) -> State:
         case "revealed":
             result, salt, basis, commit, reveal = parts
             return Revealed(_unpack_result(result), salt, _named(basis, kept), kept[commit], kept[reveal])
+        case "decided":
+            result, salt, basis, commit = parts
+            bound = Committed(_unpack_result(result), salt, _named(basis, kept), kept[commit])
+            return Over(bound.result.files, bound)
         case _:
             return Over(_unpack_files(parts[0]))
 

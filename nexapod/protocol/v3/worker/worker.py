@@ -6,7 +6,6 @@ Each rule lives in a module of its own; here is who hears of what, and what a ta
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 from nexapod.protocol.records import Record
@@ -15,6 +14,7 @@ from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.context import Context
 from nexapod.protocol.v3.job import JobState
 from nexapod.protocol.v3.notices import WorkRefused
+from nexapod.protocol.v3.report import AttemptReport
 from nexapod.protocol.v3.rules.matching import Decision, Policy, accepts, satisfies
 from nexapod.protocol.v3.tables import TableReport
 from nexapod.protocol.v3.types import Profile
@@ -23,7 +23,7 @@ from nexapod.protocol.v3.wire.messages import AskLog, Gone, Grant, Message, Stat
 from nexapod.protocol.v3.wire.statements import Statement
 from nexapod.protocol.v3.worker import restoring
 from nexapod.protocol.v3.worker.asking import Asking
-from nexapod.protocol.v3.worker.attempt import Claimed, Decide, Granted, may
+from nexapod.protocol.v3.worker.attempt import Claimed, Decide, Granted, Reopen, may
 from nexapod.protocol.v3.worker.attempts import Attempt, Attempts, Place, outputs_of
 from nexapod.protocol.v3.worker.claiming import STANDING_MAX
 from nexapod.protocol.v3.worker.deciding import Deciding
@@ -49,15 +49,6 @@ class _Machine(Protocol):
 
 class _OfJobs(Protocol):
     def forget_job(self, job: JobId) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class AttemptReport:
-    """One task that this worker holds, for people. `state`: the name of a state of attempt.py, in lower case."""
-
-    task: TaskId
-    state: str
-    progress: int
 
 
 class Worker:
@@ -157,10 +148,15 @@ class Worker:
         """Something of the job counts that did not: this worker may be admitted, or seats may be others."""
         if job.job not in self._prospects:
             return
-        for place in self.attempts.places_of(job.job):
+        decided: dict[Place, list[Attempt]] = {}
+        for attempt in self.attempts.decided(job.job):
+            decided.setdefault(attempt.place, []).append(attempt)
+        judged = ((job.job, shard) for shard in self._prospects[job.job].judged)
+        for place in sorted({*self.attempts.places_of(job.job), *decided, *judged}):
             seats = job.seats(place[1]).id
             if self._seats.get(place, seats) != seats:
                 self._take(self._granting.seats_changed(place))
+                self._reopen(place, decided.get(place, []))
                 self._renewing.soon(place)
             self._seats[place] = seats
         self._over(self._deciding.job_changed(job.job))
@@ -378,6 +374,13 @@ class Worker:
             self._deciding.forget(attempt)
         for place in dict.fromkeys(attempt.place for attempt in over):
             self._handover.decided(place)
+
+    def _reopen(self, place: Place, decided: Iterable[Attempt]) -> None:
+        """The seats have changed, perhaps because those are gone that had decided these: the new ones may lack them."""
+        self._prospects[place[0]].seats_changed(place[1])
+        for attempt in decided:
+            self.attempts.move(attempt, Reopen())
+            self._handover.reopened(attempt)
 
     # --- restart and reading ---------------------------------------------------------------------------------------
     def restore(self, saved: Iterable[Record], jobs: Mapping[JobId, JobState]) -> None:
