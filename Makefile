@@ -43,11 +43,12 @@ demo: $(RUNTIME) $(EXAMPLE)/weights.bin ## one bootstrap, five workers, a real p
 test: $(DEV) $(EXAMPLE)/weights.bin ## the whole test pyramid
 	$(BIN)/python -m pytest $(if $(REQUIRE),--require=$(REQUIRE)) $(PYTEST_FLAGS)
 
-sim: $(RUNTIME) ## three hundred seeds through the simulator, for each version of the core
+sim: $(RUNTIME) ## three hundred seeds through the simulator, and some through that of the core in the making
 	$(BIN)/nexapod sim --seeds $(SIM_SEEDS)
-	$(BIN)/nexapod sim --seeds $(SIM_SEEDS) --protocol 3
+	$(BIN)/nexapod sim --seeds $(SIM3_SEEDS) --protocol 3
 
 SIM_SEEDS ?= 0:300
+SIM3_SEEDS ?= 0:20
 
 bench: $(DEV) ## how fast, against what (docs/benchmarks.md); BENCH="blobs containers split core3"
 	@missed=""; for name in $(BENCH); do $(BIN)/python benchmarks/$$name.py || missed="$$missed $$name"; done; \

@@ -124,9 +124,7 @@ class Mesh:
 
         entropy = random.Random(self._rng.getrandbits(64)).randbytes
         records = [record for record in kept.values() if record.kind not in ARCHIVED]
-        return Node(
-            signer, verify, NETWORK, self.grouping, entropy, records=records, archive=archive, now=self.now
-        )
+        return Node(signer, verify, NETWORK, self.grouping, entropy, records=records, archive=archive, now=self.now)
 
     def start(self, *, slots: int = 4) -> None:
         """Every node with a profile and an offer, linked to every other."""

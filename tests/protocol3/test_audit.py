@@ -408,7 +408,7 @@ def test_poc23_a_task_takes_little_of_a_certificate() -> None:
 
 def test_poc24_an_eager_pair_gets_no_more_than_its_share() -> None:
     plan, _ = base(job_of(tasks=40, task_ms=1_000), peers=14)
-    chosen = [i for i in range(1, 14)][-2:]
+    chosen = [12, 13]
     peers = tuple(replace(p, liar="colluder", gang=1) if i in chosen else p for i, p in enumerate(plan.peers))
     world = World(replace(plan, peers=peers))
     while not world.jobs[0].over and world.now < 120_000:

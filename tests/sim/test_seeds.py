@@ -14,7 +14,7 @@ import pytest
 from nexapod.cli.sim_command import parse_seeds, run_all, summary
 from nexapod.sim.scenarios import SCENARIOS, run_seed
 
-FRESH_FOR_S = 20
+FRESH_FOR_S = 6
 REGRESSIONS = {
     ("churn", 0): "a steward and worker in one peer asked itself for a refused commit without end",
     ("restart-everyone", 14): "a worker committed again, after a restart, to a task that it had finished",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from nexapod.protocol.types import Digest, File, JobId, Millis, PeerId, StatementId, TaskId, Usage
+from nexapod.protocol.types import Digest, File, JobId, Millis, PeerId, StatementId, TaskId
 from nexapod.protocol.v3.tables import TableReport
-from nexapod.protocol.v3.types import JobSpec, Profile
+from nexapod.protocol.v3.types import JobSpec, Profile, Usage
 
 JobStanding: TypeAlias = Literal["open", "settled", "cancelled"]
 TaskStanding: TypeAlias = Literal["open", "running", "committed", "frozen", "accepted", "failed"]

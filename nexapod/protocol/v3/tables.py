@@ -31,7 +31,7 @@ def fullest(machines: Iterable[Iterable[TableReport]]) -> tuple[TableReport, ...
 
 
 def in_turn(machines: Sequence[Machine], count: int, turn: int) -> Sequence[Machine]:
-    """At most so many of them, others with each turn: what grows without bound is found all the same, a little later."""
+    """At most so many of them, others with each turn: what grows without bound is found a little later."""
     if len(machines) <= count:
         return machines
     start = turn * count % len(machines)

@@ -68,7 +68,9 @@ class Checkers:
         if busy > slots or len(machine.running) > 2 * slots:
             self.violated("capacity", f"peer {machine.index} runs {busy} at once, with {slots} slots")
         if machine.paused or machine.draining:
-            self.violated("runs-unasked", f"peer {machine.index} begins {effect.task} though its owner wants nothing new")
+            self.violated(
+                "runs-unasked", f"peer {machine.index} begins {effect.task} though its owner wants nothing new"
+            )
         job = self.world.specs.get(effect.task.job)
         # Its submitter takes its own store to be whole, and finds out when it runs the task.
         if job is None or job.plan.unfit or (job.plan.input_missing and machine.index != job.plan.submitter):

@@ -194,9 +194,7 @@ class Links:
         if faulty and self._rng.chance(network.duplication):
             self._deliver(link, sender, receiver, self._latency(sender, receiver), event, link.epoch)
 
-    def _deliver(
-        self, link: Link, sender: Machine, receiver: Machine, delay: Millis, event: Event, epoch: int
-    ) -> None:
+    def _deliver(self, link: Link, sender: Machine, receiver: Machine, delay: Millis, event: Event, epoch: int) -> None:
         """In order on one link; void once the link has broken."""
         arrival = self._world.now + delay
         faulty = self._world.now < self._world.plan.heal_at and self._world.plan.network.straggling

@@ -281,10 +281,10 @@ def sleepers(seed: int) -> Plan:
     """Machines sleep and wake, clocks jump, disks are slow or full."""
     plan = _base("sleepers", seed, least=4)
     rng = Rng(seed).fork("sleepers/more")
-    return replace(plan, **_machine_faults(rng, plan), heal_at=120_000)
+    return replace(_with_machine_faults(rng, plan), heal_at=120_000)
 
 
-def _machine_faults(rng: Rng, plan: Plan) -> dict[str, tuple[object, ...]]:
+def _with_machine_faults(rng: Rng, plan: Plan) -> Plan:
     count = len(plan.peers)
     pauses = tuple(Pause(rng.between(2_000, 60_000), rng.below(count), rng.between(500, 40_000)) for _ in range(4))
     jumps = tuple(ClockJump(rng.between(2_000, 90_000), rng.below(count), rng.between(1_000, 90_000)) for _ in range(2))
@@ -293,7 +293,7 @@ def _machine_faults(rng: Rng, plan: Plan) -> dict[str, tuple[object, ...]]:
         at = rng.between(1_000, 60_000)
         until = at + rng.between(1_000, 30_000)
         disks.append(DiskFault(at, until, rng.below(count), rng.pick((0, 20, 200, 1_000))))
-    return {"pauses": pauses, "clock_jumps": jumps, "disk_faults": tuple(disks)}
+    return replace(plan, pauses=pauses, clock_jumps=jumps, disk_faults=tuple(disks))
 
 
 def liars(seed: int) -> Plan:
@@ -358,7 +358,7 @@ def mixed(seed: int) -> Plan:
     if on("clogs", 250):
         plan, heal_at = replace(plan, clogs=_clogs(rng, plan)), 120_000
     if on("sleepers", 250):
-        plan, heal_at = replace(plan, **_machine_faults(rng, plan)), 120_000
+        plan, heal_at = _with_machine_faults(rng, plan), 120_000
     if on("drift"):
         plan = replace(plan, peers=tuple(replace(p, drift=rng.between(-30, 30)) for p in plan.peers))
     if on("few-stewards") and len(plan.peers) >= 8:

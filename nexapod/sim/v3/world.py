@@ -1,8 +1,8 @@
 """A deterministic world: an event heap, a virtual clock, machines, links, disks, and the faults that befall them.
 
 It drives real nodes of protocol 3 as the daemon does, and keeps the same promises: all Save effects of a call are on
-disk before any other effect of it happens; a crash comes between any two effects; what was not saved is lost. It decides
-no policy and judges nothing: checkers.py watches.
+disk before any other effect of it happens; a crash comes between any two effects; what was not saved is lost. It
+decides no policy and judges nothing: checkers.py watches.
 
 One plan decides everything. No set is iterated, no hash() or id() used: a run is the same under any PYTHONHASHSEED.
 """
@@ -361,9 +361,7 @@ class World:
         self.links.break_sides()
 
     # --- a node's turn -----------------------------------------------------------------------------------------------
-    def later(
-        self, machine: Machine, delay: Millis, event: Event, holds: Callable[[], bool] | None = None
-    ) -> None:
+    def later(self, machine: Machine, delay: Millis, event: Event, holds: Callable[[], bool] | None = None) -> None:
         """An event for the process that runs there now; void if it has died by then."""
         boot = machine.boot
 
@@ -666,4 +664,3 @@ def _shown(value: object) -> str:
     if isinstance(value, tuple | list):
         return "[" + ",".join(map(_shown, value)) + "]"
     return str(value)
-

@@ -116,7 +116,8 @@ def surplus(
     places = {group: place for place, group in enumerate(draw)}
     counted = sorted((worker for worker in groups if worker not in others), key=key_of_peer_id)
     of_group: dict[Group, int] = {}
-    kept, gone = [], []
+    kept: list[PeerId] = []
+    gone: list[PeerId] = []
     for worker in counted:
         of_group[groups[worker]] = of_group.get(groups[worker], 0) + 1
         (kept if of_group[groups[worker]] <= limits.COMMITS_PER_GROUP_MAX else gone).append(worker)

@@ -75,7 +75,7 @@ class Successions:
         return [] if chain is None else list(chain.links)
 
     def overruled(self, shard: int) -> list[Statement]:
-        """Caretakers' successions of a shard that did not stand: whoever made one takes the shard by himself no more."""
+        """Caretakers' successions of a shard that did not stand: who made one takes the shard alone no more."""
         entries = self._overruled.get(shard, {}).items()
         found = [statement for _, (place, statement) in sorted(entries) if self._stands_over(shard, place)]
         return list({statement.id: statement for statement in found}.values())

@@ -238,7 +238,7 @@ class Learning:
 
 
 def _rounds_of(worker: PeerId, state: JobState) -> frozenset[StatementId]:
-    """The admissions of a worker, and their beacons: it needs them, and what seats have adopted, to know where it is."""
+    """The admissions of a worker, and their beacons: with what seats have adopted they say where it may claim."""
     rounds = state.admissions() if state.groups_seen(worker) else ()
     own = [(admission, beacon) for admission, beacon in rounds if worker in dict(admission.body.workers)]
     return frozenset(statement.id for pair in own for statement in pair)

@@ -52,7 +52,7 @@ class Facts:
     stuck: bool
     """... so long ago that others may have given it up."""
     contested: bool
-    """Another seat would not sign it. Without an answer it is proposed again as it is, so that no rounds are used up."""
+    """Another seat would not sign it. Unanswered it is proposed again as it is: no round is used up."""
     running: bool
     """A worker that is linked still runs it, or has committed what is not frozen."""
     outputs_here: bool

@@ -135,9 +135,7 @@ def overrun_at(lease: Lease, wall_ms: Millis) -> Millis:
     return lease.granted + wall_ms + 2 * limits.LEASE_TTL_MS
 
 
-def late_since(
-    table: TaskLeases, committed: Collection[PeerId], typical_ms: Millis, helped: int = 0
-) -> Millis | None:
+def late_since(table: TaskLeases, committed: Collection[PeerId], typical_ms: Millis, helped: int = 0) -> Millis | None:
     """When the task's slowest worker becomes, or became, late; None: nobody runs it. `helped`: how often that was so
     already: each time it takes twice as long."""
     running = [lease.granted for lease in table.leases if lease.worker not in committed]

@@ -165,9 +165,6 @@ class Proposals:
         times += [pause.until for pause in self._paused.values() if pause.until > now]
         return min(times, default=None)
 
-    def __len__(self) -> int:
-        return len(self._open)
-
 
 def _subject(proposal: _Proposal) -> Subject:
     kind = proposal.statement.kind

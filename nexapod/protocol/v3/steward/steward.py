@@ -430,8 +430,10 @@ class Steward:
         if not staying or staying[0] != self._ctx.me:
             return
         succession = state.job.get(state.seats.id)
+        if succession is None:
+            return
         workers = (*self._telling.workers(self.evidence.tasks), *(claim.worker for claim in state.claims))
-        for worker in dict.fromkeys(workers) if succession is not None else ():
+        for worker in dict.fromkeys(workers):
             if self._ctx.peers.linked(worker):
                 self._ctx.deliver(worker, (succession,))
 

@@ -140,7 +140,7 @@ class Placing:
 
     @property
     def held_least(self) -> tuple[int, int]:
-        """Of the shard that the fewest seats hold: how many do, and how many must; of many the first few are counted."""
+        """Of the shard that the fewest seats hold: how many do, and how many must; of many the first few count."""
         if self._unseen == self.job.spec.shards:
             return 0, min(limits.WITNESSES, len(self.job.members()))
         counts = [self._holding(shard) for shard in islice(self.short, limits.SHARDS_SWEPT)]

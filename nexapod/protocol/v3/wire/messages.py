@@ -371,7 +371,9 @@ class Object:
     shard: Annotated[int, SHARD, ""]
     proposal: Annotated[StatementId, DIGEST, ""]
     tasks: Annotated[tuple[int, ...], _TASKS, "freeze, verdict: those that it cannot sign"]
-    workers: Annotated[tuple[PeerId, ...], array(PEER, 0, limits.ADMISSION_MAX), "admission, freeze: those it cannot vouch for"]
+    workers: Annotated[
+        tuple[PeerId, ...], array(PEER, 0, limits.ADMISSION_MAX), "admission, freeze: those it cannot vouch for"
+    ]
     ext: Extensions = ()
 
 

@@ -75,7 +75,9 @@ class Attempts:
         claimed = Counter(attempt.place for attempt, _ in self.in_state(Claimed))
         return (
             TableReport("attempts at tasks of a shard", longest(self._open.values()), limits.SHARD_TASKS),
-            TableReport("tasks of a shard granted by few seats", max(claimed.values(), default=0), limits.CLAIM_TASKS_MAX),
+            TableReport(
+                "tasks of a shard granted by few seats", max(claimed.values(), default=0), limits.CLAIM_TASKS_MAX
+            ),
         )
 
     def get(self, task: TaskId) -> Attempt | None:

@@ -71,7 +71,7 @@ class Prospect:
         if others:
             member = others[self.asked % len(others)]
             self.asked += 1
-            ctx.send(member, Want((self.job,)), self.state.addrs(member))
+            ctx.send(member, Want((self.state.statement.id,)), self.state.addrs(member))
 
     def sources(self, shard: int) -> tuple[PeerId, ...]:
         """Who has the inputs of a shard's tasks, in order of preference."""

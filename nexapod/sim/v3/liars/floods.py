@@ -225,7 +225,7 @@ class Talker(Repeating):
             Collect(job, 0, 0),
             Inspect(job, 0, ()),
             messages.Release(job, 0, tuple(range(8)), True, "no"),
-            messages.Object(job, 0, Digest(bytes(32)), (0,), ()),
+            messages.Object(job, 0, StatementId(bytes(32)), (0,), ()),
             messages.Gone(job, False),
             messages.Status(job, 0, tuple((task, "closed") for task in range(8))),
         )[number % 9]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from nexapod.protocol.types import Digest, JobId, Millis, PeerId, StatementId
+from nexapod.protocol.types import Digest, JobId, Millis, PeerId, StatementId, key_of_peer_id
 from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.events import Effect, Event, Received, Send
 from nexapod.protocol.v3.node.node import Node
@@ -155,7 +155,7 @@ class Inventor(Liar):
         body: Admission = statement.body
         keys = [HashSigner(self.rng.fork("invented", n).next(), "invented").peer for n in range(INVENTED)]
         workers = {**dict(body.workers), **{key: key for key in keys}}
-        ordered = sorted(workers.items(), key=lambda pair: statements.key_of_peer_id(pair[0]))
+        ordered = sorted(workers.items(), key=lambda pair: key_of_peer_id(pair[0]))
         return statements.make(replace(body, workers=tuple(ordered[:256])), self.signer)
 
 
@@ -225,7 +225,7 @@ class Stopper(Repeating):
         for job, statement in self.jobs.items():
             tasks = range(min(statement.body.tasks, 64))
             items = tuple(bodies.VerdictItem(t, 0, "failed", 0, (), (), "enough") for t in tasks)
-            sent += _to_all(self, Verdict(job, 0, 0, (Digest(bytes(32)),), items))
+            sent += _to_all(self, Verdict(job, 0, 0, (StatementId(bytes(32)),), items))
             for standing in ("decided", "closed", "lost"):
                 status = messages.Status(job, 0, tuple((task, standing) for task in tasks))
                 sent += [self.send(target.peer, status) for target in self.others[:TOLD_MAX]]

@@ -29,7 +29,7 @@ class Wrong(Liar):
 
 
 class Colluder(Liar):
-    """One of a gang that claims the same wrong result wherever it can, at once, with all the slots that it can claim."""
+    """One of a gang that claims the same wrong result wherever it can, at once, with all slots that it can."""
 
     slots = 64
 
@@ -123,7 +123,9 @@ class Copycat(Liar):
             for statement in statements_of(effect.frame) if isinstance(effect, Send) else ():
                 if statement.kind == "commit" and statement.author == self.me and statement.id not in self._asked:
                     self._asked.add(statement.id)
-                    unknown = tuple((item.task, "unknown") for item in statement.body.items)
+                    unknown: tuple[tuple[int, messages.Standing], ...] = tuple(
+                        (item.task, "unknown") for item in statement.body.items
+                    )
                     message = messages.Status(statement.body.job, statement.body.shard, unknown)
                     asked += [self.send(target.peer, message) for target in self.others[:ASKED_MAX]]
         return asked
