@@ -1,3 +1,5 @@
+"""What a submitter asks seats for, and what it believes of their answers."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""A submitter's job finds its stewards, and others for those that refuse or say nothing."""
+
 from __future__ import annotations
 
 import kit

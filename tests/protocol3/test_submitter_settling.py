@@ -1,3 +1,5 @@
+"""A submitter decides, fetches, and signs the settlement; and goes on after a restart."""
+
 from __future__ import annotations
 
 import io
