@@ -523,13 +523,14 @@ def test_a_verdict_that_counts_ends_an_attempt_and_its_outputs_stay_until_the_jo
 
 
 def test_what_is_decided_is_said_again_to_seats_that_lack_it_and_ends_again_when_they_adopt_it() -> None:
-    bench, new = Bench(), Bench().kit.members[3:4]
+    bench = Bench(make_kit(members=4))
     freeze = bench.revealed()
     verdict = bench.verdict(freeze)
     bench.show(verdict)
     assert bench.states() == {}
     bench.take()
     old = bench.seats
+    new = [member for member in bench.kit.members if member not in old]
     bench.change(bench.kit.succession([*new, old[0], old[1]], old[:2]))
     assert bench.states() == {0: "committed"}
     again = bench.restarted()
