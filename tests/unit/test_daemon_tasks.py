@@ -542,7 +542,7 @@ async def test_what_cannot_be_had_or_is_here_already_is_not_taken_from_others(tm
         assert (seen, ended.result.continued) == ([[]], False), "a checkpoint is taken up whole or not at all"
         own = it.folder / label_of(TaskId(JOB, 0)) / "checkpoint"
         with trio.fail_after(10):
-            while own.parent.exists():  # what the first run left is removed in a thread, after its end was told
+            while own.parent.exists():  # noqa: ASYNC110 - removed in a thread, after the end was told
                 await trio.sleep(0.01)
         own.mkdir(parents=True)
         (own / "mine").write_text("own")
