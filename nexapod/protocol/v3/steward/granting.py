@@ -204,8 +204,15 @@ class Granting:
             return self._runs(item.task, item.worker)
         if item.checkpoint is not None and self._checkpoints.find(item.task, item.checkpoint) is None:
             return False
+        theirs = [other.task for other in fitting if other.worker == item.worker]
+        if self._is_full(item.worker, sum(1 for task in theirs if state.leases[task].of(item.worker) is None)):
+            return False
         already = [other for other in fitting if other.task == item.task]
         return self._may_have(item.task, item.worker, present, len(already), 1)
+
+    def _is_full(self, worker: PeerId, more: int = 0) -> bool:
+        """Whether a worker has, with so many more, as many tasks of the shard as it may."""
+        return len(self._state.leases.tasks_of(worker)) + more >= limits.CLAIM_TASKS_MAX
 
     def _may_have(self, task: int, worker: PeerId, present: set[Group], others: int, slack: int) -> bool:
         """Whether this seat lets a worker have a task. `slack`: widths beyond its own, and as much for places: presence
@@ -215,7 +222,7 @@ class Granting:
         group = state.present(worker)
         if opened is None or group is None or group in opened.taken or worker in opened.refused:
             return False
-        if others >= opened.room(min(slack, 1)) or len(state.leases.tasks_of(worker)) >= limits.CLAIM_TASKS_MAX:
+        if others >= opened.room(min(slack, 1)) or self._is_full(worker):
             return False
         return self._entitled(opened, group, present, slack)
 
@@ -254,7 +261,7 @@ class Granting:
         if state.leases[task].of(worker) is not None:
             return True
         group = state.present(worker)
-        if group is None or not state.active or state.decided(task):
+        if group is None or not state.active or state.decided(task) or self._is_full(worker):
             return False
         if state.evidence.reveal_of(task, worker) is not None and state.counts(task, worker):
             return False
