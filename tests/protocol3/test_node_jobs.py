@@ -17,6 +17,7 @@ from nexapod.protocol.v3.wire.messages import (
     Claim,
     Deliver,
     Gone,
+    Grant,
     Message,
     Probe,
     Reconcile,
@@ -162,6 +163,42 @@ def test_many_that_are_wanted_at_once_are_given_as_far_as_the_answer_may_go() ->
     largest = max(len(kit.job_statement.envelope) for kit in kits)
     allowed = max(limits.ANSWER_FREE_BYTES, limits.ANSWER_FACTOR_MAX * len(messages.encode(want)))
     assert 0 < size < allowed + largest + 1_000
+
+
+def test_whoever_speaks_of_an_epoch_that_is_unknown_here_is_asked_how_it_came_about() -> None:
+    kit = make_kit(members=5)
+    lone, seats = Lone(ONE, *(member.peer for member in kit.members)), [seat.peer for seat in kit.seats()]
+    lone.deliver(ONE, *workable(kit))
+    signers, spare = kit.seats()[:2], [member for member in kit.members if member.peer not in seats]
+    first = kit.succession([*signers, spare[0]], signers)
+    second = kit.succession([*signers, spare[1]], signers, epoch=2, previous=first.id)
+
+    def asked(effects: list[Effect], peer: PeerId) -> bool:
+        return Want((StatementId(kit.job),)) in said(effects, peer)
+
+    assert asked(lone.hear(seats[0], Grant(kit.job, 0, 2, (0,), ())), seats[0])
+    assert not asked(lone.hear(seats[1], Grant(kit.job, 0, 0, (0,), ())), seats[1])
+    assert asked(lone.deliver(seats[1], second), seats[1])
+    lone.deliver(seats[1], first)
+    newest = spare[1].peer
+    assert not asked(lone.hear(newest, Grant(kit.job, 0, 2, (0,), ())), newest)
+    assert asked(lone.hear(seats[2], Grant(kit.job, 0, 2, (0,), ())), seats[2]), "it is no seat, by what is known here"
+
+
+def test_an_admitted_worker_that_asks_is_given_its_admission_and_what_was_adopted() -> None:
+    kit = make_kit(members=4)
+    mine, others = kit.round(kit.workers[:1]), kit.round(kit.workers[1:], round=2)
+    seats = kit.seats()
+    spare = next(member for member in kit.members if member not in seats)
+    succession = kit.succession([*seats[:2], spare], seats[:2])
+    adoption = kit.adoption([*mine, *others], seats[:2])
+    worker, stranger = kit.workers[0].peer, ONE
+    lone = Lone(seats[0].peer, worker, stranger)
+    lone.deliver(seats[0].peer, *workable(kit), *mine, *others, succession, adoption)
+    for peer, more in ((worker, {adoption.id, *(one.id for one in mine)}), (stranger, set())):
+        answer = said(lone.hear(peer, Want((StatementId(kit.job),))), peer)
+        given = {statements.read(e).id for message in answer if isinstance(message, Deliver) for e in message.envelopes}
+        assert given == {one.id for one in workable(kit)} | {succession.id} | more
 
 
 def test_two_that_compare_find_out_which_jobs_each_lacks() -> None:

@@ -147,8 +147,9 @@ def test_nothing_in_a_store_outlives_its_job() -> None:
     mesh.start()
     mesh.run_for(200)
     mesh.give(mesh.names[0], Submit(job_spec(), accept_unknown=True))
-    mesh.run_for(700)
-    assert any(kind.startswith("steward") for peer in mesh.peers.values() for kind, _ in peer.records)
+    assert mesh.run_until(
+        lambda: any(kind.startswith("steward") for peer in mesh.peers.values() for kind, _ in peer.records)
+    )
     assert mesh.run_until(lambda: bool(mesh[0].noticed(JobSettled)))
     mesh.run_for(1_000)
     for number in (1, 2, 3):

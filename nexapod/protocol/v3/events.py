@@ -152,6 +152,14 @@ class AskTask:
 
 
 @dataclass(frozen=True, slots=True)
+class AskShard:
+    """The user looks at a job of its own: ask a seat how the tasks of one shard stand (TaskViewed follows)."""
+
+    job: JobId
+    shard: int
+
+
+@dataclass(frozen=True, slots=True)
 class Misbehaved:
     """A peer broke a rule of an adapter's own protocol (blobs, links)."""
 
@@ -192,6 +200,7 @@ Event: TypeAlias = (
     | Vacated
     | Finished
     | AskTask
+    | AskShard
     | Misbehaved
     | BlobReady
     | BlobFailed

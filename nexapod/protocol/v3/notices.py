@@ -55,6 +55,9 @@ class TaskFailing:
     worker: PeerId
     exit: int
     reason: str
+    outcome: str = "failed"
+    log: str = ""
+    """The head and the tail of what it printed, if the worker has shown its result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,18 @@ class TaskLogged:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskViewed:
+    """A seat answered how a task of a job submitted here stands (AskTask, AskShard), and that is news: its own word."""
+
+    job: JobId
+    task: int
+    standing: Literal["open", "running", "committed", "frozen", "accepted", "failed"]
+    progress: int
+    """In thousandths."""
+    workers: tuple[PeerId, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class FaultProven:
     """A peer has signed two things of which it may sign one."""
 
@@ -138,6 +153,7 @@ Notice: TypeAlias = (
     | JobLearned
     | JobClosed
     | TaskLogged
+    | TaskViewed
     | FaultProven
     | WorkRefused
 )

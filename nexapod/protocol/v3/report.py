@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from nexapod.protocol.types import Digest, File, JobId, Millis, PeerId, StatementId, TaskId
+from nexapod.protocol.v3.notices import TaskFailing
 from nexapod.protocol.v3.tables import TableReport
-from nexapod.protocol.v3.types import JobSpec, Profile, Usage
+from nexapod.protocol.v3.types import Group, JobSpec, Profile, Usage
 
 JobStanding: TypeAlias = Literal["open", "settled", "cancelled"]
 TaskStanding: TypeAlias = Literal["open", "running", "committed", "frozen", "accepted", "failed"]
@@ -74,6 +75,8 @@ class SubmissionReport:
     """Shards that caretakers have held, and whose user has not accepted that."""
     problems: tuple[str, ...]
     """Why its certificate could not be signed."""
+    failing: TaskFailing | None
+    """The first result that did not end well, with what has become known of it since."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,15 @@ class ShardReport:
     decided: int
     leased: int
     open_places: int
+
+
+@dataclass(frozen=True, slots=True)
+class SeatsReport:
+    """Who holds a shard of a job."""
+
+    shard: int
+    epoch: int
+    holders: tuple[PeerId, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +124,8 @@ class JobReport:
     spec: JobSpec
     works: bool
     """Whether this node would work on it now."""
+    seats: tuple[SeatsReport, ...]
+    """Of the first shards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +148,8 @@ class ReplicaReport:
     hardware: str = ""
     agrees: bool | None = None
     """With the accepted result; None: nothing is decided."""
+    group: Group = ""
+    """In which it counts; "" as long as it is not judged."""
 
 
 @dataclass(frozen=True, slots=True)

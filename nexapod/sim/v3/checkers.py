@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from nexapod.protocol.errors import LocalError
 from nexapod.protocol.types import JobId, Millis, TaskId
 from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.certificate.check import check_bytes
@@ -163,7 +164,12 @@ class Checkers:
 
     def _certificate(self, machine: Machine, node: Node, job: JobId) -> None:
         spec = self.world.specs[job].draft
-        report = check_bytes(b"".join(node.certificate(job)), verify)
+        try:
+            certificate = b"".join(node.certificate(job))
+        except LocalError as error:
+            self.violated("certificate", f"{spec.name}: there is none: {error}")
+            return
+        report = check_bytes(certificate, verify)
         if not report.ok:
             self.violated("certificate", f"{spec.name}: {'; '.join(report.problems[:3])}")
         for index in range(spec.tasks):

@@ -570,6 +570,8 @@ class World:
         machine = self.machines[job.plan.submitter]
         if machine.gone or job.over or self._kept_by_submitter(machine, job):
             return
+        if job.id is not None:
+            self.checkers.violated("job-forgotten", f"{job.draft.name}: its submitter had accepted it")
         if machine.node is not None and max(machine.asleep_until, machine.busy_until) <= self.now:
             machine.blobs.update(ref for ref in job.draft.blobs if ref != NOWHERE)
             job.submitted_at = self.now

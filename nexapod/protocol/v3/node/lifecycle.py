@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 
 from nexapod.protocol.errors import PeerError
 from nexapod.protocol.timers import Timers
-from nexapod.protocol.types import JobId, Millis, PeerId
+from nexapod.protocol.types import JobId, Millis, PeerId, StatementId
 from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.context import Context
 from nexapod.protocol.v3.facts import Added
@@ -115,6 +115,9 @@ class Lifecycle:
                 self._ctx.notify(FaultProven(job, statement.body.peer))
         elif added == "orphan":
             self._jobs.set_orphan(known, statement, sender)
+            if sender != self._ctx.me and self._is_kept(job):
+                # Whoever knows what follows something knows that, too.
+                self._learning.want(sender, [StatementId(job)])
         return added
 
     def _is_kept(self, job: JobId) -> bool:

@@ -19,6 +19,7 @@ from nexapod.protocol.types import BlobRef, JobId, Millis, PeerId, StatementId
 from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.context import Context
 from nexapod.protocol.v3.events import (
+    AskShard,
     AskTask,
     BlobFailed,
     BlobReady,
@@ -140,8 +141,8 @@ class Node:
         return self._clock.outside(self._timers.next)
 
     def handle(self, event: Event, now: Millis) -> list[Effect]:
-        """Everything that this event leads to. Raises LocalError only, and only for Submit, CancelJob, RatifyJob and
-        AskTask."""
+        """Everything that this event leads to. Raises LocalError only, and only for Submit, CancelJob, RatifyJob,
+        AskTask and AskShard."""
         skipped = self._clock.advance(now, self._timers.next)
         self._ctx.now = self._clock.now
         if skipped:
@@ -170,6 +171,10 @@ class Node:
     def peer_reports(self) -> tuple[PeerReport, ...]:
         """Everybody that this node knows of."""
         return reporting.peer_reports(self._ctx, self._directory)
+
+    def link_reports(self) -> tuple[PeerReport, ...]:
+        """Those that there is a link to."""
+        return reporting.link_reports(self._ctx, self._directory)
 
     def job_report(self, job: JobId) -> JobReport | None:
         """None: it is not known here (any more)."""
@@ -219,6 +224,8 @@ class Node:
                 self._submitting.ratify(job)
             case AskTask(job, task):
                 self._submitting.ask_task(job, task)
+            case AskShard(job, shard):
+                self._submitting.ask_shard(job, shard)
             case Drain():
                 self._hosting.worker.drain()
             case Pause(paused):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from nexapod.protocol.types import JobId, PeerId
 from nexapod.protocol.v3.context import Context
 from nexapod.protocol.v3.job import JobState
@@ -9,19 +11,29 @@ from nexapod.protocol.v3.node import task_reporting
 from nexapod.protocol.v3.node.directory import Directory, Entry, Link
 from nexapod.protocol.v3.node.hosting import Hosting
 from nexapod.protocol.v3.node.jobs import Jobs, Known
-from nexapod.protocol.v3.report import JobReport, JobStanding, NodeReport, PeerReport, ShardReport, TaskReport
+from nexapod.protocol.v3.report import (
+    JobReport,
+    JobStanding,
+    NodeReport,
+    PeerReport,
+    SeatsReport,
+    ShardReport,
+    TaskReport,
+)
 from nexapod.protocol.v3.steward.stewardship import Stewardship
 from nexapod.protocol.v3.tables import TableReport
+
+SEATS_TOLD: Final = 4
+"""Shards of a job whose seats its report names."""
 
 
 def node_report(
     ctx: Context, directory: Directory, jobs: Jobs, hosting: Hosting, tables: tuple[TableReport, ...]
 ) -> NodeReport:
-    linked = directory.linked_peers()
     return NodeReport(
         peer=ctx.me,
         network=ctx.network,
-        links=tuple(_peer(ctx, directory, peer, entry, link) for peer, entry, link in linked),
+        links=link_reports(ctx, directory),
         peers_known=len(directory),
         jobs=tuple(job for job, _ in jobs.open()),
         submissions=tuple(sorted(hosting.submissions)),
@@ -38,6 +50,11 @@ def node_report(
 def peer_reports(ctx: Context, directory: Directory) -> tuple[PeerReport, ...]:
     """Everybody that this node knows of."""
     return tuple(_peer(ctx, directory, peer, entry, link) for peer, entry, link in directory.peers())
+
+
+def link_reports(ctx: Context, directory: Directory) -> tuple[PeerReport, ...]:
+    """Those that there is a link to."""
+    return tuple(_peer(ctx, directory, peer, entry, link) for peer, entry, link in directory.linked_peers())
 
 
 def _peer(ctx: Context, directory: Directory, peer: PeerId, entry: Entry, link: Link | None) -> PeerReport:
@@ -79,7 +96,13 @@ def job_report(ctx: Context, jobs: Jobs, hosting: Hosting, job: JobId) -> JobRep
         submission=None if submission is None else submission.report(),
         spec=state.spec,
         works=decision.ok,
+        seats=tuple(_seats(state, shard) for shard in range(min(SEATS_TOLD, state.spec.shards))),
     )
+
+
+def _seats(state: JobState, shard: int) -> SeatsReport:
+    seats = state.seats(shard)
+    return SeatsReport(shard, seats.epoch, seats.holders)
 
 
 def _standing(known: Known) -> JobStanding:

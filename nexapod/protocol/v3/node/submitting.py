@@ -13,6 +13,7 @@ from nexapod.protocol.v3.node.directory import Directory
 from nexapod.protocol.v3.node.hosting import Hosting
 from nexapod.protocol.v3.node.jobs import Jobs
 from nexapod.protocol.v3.node.lifecycle import Lifecycle
+from nexapod.protocol.v3.notices import JobAccepted
 from nexapod.protocol.v3.rules.panel import Candidate
 from nexapod.protocol.v3.submitter.preparing import prepare
 from nexapod.protocol.v3.submitter.submission import Submission
@@ -38,6 +39,9 @@ class Submitting:
         if own is not None:
             candidates.append(Candidate(own, "", self._directory.seen_up_ms(self._ctx.me, self._ctx.now)))
         statement = prepare(self._ctx, event, candidates)
+        if self._jobs.get(JobId(statement.id)) is not None:
+            # The very same job once more, nonce and all: whoever asks again is told the same.
+            return JobId(statement.id)
         try:
             known = self._lifecycle.hold(statement, self._ctx.me)
         except PeerError as error:
@@ -45,6 +49,7 @@ class Submitting:
         for ref in spec.blobs:
             self._ctx.blob_stored(Part.whole(ref))
         self._lifecycle.settle_held()
+        self._hosting.submissions[known.state.job].rests_on = _rests_on(self._ctx)
         return known.state.job
 
     def cancel(self, job: JobId, reason: str) -> None:
@@ -64,6 +69,11 @@ class Submitting:
         self._own(job).ask_task(task)
         self._hosting.touch(job)
 
+    def ask_shard(self, job: JobId, shard: int) -> None:
+        """Ask a seat of a shard how its tasks stand."""
+        self._own(job).ask_shard(shard)
+        self._hosting.touch(job)
+
     def certificate(self, job: JobId) -> Iterator[bytes]:
         """In pieces."""
         return self._own(job).certificate()
@@ -73,3 +83,8 @@ class Submitting:
         if submission is None:
             raise LocalError("This daemon has not submitted such a job: ask the one that has.")
         return submission
+
+
+def _rests_on(ctx: Context) -> str:
+    """What the job just prepared will rest on, as its submitter is told."""
+    return next(effect.rests_on for effect in reversed(ctx.effects) if isinstance(effect, JobAccepted))

@@ -16,6 +16,7 @@ from nexapod.protocol.v3.report import ReplicaReport, TaskReport, TaskStanding
 from nexapod.protocol.v3.steward.steward import Steward
 from nexapod.protocol.v3.submitter.decisions import ShardDecisions
 from nexapod.protocol.v3.submitter.submission import Submission
+from nexapod.protocol.v3.types import Group
 from nexapod.protocol.v3.wire.messages import TaskView
 
 
@@ -122,4 +123,10 @@ def _replica(
         usage=item.usage,
         hardware=fact.statement.body.hardware,
         agrees=None if decision is None else decision.root is not None and decision.root == fact.root,
+        group=_group(task, evidence, worker),
     )
+
+
+def _group(task: int, evidence: ShardEvidence, worker: PeerId) -> Group:
+    frozen = evidence.frozen(task)
+    return next((entry.group for entry in frozen.entries if entry.worker == worker), "") if frozen is not None else ""

@@ -17,7 +17,7 @@ from nexapod.protocol.timers import Timers
 from nexapod.protocol.types import Millis, PeerId
 from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.context import Context
-from nexapod.protocol.v3.wire.messages import Collect, Decided, Inspect
+from nexapod.protocol.v3.wire.messages import Collect, Decided, Inspect, View
 
 if TYPE_CHECKING:
     from nexapod.protocol.v3.job import JobState
@@ -145,6 +145,13 @@ class Collecting:
         if peer == asked.seat:
             asked.awaited, asked.unanswered = False, 0
         self._wait(message.shard, asked, news)
+
+    def on_view(self, peer: PeerId, message: View) -> None:
+        """A seat has told of all tasks of a shard."""
+        asked = self._asked.get(message.shard)
+        whole = len(message.tasks) == len(self.job.spec.shard_tasks(message.shard))
+        if asked is not None and whole and peer in self.job.seats(message.shard).holders:
+            asked.running = sum(1 for view in message.tasks if view.state in ("running", "committed", "frozen"))
 
     def _wait(self, shard: int, asked: _Asked, news: bool) -> None:
         if asked.awaited:

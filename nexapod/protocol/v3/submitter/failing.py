@@ -16,6 +16,8 @@ class Failing:
     def __init__(self, ctx: Context, job: JobId) -> None:
         self.ctx = ctx
         self.job = job
+        self.first: TaskFailing | None = None
+        """The first of them, with what has become known of it since."""
         self._told: dict[tuple[int, PeerId], None] = {}
 
     def __len__(self) -> int:
@@ -26,14 +28,19 @@ class Failing:
         if statement.kind == "reveal":
             for item in statement.body.items:
                 if item.outcome != "ok":
-                    self._tell(item.task, statement.author, item.exit, item.reason or item.outcome)
+                    reason = item.reason or item.outcome
+                    author = statement.author
+                    self._tell(TaskFailing(self.job, item.task, author, item.exit, reason, item.outcome, item.log))
 
     def on_view(self, view: TaskView) -> None:
         """A seat's word, before anything is decided: news, nothing rests on it."""
         for worker, exit_status, reason in view.notes:
-            self._tell(view.task, worker, exit_status, reason)
+            self._tell(TaskFailing(self.job, view.task, worker, exit_status, reason))
 
-    def _tell(self, task: int, worker: PeerId, exit_status: int, reason: str) -> None:
-        if (task, worker) not in self._told and len(self._told) < limits.FAILINGS_MAX:
-            self._told[(task, worker)] = None
-            self.ctx.notify(TaskFailing(self.job, task, worker, exit_status, reason))
+    def _tell(self, failing: TaskFailing) -> None:
+        about = (failing.task, failing.worker)
+        if self.first is None or (about == (self.first.task, self.first.worker) and failing.log):
+            self.first = failing
+        if about not in self._told and len(self._told) < limits.FAILINGS_MAX:
+            self._told[about] = None
+            self.ctx.notify(failing)

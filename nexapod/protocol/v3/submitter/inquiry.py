@@ -5,17 +5,19 @@ What comes back is one peer's word, for people: nothing rests on it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from nexapod.protocol.types import PeerId
 from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.context import Context
-from nexapod.protocol.v3.notices import TaskLogged
+from nexapod.protocol.v3.notices import TaskLogged, TaskViewed
 from nexapod.protocol.v3.submitter.failing import Failing
 from nexapod.protocol.v3.wire.messages import AskLog, Inspect, TaskLog, TaskView, View
 
 if TYPE_CHECKING:
     from nexapod.protocol.v3.job import JobState
+
+SHARDS_LOOKED_AT: Final = 4
 
 
 class Inquiry:
@@ -31,6 +33,8 @@ class Inquiry:
         self._failing = failing
         self._asked: dict[int, None] = {}
         """Tasks whose workers are still to be asked for what they print."""
+        self._looked_at: dict[int, None] = {}
+        """Shards whose tasks the user looks at, those looked at last last."""
 
     def ask(self, task: int) -> None:
         """How does it stand, and what does it print? Answers come as View and TaskLog."""
@@ -41,6 +45,16 @@ class Inquiry:
         _bound(self._asked, limits.SHARD_TASKS)
         for seat in self.job.seats(shard).holders:
             self.ctx.send(seat, Inspect(self.job.job, shard, (task,)), self.job.addrs(seat))
+
+    def ask_shard(self, shard: int) -> None:
+        """How do its tasks stand? One seat is asked, one that is linked if there is any; the answer comes as View."""
+        if not 0 <= shard < self.job.spec.shards:
+            return
+        self._looked_at[shard] = None
+        _bound(self._looked_at, SHARDS_LOOKED_AT)
+        holders = self.job.seats(shard).holders
+        seat = next((peer for peer in holders if self.ctx.peers.linked(peer)), holders[0])
+        self.ctx.send(seat, Inspect(self.job.job, shard, ()), self.job.addrs(seat))
 
     def on_view(self, peer: PeerId, message: View) -> None:
         if message.shard >= self.job.spec.shards or peer not in self.job.seats(message.shard).holders:
@@ -63,9 +77,11 @@ class Inquiry:
     def _take(self, view: TaskView) -> None:
         self._failing.on_view(view)
         asked = view.task in self._asked
-        if not asked and view.task not in self.views:
+        looked_at = view.task // limits.SHARD_TASKS in self._looked_at
+        if not asked and not looked_at and view.task not in self.views:
             return
-        self.views.pop(view.task, None)
+        if self.views.pop(view.task, None) != view and (asked or view.state != "open"):
+            self.ctx.notify(TaskViewed(self.job.job, view.task, view.state, view.progress, view.workers))
         self.views[view.task] = view
         _bound(self.views, limits.SHARD_TASKS)
         if asked and view.workers:

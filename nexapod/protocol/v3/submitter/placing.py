@@ -131,7 +131,7 @@ class Placing:
     @property
     def holders(self) -> tuple[PeerId, ...]:
         """Members with a seat that hold the job."""
-        return tuple(sorted(peer for peer in self._counted if self._shards_of.get(peer)))
+        return tuple(sorted(peer for peer in self.job.placed() if self._shards_of.get(peer)))
 
     @property
     def shards_placed(self) -> int:

@@ -88,7 +88,7 @@ class Submission:
         self.settling.tick()
 
     def _sweep(self) -> None:
-        self._sweep_at = self.ctx.now + limits.BATCH_MS
+        self._sweep_at = self.ctx.now + limits.SWEEP_MS
         for moved in self._seating.sweep():
             self.placing.moved(moved)
             self.replacing.moved(moved)
@@ -128,6 +128,7 @@ class Submission:
                     self.deciding.supply_lacking(peer, message.shard, message.decided)
             case View():
                 self.inquiry.on_view(peer, message)
+                self.collecting.on_view(peer, message)
             case TaskLog():
                 self.inquiry.on_log(peer, message)
             case _:
@@ -183,6 +184,10 @@ class Submission:
     def ask_task(self, task: int) -> None:
         """How does it stand, and what does it print?"""
         self.inquiry.ask(task)
+
+    def ask_shard(self, shard: int) -> None:
+        """How do its tasks stand?"""
+        self.inquiry.ask_shard(shard)
 
     def ratify(self) -> None:
         """Accept what caretakers have done so far."""
@@ -242,6 +247,7 @@ class Submission:
             unanswered=tuple(sorted(self.placing.delivered)),
             unratified=self.settling.unratified,
             problems=self.settling.problems,
+            failing=self.deciding.failing.first,
         )
 
     def tables(self) -> tuple[TableReport, ...]:

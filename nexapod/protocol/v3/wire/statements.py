@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, Final, Literal, Protocol, TypeAlias
+from weakref import WeakValueDictionary
 
 from nexapod.protocol.errors import PeerError
 from nexapod.protocol.types import Digest, File, JobId, PeerId, StatementId, key_of_peer_id, peer_id_of_key
@@ -55,7 +56,7 @@ class Signer(Protocol):
     def sign(self, data: bytes) -> bytes: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Statement:
     """A decoded statement whose signatures hold.
 
@@ -267,8 +268,17 @@ def verified(unverified: Unverified, verify: Verify) -> Statement:
     pairs = tuple((peer_id_of_key(key), signature) for key, signature in unverified.signatures)
     if not all(_holds(peer, data, signature, verify) for peer, signature in pairs):
         raise PeerError("bad-signature", penalty=50)
+    known = _alive.get(unverified.id)
+    if known is not None:
+        return known if known.signatures == pairs else replace(known, signatures=pairs)
     body = fields.unpacked(raw, limits.ENVELOPE_BYTES_MAX, SCHEMAS[kind].decode)
-    return Statement(unverified.id, kind, body, raw, pairs)
+    made = _alive[unverified.id] = Statement(unverified.id, kind, body, raw, pairs)
+    return made
+
+
+_alive: Final[WeakValueDictionary[StatementId, Statement]] = WeakValueDictionary()
+"""Those that were decoded and are kept by somebody: the same one comes from many peers, and is decoded once. An id is a
+hash of the whole body."""
 
 
 def decode(envelope: bytes, verify: Verify) -> Statement:

@@ -66,9 +66,14 @@ class Executing:
         self.profile: Profile | None = None
 
     # --- beginning -------------------------------------------------------------------------------------------------
-    def start(self) -> None:
-        """Begin what has a slot, and its inputs here; what was granted first, first."""
-        waiting = self._attempts.in_state(Granted)
+    def start(self, *, only_interrupted: bool = False) -> None:
+        """Begin what has a slot, and its inputs here; what was granted first, first. `only_interrupted`: of what a
+        former process of this node ran."""
+        waiting = [
+            (attempt, state)
+            for attempt, state in self._attempts.in_state(Granted)
+            if state.interrupted or not only_interrupted
+        ]
         if self.profile is None or not waiting:
             return
         taken = running_specs(self._prospects, self._attempts)

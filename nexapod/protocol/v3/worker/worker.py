@@ -129,8 +129,8 @@ class Worker:
         self._start()
 
     def _start(self) -> None:
-        if not self.paused:
-            self._executing.start()
+        # What a former process ran begins in a pause, too: its sandboxes may be there, for the driver to freeze.
+        self._executing.start(only_interrupted=self.paused)
 
     def _go_on(self) -> None:
         """Something has changed that a slot may have waited for."""
