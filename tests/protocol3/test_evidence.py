@@ -438,7 +438,19 @@ def test_a_checkpoint_that_comes_late_undoes_no_acceptance() -> None:
     assert evidence.add(checkpoint) == "new"
     assert evidence.judge(0, (), 0) == Undecided(2)
     assert evidence.error_in(verdict.body.items[0], verdict.body) is None
+    assert evidence.error_in(verdict.body.items[0], verdict.body, joined=True) is not None, "nobody else signs it now"
     assert checkpoint in evidence.statements_of([0])
+
+
+def test_a_checkpoint_that_was_handed_out_is_kept_though_others_come() -> None:
+    made = make_kit(workers=limits.CHECKPOINTS_PER_TASK_MAX + 3, checkpoint="shared")
+    evidence = made.evidence()
+    handed = made.checkpoint(made.in_draw(made.workers, 0)[-1], 0)
+    assert evidence.want(handed)
+    assert not evidence.want(handed)
+    for worker in made.workers:
+        evidence.add(made.checkpoint(worker, 0, seq=2))
+    assert handed.id in evidence.ids()
 
 
 def test_checkpoints_are_the_newest_of_a_few_workers() -> None:

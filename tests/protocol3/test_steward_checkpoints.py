@@ -1,4 +1,4 @@
-"""Checkpoints that are shared: who is handed one, and in which group it counts then."""
+"""Checkpoints that are shared: who is handed one, and what its result counts for then."""
 
 from __future__ import annotations
 
@@ -39,8 +39,34 @@ def test_the_checkpoint_of_a_worker_that_is_gone_is_handed_to_the_next() -> None
     assert world.run(60_000, world.decided)
     decision = world.seat(0).evidence.verdict(0)
     assert decision is not None
-    groups = {entry.worker: entry.group for entry in decision.frozen.entries}
-    assert groups[successor.peer] == min(successor.peer, gone.peer)
+    assert all(entry.group == entry.worker for entry in decision.frozen.entries)
+    assert not any(seat.errors for seat in world.seats.values())
+
+
+def test_two_results_that_rest_on_one_checkpoint_are_not_enough_whatever_a_seat_has_seen_handed_out() -> None:
+    world = sharing_world()
+    kit = world.kit
+    world.claim_all()
+    world.run(3_000)
+    author = next(worker for worker in world.workers if worker.running)
+    checkpoint = kit.checkpoint(author.signer, 0)
+    author.deliver(checkpoint)
+    world.run(3_000)
+    for worker in world.workers:
+        worker.result = lambda task: Result(task, resumed=checkpoint.id)
+    author.result = Result
+    independent = kit.in_draw(kit.workers, 0)[-1]
+    next(w for w in world.workers if w.signer is independent).result = Result
+    late = world.holders()[2]
+    world.restart(late)
+    assert world.run(120_000, world.decided)
+    for peer in world.holders():
+        evidence = world.seats[peer].evidence
+        decision = evidence.verdict(0)
+        assert decision is not None
+        shown = evidence.shown(0)
+        places = {place for pair in decision.item.pairs for place in pair}
+        assert len({shown[place].group for place in places}) >= kit.spec.validate.agree
     assert not any(seat.errors for seat in world.seats.values())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nexapod.protocol.types import PeerId
 from nexapod.protocol.v3 import limits
-from nexapod.protocol.v3.wire.messages import Deliver, Grant, Message, Release, Renew, Status
+from nexapod.protocol.v3.wire.messages import Deliver, Grant, Lease, LeaseItem, Message, Release, Renew, Status
 from tests.protocol3.kit import OTHER_OUTPUT, Result
 from tests.protocol3.steward_world import World
 
@@ -221,6 +221,15 @@ def test_nobody_is_granted_a_task_of_its_own_group_twice() -> None:
     for worker in world.workers:
         grants = [m for m in world.workers[0].heard if isinstance(m, Grant)]
         assert len(grants) <= 3 * 4, worker.peer
+
+
+def test_one_lease_message_gives_a_worker_no_more_than_it_may_have() -> None:
+    world = World(2, workers=3, tasks=100, room=64)
+    worker, seat = world.workers[0].peer, world.seat(1)
+    items = tuple(LeaseItem(task, worker, None) for task in range(100))
+    world.send(world.holders()[0], seat.ctx.me, Lease(world.kit.job, 0, 0, items))
+    world.flush()
+    assert 0 < seat.steward.leased <= limits.CLAIM_TASKS_MAX
 
 
 def test_commits_of_a_worker_seen_in_another_group_do_not_count() -> None:

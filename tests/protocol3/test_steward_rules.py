@@ -7,11 +7,13 @@ import hashlib
 from nexapod.protocol.types import JobId, PeerId, StatementId
 from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.rules.agreement import Accepted, Failed, Undecided
+from nexapod.protocol.v3.rules.entitlement import Share
 from nexapod.protocol.v3.steward import assigning, batching, cosigning, judging, leases
 from nexapod.protocol.v3.steward.assigning import OpenTask, Room
 from nexapod.protocol.v3.steward.claims import Claims
 from nexapod.protocol.v3.steward.judging import Facts, FreezeEntry, RoundOf
 from nexapod.protocol.v3.steward.leading import Leading
+from nexapod.protocol.v3.steward.ledger import GROUPS_MAX, Account, Given, Ledger
 from nexapod.protocol.v3.steward.signed import SKIPPED_MAX, STUCK_MS, Signed
 from nexapod.protocol.v3.wire import statements
 from nexapod.protocol.v3.wire.messages import Claim
@@ -96,31 +98,63 @@ def opened(task: int, places: int = 2, width: int = 0, taken: frozenset[str] = f
     return OpenTask(task, 2, places, width, taken, frozenset())
 
 
-def test_only_the_first_groups_of_the_draw_are_given_a_task() -> None:
+def account(**leases: int) -> Account:
+    return Account({group: Given(had) for group, had in leases.items()})
+
+
+def test_own_tasks_go_first_and_who_was_given_least_chooses_first() -> None:
     order = {0: ("c", "a", "b"), 1: ("b", "a", "c")}
     rooms = [Room(A, "a", 1, frozenset()), Room(B, "b", 1, frozenset()), Room(C, "c", 1, frozenset())]
-    found = assigning.assign([opened(0), opened(1)], rooms, lambda task, count: order[task][:count])
-    assert found.items == ((0, C), (0, A), (1, B))
+    found = assigning.assign(
+        [opened(0), opened(1)], rooms, lambda task, count: order[task][:count], account(a=9, b=0, c=1)
+    )
+    assert found.items == ((1, B), (0, C), (0, A))
+    assert found.own == 3
     assert found.unfilled == (1,)
     assert found.idle == frozenset()
 
 
-def test_who_has_room_and_no_task_of_its_own_is_idle_until_the_draw_widens() -> None:
-    rooms = [Room(C, "c", 1, frozenset())]
-
+def test_beyond_its_own_a_group_is_given_tasks_only_within_its_share() -> None:
     def first(task: int, count: int) -> tuple[str, ...]:
         return ("a", "b", "c")[:count]
 
-    found = assigning.assign([opened(0)], rooms, first)
+    rooms = [Room(C, "c", 2, frozenset())]
+    rich, poor = account(a=1, b=1, c=4), account(a=4, b=4, c=1)
+    found = assigning.assign([opened(0), opened(1)], rooms, first, rich)
     assert found.items == ()
     assert found.idle == {"c"}
-    assert assigning.assign([opened(0, width=1)], rooms, first).items == ((0, C),)
+    assert assigning.assign([opened(0), opened(1)], rooms, first, poor).items == ((0, C), (1, C))
+    # A wider task lets it in where another does not.
+    assert assigning.assign([opened(0), opened(1, width=2)], rooms, first, account(a=1, b=1, c=4)).items == ((1, C),)
 
 
 def test_nobody_is_given_what_it_has_had() -> None:
     rooms = [Room(A, "a", 2, frozenset({1}))]
     tasks = [opened(0, taken=frozenset("a")), opened(1), opened(2)]
-    assert assigning.assign(tasks, rooms, lambda task, count: ("a",)).items == ((2, A),)
+    assert assigning.assign(tasks, rooms, lambda task, count: ("a",), account(a=0)).items == ((2, A),)
+
+
+def test_the_widest_draw_lets_everybody_have_everything() -> None:
+    present = {f"g{n}": Given(0) for n in range(limits.ROSTER_MAX)}
+    present["g0"] = Given(500, 500)
+    assert Account(present).share("g0").may_exceed(assigning.WIDTH_MAX)
+    assert not assigning.may_widen(opened(0, width=assigning.WIDTH_MAX))
+
+
+def test_a_ledger_never_takes_a_lease_back_and_is_bounded() -> None:
+    ledger = Ledger()
+    ledger.given("a", A, 3, own=True)
+    ledger.given("a", A, 200, own=False)
+    assert [ledger.had(A, place) for place in (3, 4, 200)] == [True, False, True]
+    assert not ledger.had(B, 3)
+    assert ledger.account(["a", "b"]).share("a") == Share(2, 1, 2, 2)
+    assert ledger.account(["b"]).share("b") == Share(0, 0, 0, 1), "the mean is of those present"
+    copy = ledger.account(["a"])
+    copy.given("a", own=True)
+    assert ledger.account(["a"]).leases("a") == 2
+    for n in range(2 * GROUPS_MAX):
+        ledger.given(f"n{n}", f"w{n}", 0, own=True)  # type: ignore[arg-type]
+    assert all(table.size <= table.most for table in ledger.tables())
 
 
 # --- judging -------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.steward.steward import Steward
 from nexapod.protocol.v3.wire import statements
 from nexapod.protocol.v3.wire.messages import Collect, Decided, Deliver, Message, Reconcile
@@ -30,6 +31,40 @@ def test_what_was_decided_is_adopted_by_the_next_epoch() -> None:
     assert world.run(60_000, world.decided)
     assert world.seat(0).job.adopted(0)
     assert all(seat.job.group(world.workers[0].peer) for seat in world.seats.values() if seat.ctx.me in world.holders())
+
+
+def test_seats_that_all_leave_hand_on_what_they_have_decided_when_they_are_back() -> None:
+    world = World(2, spare=2, workers=3)
+    kit, old = world.kit, world.holders()
+    world.claim_all()
+    assert world.run(20_000, world.decided)
+    for peer in old:
+        world.leave(peer)
+    new = [member for member in kit.members if member.peer not in old]
+    world.tell_all(kit.succession(new, [kit.submitter], "submitter"))
+    world.run(2_000)
+    assert not world.seat(0).evidence.decided
+    world.come_back(old[0])
+    assert world.run(2_000, world.decided)
+    assert world.seat(0).job.adopted(0)
+
+
+def test_results_that_only_former_seats_saw_are_counted_when_their_workers_say_them_again() -> None:
+    world = World(3, spare=3, workers=2, tasks=1)
+    kit, old = world.kit, world.holders()
+    world.claim_all()
+    assert world.run(20_000, world.decided)
+    evidence = [one for one in world.seat(0).evidence.statements_of([0]) if one.kind in ("commit", "reveal")]
+    for peer in old:
+        world.leave(peer)
+    new = [member for member in kit.members if member.peer not in old]
+    world.tell_all(kit.succession(new, [kit.submitter], "submitter"))
+    for statement in sorted(evidence, key=lambda one: one.kind):
+        for member in new:
+            seat = world.seats[member.peer]
+            world.call(seat, lambda s=seat, one=statement: s.steward.on_statement(one, old[0]))  # type: ignore[misc]
+    assert not world.seat(0).evidence.decided
+    assert world.run(120_000, world.decided)
 
 
 def test_a_seat_that_comes_back_adopts_what_was_decided_without_it() -> None:
@@ -202,7 +237,7 @@ def test_messages_cost_nothing_when_repeated() -> None:
 def test_a_closed_job_stops_its_workers() -> None:
     world = World(3, workers=2, took_ms=10_000)
     world.claim_all()
-    world.run(100)
+    world.run(limits.ASSIGN_FIRST_MAX_MS)
     world.tell_all(world.kit.cancel())
     world.flush()
     steward: Steward = world.seat(0).steward

@@ -164,6 +164,8 @@ EFFECTS_MAX: Final = 65_536
 """Effects of one call: its driver has all of them in memory. Nothing that a peer says leads to so many."""
 
 # --- one submission ------------------------------------------------------------------------------------------------
+SWEEP_MS: Final = 20
+"""Between two looks at a submission's shards, of SHARDS_SWEPT each."""
 SHARDS_SWEPT: Final = 64
 """Shards of a submission that one call looks at, of those that it must look at one after the other."""
 COLLECTS_MAX: Final = 64
@@ -201,8 +203,11 @@ BATCH_MS: Final = 200
 """What becomes ready within so long of the last batch goes together; after a pause the first goes at once."""
 ASSIGN_MS: Final = 40
 """Between two assignments of one shard by its leader: what claims say meanwhile goes together."""
-ASSIGN_FIRST_MS: Final = 50
-"""From the first claim of a shard to its first assignment: nobody gets all of it for being early."""
+ASSIGN_FIRST_MS: Final = 400
+"""The first assignment of a shard waits until no further worker has claimed for so long, which is longer than from one
+round of admissions to the next: who is early is present alone, and every task would be its own."""
+ASSIGN_FIRST_MAX_MS: Final = 1_200
+"""... but not for longer than so long after the first claim."""
 WATCH_MS: Final = 500
 """Between two looks of another seat at whether the leader assigns what could be."""
 LEASE_TTL_MS: Final = 60_000

@@ -36,8 +36,9 @@ class Share:
 
     def may_exceed(self, width: int) -> bool:
         """Whether it may have a task beyond its own: with less than one and a half times the mean, and less than
-        two thirds of the mean beyond its own. Both double with the width."""
-        most = self.all_leases << width
+        two thirds of the mean beyond its own. Both double with the width. Once it has grown the mean is one at least:
+        who is present may have been given nothing of what a seat still knows of."""
+        most = max(self.all_leases, self.groups if width else 0) << width
         return 2 * self.leases * self.groups < 3 * most and 3 * self.beyond * self.groups < 2 * most
 
 
@@ -62,5 +63,14 @@ def widening_due(present_groups: int, idle_groups: int, since_ms: Millis, typica
     `idle_groups`: those present that have room, and nothing open that they are entitled to. `since_ms`: since the last
     widening, or since one could first be due. `typical_ms`: what a task of the shard takes; 0: none is known.
     """
-    patience = min(max(typical_ms // 2, limits.PATIENCE_MIN_MS), limits.PATIENCE_MAX_MS)
-    return present_groups > 0 and 2 * idle_groups >= present_groups and since_ms >= patience
+    return many_idle(present_groups, idle_groups) and since_ms >= patience_ms(typical_ms)
+
+
+def many_idle(present_groups: int, idle_groups: int) -> bool:
+    """Whether so many have nothing to do that more should be let in."""
+    return present_groups > 0 and 2 * idle_groups >= present_groups
+
+
+def patience_ms(typical_ms: Millis) -> Millis:
+    """How long they wait before each widening."""
+    return min(max(typical_ms // 2, limits.PATIENCE_MIN_MS), limits.PATIENCE_MAX_MS)

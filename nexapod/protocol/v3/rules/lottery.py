@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from nexapod.protocol.types import Digest, JobId, Millis, PeerId, StatementId, key_of_peer_id
+from nexapod.protocol.types import Digest, JobId, PeerId, StatementId, key_of_peer_id
 from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.rules import beacon as beacons
 from nexapod.protocol.v3.tables import TableReport
@@ -200,15 +200,3 @@ class Lottery:
         if state.tickets.pop(group, None) is not None:
             for place, order in state.orders.items():
                 state.orders[place] = tuple(other for other in order if other != group)
-
-
-# --- entitlement by the width alone: steward/granting.py's, until it goes by rules/entitlement.py ------------------
-def entitled(rank: int, wanted: int, width: int) -> bool:
-    """Whether a group of this rank (from 1) among those present may have a task that wants so many groups."""
-    return rank <= wanted << width
-
-
-def widening_due(present_groups: int, idle_groups: int, since_ms: Millis, typical_ms: Millis) -> bool:
-    """Whether the draw of a shard's open tasks is widened by one."""
-    patience = min(max(typical_ms // 2, limits.PATIENCE_MIN_MS), limits.PATIENCE_MAX_MS)
-    return present_groups > 0 and 4 * idle_groups >= present_groups and since_ms >= patience

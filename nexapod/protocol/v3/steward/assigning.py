@@ -1,18 +1,25 @@
 """Open tasks and standing claims to leases: pure (docs/protocol-3.md, section 5, Entitlement).
 
-Each task is offered to the first groups of its draw that are present, as many as its width lets in. So whoever is fast
-runs out of tasks that are its own.
+Each group takes its own tasks first, then those in whose draw it stands first, as long as its share allows. The group
+that was given least chooses first, one task at a time.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from nexapod.protocol.types import PeerId
 from nexapod.protocol.v3 import limits
+from nexapod.protocol.v3.rules import entitlement
+from nexapod.protocol.v3.steward.ledger import Account
 from nexapod.protocol.v3.types import Group
+
+WIDTH_MAX = 8
+"""From then on every group of a roster may have every task, whatever it was given."""
+assert 3 * limits.ROSTER_MAX < 2 << WIDTH_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +44,9 @@ class OpenTask:
         return self.places if self.shown else self.places + self.wanted * ((1 << slack) - 1)
 
     @property
-    def entitled(self) -> int:
-        """How many of the groups present may have it."""
-        return min(limits.ROSTER_MAX, self.wanted << self.width)
+    def reach(self) -> int:
+        """How many of the groups present may have it at all."""
+        return entitlement.reach(self.wanted, self.width)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +64,8 @@ class Room:
 
 First: TypeAlias = Callable[[int, int], tuple[Group, ...]]
 """(task, count) -> the first groups present in the task's draw."""
+_Offer: TypeAlias = tuple[bool, int, int, OpenTask]
+"""(not its own, rank, task): the smallest is given first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,43 +76,95 @@ class Assigned:
     items: tuple[tuple[int, PeerId], ...]
     idle: frozenset[Group]
     unfilled: tuple[int, ...]
+    own: int = 0
+    """How many of `items`, the first, are their groups' own tasks."""
 
 
-def assign(opened: Sequence[OpenTask], rooms: Sequence[Room], first: First) -> Assigned:
-    """Tasks that somebody has already come first: the end of a task must not wait for the beginning of another."""
-    free = {room.worker: room.room for room in rooms if room.room > 0}
+def assign(opened: Sequence[OpenTask], rooms: Sequence[Room], first: First, account: Account) -> Assigned:
+    """`account`: what the groups present were given so far; it is brought up to date."""
     by_group: dict[Group, list[Room]] = {}
     for room in rooms:
-        by_group.setdefault(room.group, []).append(room)
-    items: list[tuple[int, PeerId]] = []
-    unfilled: list[int] = []
-    for task in sorted(opened, key=lambda task: (not task.taken, task.task)):
-        chosen = _workers_for(task, by_group, free, first) if free else []
-        for worker in chosen:
-            free[worker] -= 1
-            if free[worker] == 0:
-                del free[worker]
-        items += [(task.task, worker) for worker in chosen]
-        if len(chosen) < task.places:
-            unfilled.append(task.task)
-    idle = frozenset(room.group for room in rooms if room.worker in free)
-    return Assigned(tuple(items), idle, tuple(unfilled))
+        if room.room > 0:
+            by_group.setdefault(room.group, []).append(room)
+    items = _Dealing(opened, by_group, first, account).deal() if by_group else _Dealt((), {}, 0)
+    given = {room.worker: room.room for room in rooms if room.room > 0}
+    for _, worker in items.items:
+        given[worker] -= 1
+    idle = frozenset(room.group for room in rooms if given.get(room.worker, 0) > 0)
+    unfilled = tuple(task.task for task in opened if items.taken.get(task.task, 0) < task.places)
+    return Assigned(items.items, idle, unfilled, items.own)
 
 
-def _workers_for(
-    task: OpenTask, by_group: dict[Group, list[Room]], free: dict[PeerId, int], first: First
-) -> list[PeerId]:
-    """Of each entitled group the worker with the most room, until no place is left."""
-    chosen: list[PeerId] = []
-    for group in first(task.task, task.entitled):
-        if len(chosen) >= task.places:
-            break
-        fit = [room.worker for room in by_group.get(group, ()) if room.worker in free and room.may_have(task)]
-        if fit:
-            chosen.append(min(fit, key=lambda worker: (-free[worker], worker)))
-    return chosen
+@dataclass(frozen=True, slots=True)
+class _Dealt:
+    """`taken`: how many places of a task were given."""
+
+    items: tuple[tuple[int, PeerId], ...]
+    taken: dict[int, int]
+    own: int
+
+
+class _Dealing:
+    """One assignment."""
+
+    def __init__(
+        self, opened: Sequence[OpenTask], by_group: dict[Group, list[Room]], first: First, account: Account
+    ) -> None:
+        self._rooms = by_group
+        self._free = {room.worker: room.room for rooms in by_group.values() for room in rooms}
+        self._account = account
+        self._taken: dict[int, int] = {}
+        self._offers: dict[Group, list[_Offer]] = {group: [] for group in by_group}
+        for task in opened:
+            for rank, group in enumerate(first(task.task, task.reach), 1):
+                if group in by_group and group not in task.taken:
+                    beyond = not entitlement.is_own(rank, task.wanted)
+                    self._offers[group].append((beyond, rank, task.task, task))
+        for offers in self._offers.values():
+            offers.sort(key=lambda offer: offer[:3], reverse=True)
+
+    def deal(self) -> _Dealt:
+        """Own tasks of all groups before those beyond, so that nobody's own are given away while it has room."""
+        own = self._round(beyond=False)
+        return _Dealt((*own, *self._round(beyond=True)), self._taken, len(own))
+
+    def _round(self, *, beyond: bool) -> list[tuple[int, PeerId]]:
+        queue = [(self._account.leases(group), group) for group in self._offers]
+        heapq.heapify(queue)
+        items: list[tuple[int, PeerId]] = []
+        while queue:
+            _, group = heapq.heappop(queue)
+            chosen = self._choose(group, beyond)
+            if chosen is not None:
+                task, worker = chosen
+                self._free[worker] -= 1
+                self._taken[task] = self._taken.get(task, 0) + 1
+                self._account.given(group, own=not beyond)
+                items.append((task, worker))
+                heapq.heappush(queue, (self._account.leases(group), group))
+        return items
+
+    def _choose(self, group: Group, beyond: bool) -> tuple[int, PeerId] | None:
+        """The next task that a group may have, and which of its workers: the one with the most room."""
+        offers, share = self._offers[group], self._account.share(group)
+        free = [room for room in self._rooms[group] if self._free[room.worker] > 0]
+        kept: list[_Offer] = []
+        found = None
+        while free and offers and offers[-1][0] <= beyond and found is None:
+            offer = offers.pop()
+            task = offer[3]
+            if self._taken.get(task.task, 0) >= task.places:
+                continue
+            fit = [room.worker for room in free if room.may_have(task)]
+            if fit and (not beyond or share.may_exceed(task.width)):
+                found = task.task, min(fit, key=lambda worker: (-self._free[worker], worker))
+            elif beyond and fit:
+                # Another task may be wider.
+                kept.append(offer)
+        offers += reversed(kept)
+        return found
 
 
 def may_widen(task: OpenTask) -> bool:
-    """Whether a larger width would let anybody else in."""
-    return task.places > 0 and task.wanted << task.width < limits.ROSTER_MAX
+    """Whether a larger width could let anybody else in."""
+    return task.places > 0 and task.width < WIDTH_MAX

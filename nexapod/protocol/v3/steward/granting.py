@@ -11,10 +11,11 @@ from typing import Final
 
 from nexapod.protocol.types import Millis, PeerId
 from nexapod.protocol.v3 import limits
-from nexapod.protocol.v3.rules import lottery
+from nexapod.protocol.v3.rules import entitlement
 from nexapod.protocol.v3.steward import assigning, leases
 from nexapod.protocol.v3.steward.assigning import Assigned, OpenTask, Room
 from nexapod.protocol.v3.steward.checkpoints import Checkpoints
+from nexapod.protocol.v3.steward.claims import Standing as Claim
 from nexapod.protocol.v3.steward.state import ShardState
 from nexapod.protocol.v3.types import Group
 from nexapod.protocol.v3.wire import messages
@@ -36,6 +37,9 @@ class Granting:
         self._has_inputs = has_inputs
         self._widened: Millis | None = None
         """When the draw was widened last, or could first have been."""
+        self._firsts: dict[tuple[int, int], tuple[Group, ...]] = {}
+        """What `_first` has found, for `_firsts_of`: the groups present, and the version of the draw."""
+        self._firsts_of: tuple[frozenset[Group], int] = (frozenset(), 0)
 
     # --- claims ----------------------------------------------------------------------------------------------------
     def on_claim(self, worker: PeerId, message: messages.Claim) -> None:
@@ -44,6 +48,8 @@ class Granting:
         claim = state.claims.put(worker, message, now)
         if claim is None:
             return
+        if worker not in state.claimants():
+            state.presence_changed()
         for task in state.leases.tasks_of(worker):
             lease = state.leases[task].of(worker)
             assert lease is not None
@@ -66,28 +72,46 @@ class Granting:
         """What open tasks and claims come to now; changes nothing."""
         state = self._state
         rooms = self._rooms()
-        present = {room.group for room in rooms} | self._state.leases.groups()
         opened = [state.open[task] for task in sorted(state.open)]
         if not opened or not rooms or not self._has_inputs():
             return Assigned((), frozenset(room.group for room in rooms if room.room), tuple(o.task for o in opened))
+        present = state.present_groups()
+        known = present, state.job.lottery.version
+        if known != self._firsts_of:
+            self._firsts, self._firsts_of = {}, known
+        return assigning.assign(opened, rooms, self._first, state.ledger.account(present))
 
-        def first(task: int, count: int) -> tuple[Group, ...]:
-            return state.job.lottery.first(task, present.__contains__, count)
-
-        return assigning.assign(opened, rooms, first)
+    def _first(self, task: int, count: int) -> tuple[Group, ...]:
+        found = self._firsts.get((task, count))
+        if found is None:
+            present = self._firsts_of[0]
+            found = self._firsts[task, count] = self._state.job.lottery.first(task, present.__contains__, count)
+        return found
 
     def _rooms(self) -> list[Room]:
         state = self._state
         found = []
-        for claim in state.claims:
-            group = state.present(claim.worker)
-            if group is not None:
-                held = state.leases.tasks_of(claim.worker)
-                # Granted since it said so: its next claim will count them.
-                granted = [task for task in held if task not in claim.holding and self._runs(task, claim.worker)]
-                room = min(claim.room - len(granted), limits.CLAIM_TASKS_MAX - len(held))
-                found.append(Room(claim.worker, group, max(0, room), claim.done))
+        for worker, group in state.claimants().items():
+            claim = state.claims.get(worker)
+            if claim is not None:
+                room = self._room_of(claim) if claim.room else 0
+                found.append(Room(worker, group, room, self._done(claim) if room else frozenset()))
         return found
+
+    def _room_of(self, claim: Claim) -> int:
+        held = self._state.leases.tasks_of(claim.worker)
+        # Granted since it said so: its next claim will count them.
+        granted = [task for task in held if task not in claim.holding and self._runs(task, claim.worker)]
+        return max(0, min(claim.room - len(granted), limits.CLAIM_TASKS_MAX - len(held)))
+
+    def _done(self, claim: Claim) -> frozenset[int]:
+        """What it must not have again. Only what it was given here, or it would choose its tasks by what it calls
+        done."""
+        state = self._state
+        return frozenset(task for task in claim.done if state.ledger.had(claim.worker, self._place(task)))
+
+    def _place(self, task: int) -> int:
+        return task - self._state.evidence.tasks.start
 
     def _runs(self, task: int, worker: PeerId) -> bool:
         return self._state.evidence.commit_of(task, worker) is None
@@ -117,19 +141,31 @@ class Granting:
 
     def _grant(self, items: Iterable[LeaseItem]) -> None:
         """Lease these, and say so to their workers."""
-        state, now = self._state, self._ctx.now
+        state = self._state
         of_worker: dict[PeerId, list[LeaseItem]] = {}
         for item in items:
             group = state.admitted(item.worker)
             assert group is not None
-            self._put(item.task, leases.grant(state.leases[item.task], item.worker, group, now))
-            self._watch(item.task)
+            self._lease(item.task, item.worker, group)
             of_worker.setdefault(item.worker, []).append(item)
             state.ctx.trace("lease_granted", job=state.job.job, task=item.task, worker=item.worker)
         for worker, theirs in of_worker.items():
             given = tuple(self._hand_out(theirs))
             tasks = tuple(sorted(item.task for item in theirs))
             self._ctx.send(worker, Grant(state.job.job, state.shard, state.seats.epoch, tasks, given))
+
+    def _lease(self, task: int, worker: PeerId, group: Group) -> None:
+        """A lease counts when it is given, whatever becomes of it."""
+        state = self._state
+        if state.leases[task].of(worker) is None:
+            state.ledger.given(group, worker, self._place(task), own=self._is_own(task, group))
+        self._put(task, leases.grant(state.leases[task], worker, group, self._ctx.now))
+        self._watch(task)
+
+    def _is_own(self, task: int, group: Group) -> bool:
+        opened, present = self._state.wanting.get(task), self._state.present_groups()
+        rank = self._state.job.lottery.rank(task, group, present.__contains__)
+        return opened is not None and rank is not None and entitlement.is_own(rank, opened.wanted)
 
     def _hand_out(self, items: Sequence[LeaseItem]) -> list[bytes]:
         """The checkpoints that these name, as much as a message has room for."""
@@ -160,23 +196,21 @@ class Granting:
         """Let more groups in where tasks stay open while others have nothing to do."""
         state, now = self._state, self._ctx.now
         unfilled = [task for task in assigned.unfilled if assigning.may_widen(state.open[task])]
-        present = {room.group for room in self._rooms()} | self._state.leases.groups()
-        if not unfilled or not assigned.idle or 4 * len(assigned.idle) < len(present):
+        present = len(state.present_groups())
+        if not unfilled or not entitlement.many_idle(present, len(assigned.idle)):
             self._widened = None
             state.timers.set(("widen", 0), None)
             return
         if self._widened is None:
             self._widened = now
-        if not lottery.widening_due(len(present), len(assigned.idle), now - self._widened, state.typical_ms):
-            state.wake(("widen", 0), self._widened + self._patience_ms())
+        since_ms = now - self._widened
+        if not entitlement.widening_due(present, len(assigned.idle), since_ms, state.typical_ms):
+            state.wake(("widen", 0), self._widened + entitlement.patience_ms(state.typical_ms))
             return
         self._widened = now
         for task in unfilled:
             state.task(task).width += 1
         state.mark(*unfilled)
-
-    def _patience_ms(self) -> Millis:
-        return min(max(self._state.typical_ms // 2, limits.PATIENCE_MIN_MS), limits.PATIENCE_MAX_MS)
 
     # --- another seat's lease --------------------------------------------------------------------------------------
     def on_lease(self, message: messages.Lease) -> None:
@@ -184,7 +218,7 @@ class Granting:
         state = self._state
         if message.epoch != state.seats.epoch or not self._has_inputs():
             return
-        present = self._present()
+        present = state.present_groups()
         fitting: list[LeaseItem] = []
         named: dict[tuple[int, PeerId], None] = {}
         for item in message.items:
@@ -193,11 +227,7 @@ class Granting:
                 fitting.append(item)
         self._grant(fitting)
 
-    def _present(self) -> set[Group]:
-        groups = {self._state.present(claim.worker) for claim in self._state.claims} | self._state.leases.groups()
-        return {group for group in groups if group is not None}
-
-    def _passes(self, item: LeaseItem, present: set[Group], fitting: Sequence[LeaseItem]) -> bool:
+    def _passes(self, item: LeaseItem, present: frozenset[Group], fitting: Sequence[LeaseItem]) -> bool:
         state = self._state
         held = state.leases[item.task].of(item.worker) if item.task in state.evidence.tasks else None
         if held is not None:
@@ -214,7 +244,7 @@ class Granting:
         """Whether a worker has, with so many more, as many tasks of the shard as it may."""
         return len(self._state.leases.tasks_of(worker)) + more >= limits.CLAIM_TASKS_MAX
 
-    def _may_have(self, task: int, worker: PeerId, present: set[Group], others: int, slack: int) -> bool:
+    def _may_have(self, task: int, worker: PeerId, present: frozenset[Group], others: int, slack: int) -> bool:
         """Whether this seat lets a worker have a task. `slack`: widths beyond its own, and as much for places: presence
         is seen differently from seat to seat."""
         state = self._state
@@ -222,19 +252,21 @@ class Granting:
         group = state.present(worker)
         if opened is None or group is None or group in opened.taken or worker in opened.refused:
             return False
-        if others >= opened.room(min(slack, 1)) or self._is_full(worker):
+        if others >= opened.room(min(slack, 1)):
             return False
         return self._entitled(opened, group, present, slack)
 
-    def _entitled(self, opened: OpenTask, group: Group, present: set[Group], slack: int) -> bool:
-        rank = self._state.job.lottery.rank(opened.task, group, lambda other: other == group or other in present)
-        return rank is not None and lottery.entitled(rank, opened.wanted, opened.width + slack)
+    def _entitled(self, opened: OpenTask, group: Group, present: frozenset[Group], slack: int) -> bool:
+        known = present | {group}
+        rank = self._state.job.lottery.rank(opened.task, group, known.__contains__)
+        share = self._state.ledger.account(known).share(group)
+        return rank is not None and entitlement.entitled(rank, opened.wanted, opened.width + slack, share)
 
     # --- renewing and giving back ----------------------------------------------------------------------------------
     def on_renew(self, worker: PeerId, message: messages.Renew) -> list[tuple[int, Standing]]:
         """Keep a worker's leases. How each of its tasks stands here."""
         answers: dict[int, Standing] = {}
-        present = self._present()
+        present = self._state.present_groups()
         if self._state.job.group(worker) is None and self._state.job.groups_seen(worker):
             # Admitted by an earlier epoch, and not adopted yet: there is nothing to say until it is.
             return []
@@ -243,7 +275,7 @@ class Granting:
                 answers[held.task] = self._renewed(worker, held, present)
         return list(answers.items())
 
-    def _renewed(self, worker: PeerId, held: Held, present: set[Group]) -> Standing:
+    def _renewed(self, worker: PeerId, held: Held, present: frozenset[Group]) -> Standing:
         state, task = self._state, held.task
         if state.active and not state.decided(task):
             self.regrow(worker, task, present)
@@ -254,7 +286,7 @@ class Granting:
                 self._watch(task)
         return self.standing(worker, task, held.stage)
 
-    def regrow(self, worker: PeerId, task: int, present: set[Group] | None = None) -> bool:
+    def regrow(self, worker: PeerId, task: int, present: frozenset[Group] | None = None) -> bool:
         """A worker says that it has a task of which nothing is known here: after a restart of this seat, or when its
         lease ran out while it was away. It has it if there is a place. Whether it has a lease now."""
         state = self._state
@@ -267,14 +299,13 @@ class Granting:
             return False
         committed = worker in state.committed(task)
         grace = state.began + limits.LEASE_TTL_MS > self._ctx.now
-        known = self._present() if present is None else present
+        known = state.present_groups() if present is None else present
         # What the widths were before a restart is not known, so for a while entitlement is not asked for.
         slack = limits.SEATS * 2 if grace else 1
         free = committed and not state.leases[task].barred(worker, self._ctx.now)
         if not free and not self._may_have(task, worker, known, 0, slack):
             return False
-        self._put(task, leases.grant(state.leases[task], worker, group, self._ctx.now))
-        self._watch(task)
+        self._lease(task, worker, group)
         commit = state.evidence.commit_of(task, worker)
         if commit is not None and (task, worker) in state.unleased:
             # It came before this seat knew of the lease.
@@ -325,7 +356,8 @@ class Granting:
         tasks = state.leases.tasks_of(worker)
         for task in tasks:
             self._put(task, leases.lose(state.leases[task], worker))
-        state.assignable = state.assignable or claimed
+        if claimed:
+            state.presence_changed()
         return claimed or bool(tasks)
 
     def expire(self, task: int) -> None:

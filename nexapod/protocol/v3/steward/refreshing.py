@@ -10,7 +10,7 @@ from typing import assert_never
 from nexapod.protocol.types import Millis, PeerId
 from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.evidence import Frozen
-from nexapod.protocol.v3.rules.agreement import Accepted, Undecided
+from nexapod.protocol.v3.rules.agreement import Accepted, Failed, Undecided
 from nexapod.protocol.v3.steward import judging
 from nexapod.protocol.v3.steward.assigning import OpenTask
 from nexapod.protocol.v3.steward.batching import Pronounced
@@ -153,7 +153,10 @@ def _fresh(state: ShardState, task: int, kept: tuple[FreezeEntry, ...]) -> list[
 # --- places --------------------------------------------------------------------------------------------------------
 def _open(state: ShardState, task: int, facts: Facts) -> None:
     soft, table = state.task(task), state.leases[task]
-    wanted = judging.wanted(facts.agree, facts.judgement)
+    has_failed = isinstance(facts.judgement, Failed)
+    # What has failed for want of workers goes on when one comes, until the verdict counts: seats see that differently.
+    judgement = state.evidence.judge(task, soft.withheld, 0) if has_failed else facts.judgement
+    wanted = judging.wanted(facts.agree, judgement)
     if wanted == 0:
         return
     having = _groups_of(state, task, facts)
@@ -170,12 +173,15 @@ def _open(state: ShardState, task: int, facts: Facts) -> None:
     state.wanting[task] = one
     if places <= 0:
         soft.idle_since = None
+    elif facts.frozen is not None and isinstance(judgement, Undecided):
+        _note_idle(state, one)
+    if has_failed and soft.idle_since is None:
+        state.mark(task)
+    if has_failed or places <= 0:
         return
     state.open[task] = one
     if bars:
         state.wake(("bar", task), min(bars.values()))
-    if facts.frozen is not None and isinstance(facts.judgement, Undecided):
-        _note_idle(state, task)
 
 
 def _groups_of(state: ShardState, task: int, facts: Facts) -> set[Group]:
@@ -192,9 +198,10 @@ def taken(state: ShardState, task: int, facts: Facts) -> frozenset[Group]:
     return frozenset(groups | {group for group in map(state.admitted, sorted(workers)) if group is not None})
 
 
-def _note_idle(state: ShardState, task: int) -> None:
+def _note_idle(state: ShardState, opened: OpenTask) -> None:
     """How long nobody has been there who could still run it."""
-    soft, opened = state.task(task), state.open[task]
+    task = opened.task
+    soft = state.task(task)
     if any(
         lease.worker not in soft.late for lease in state.leases[task].firm if _uncommitted(state, task, lease.worker)
     ) or has_admissible_claim(state, opened):
@@ -215,11 +222,11 @@ def _uncommitted(state: ShardState, task: int, worker: PeerId) -> bool:
 def has_admissible_claim(state: ShardState, opened: OpenTask) -> bool:
     """Whether a worker is there that could be given the task, now or when it has room again. One that has neither room
     nor a task of this shard does not count: it could hold a failure up for ever."""
-    for claim in state.claims:
-        if claim.room == 0 and not state.leases.tasks_of(claim.worker):
+    for worker, group in state.claimants().items():
+        claim = state.claims.get(worker)
+        if claim is None or (claim.room == 0 and not state.leases.tasks_of(worker)):
             continue
-        group = state.present(claim.worker)
-        if group is None or group in opened.taken or claim.worker in opened.refused or opened.task in claim.done:
+        if group in opened.taken or worker in opened.refused or opened.task in claim.done:
             continue
         return True
     return False

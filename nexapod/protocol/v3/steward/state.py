@@ -5,6 +5,7 @@ What is kept for ever is in the evidence; everything else here may be lost in a 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -21,6 +22,7 @@ from nexapod.protocol.v3.steward.batching import Pronounced
 from nexapod.protocol.v3.steward.claims import Claims
 from nexapod.protocol.v3.steward.judging import RoundOf
 from nexapod.protocol.v3.steward.leases import LeaseTable
+from nexapod.protocol.v3.steward.ledger import Ledger
 from nexapod.protocol.v3.steward.signed import Signed
 from nexapod.protocol.v3.types import Group
 from nexapod.protocol.v3.wire import fields
@@ -75,6 +77,7 @@ class ShardState:
         self.shard = shard
         self.evidence = ShardEvidence(job, shard)
         self.leases = LeaseTable()
+        self.ledger = Ledger()
         self.claims = Claims(self._worth)
         self.signed = Signed()
         self.timers = Timers()
@@ -96,6 +99,8 @@ class ShardState:
         self.began: Millis = ctx.now
         """Since when this process has a seat: leases of before grow back by Renew."""
         self.closed = False
+        self._claimants: dict[PeerId, Group] | None = None
+        """What `claimants` comes to; None: something it rests on has changed."""
 
     # --- who ---------------------------------------------------------------------------------------------------------
     @property
@@ -124,6 +129,25 @@ class ShardState:
         if worker != self.ctx.me and self.ctx.peers.group(worker, self.job.spec.policy.grouping) != group:
             return None
         return group
+
+    def claimants(self) -> Mapping[PeerId, Group]:
+        """The workers whose claims stand, who are present and whose groups are drawn among, in order, with these."""
+        if self._claimants is None:
+            roster = frozenset(self.job.lottery.roster(self.shard)) if len(self.claims) else frozenset()
+            seen = ((claim.worker, self.present(claim.worker)) for claim in self.claims)
+            self._claimants = {worker: group for worker, group in seen if group is not None and group in roster}
+        return self._claimants
+
+    def present_groups(self) -> frozenset[Group]:
+        """Those with a standing claim or a lease, of the roster: no others are drawn, or count in anybody's share."""
+        return frozenset(self.claimants().values()) | self.leases.groups().intersection(
+            self.job.lottery.roster(self.shard)
+        )
+
+    def presence_changed(self) -> None:
+        """A claim came or ended, a link did, or somebody was admitted."""
+        self._claimants = None
+        self.assignable = True
 
     def _worth(self, worker: PeerId) -> int:
         """Which claim to keep when there are too many: smaller is better."""

@@ -7,6 +7,7 @@ nothing changes any more.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from nexapod.protocol.errors import PeerError
@@ -17,6 +18,7 @@ from nexapod.protocol.v3.context import Context
 from nexapod.protocol.v3.evidence import Contradiction
 from nexapod.protocol.v3.job import JobState
 from nexapod.protocol.v3.steward import leases, restoring, viewing
+from nexapod.protocol.v3.steward.assigning import Assigned
 from nexapod.protocol.v3.steward.checkpoints import Checkpoints
 from nexapod.protocol.v3.steward.collecting import Collecting
 from nexapod.protocol.v3.steward.granting import Granting
@@ -35,6 +37,19 @@ from nexapod.protocol.v3.wire.statements import Statement
 
 PASSES_MAX: Final = 1_000
 """Passes of one `_settle`: a bug would show as this assertion rather than as a node that stands still."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gathering:
+    """When the first and the latest of so many workers claimed."""
+
+    first: Millis
+    latest: Millis
+    workers: int
+
+    @property
+    def over_at(self) -> Millis:
+        return min(self.latest + limits.ASSIGN_FIRST_MS, self.first + limits.ASSIGN_FIRST_MAX_MS)
 
 
 class Steward:
@@ -61,10 +76,14 @@ class Steward:
         """Something has been learnt that proposals may have waited for."""
         self._heirs: dict[PeerId, None] = {}
         """Seats that this node, which is none any more, has still to hand over to what it knows."""
-        self._unassigned = False
-        """As another seat than the leader: there are tasks that a leader would assign."""
+        self._unassigned: tuple[tuple[int, PeerId], ...] = ()
+        """As another seat than the leader: what a leader would assign."""
+        self._leased_at = ctx.now
+        """When another seat leased something last."""
         self._assign_at: Millis | None = None
         """Not before: assignments and looks at what could be assigned. None: nobody has claimed yet."""
+        self._gathering: Gathering | None = None
+        """Until the first assignment."""
         self._replication.with_seats(self._state.others, ctx.now)
         self._state.mark(*self.evidence.tasks)
         self._settle()
@@ -75,7 +94,7 @@ class Steward:
         state, holders = self._state, self._state.seats.holders
         match message:
             case messages.Claim():
-                if state.active:
+                if state.active and not self._answer_over(peer, message):
                     self._granting.on_claim(peer, message)
             case messages.Renew():
                 self._on_renew(peer, message)
@@ -86,6 +105,7 @@ class Steward:
                     self._want_job(peer)
                 if peer in holders and state.active:
                     self._leading.spoke(peer)
+                    self._leased_at = self._ctx.now
                     self._granting.on_lease(message)
             case messages.Object():
                 if peer in holders:
@@ -108,6 +128,20 @@ class Steward:
         if answers:
             self._telling.prove(worker, answers)
             self._ctx.send(worker, Status(self._state.job.job, self._state.shard, tuple(answers)))
+
+    def _answer_over(self, worker: PeerId, message: messages.Claim) -> bool:
+        """In a shard that is wholly decided nobody is given anything more. Whether it is, and the worker was told: once
+        a quorum of the seats has said so it asks elsewhere."""
+        state = self._state
+        if state.wanting or self.evidence.decided < len(self.evidence.tasks):
+            return False
+        if message.room and state.admitted(worker) is not None:
+            standing: messages.Standing = "decided"
+            tasks = tuple((task, standing) for task in self.evidence.tasks)
+            self._ctx.send(worker, Status(state.job.job, state.shard, tasks))
+        if state.claims.drop(worker):
+            state.presence_changed()
+        return True
 
     def _want_job(self, peer: PeerId) -> None:
         """A member takes this node for a seat, or itself, that is none here: a succession is missing on one side."""
@@ -377,7 +411,7 @@ class Steward:
         tasks = state.leases.tasks_of(peer)
         if tasks or state.claims.get(peer) is not None or peer in state.seats.holders:
             state.mark(*tasks)
-            state.assignable = True
+            state.presence_changed()
             self._settle()
 
     def job_changed(self) -> None:
@@ -397,7 +431,7 @@ class Steward:
             for task in state.leases.tasks_of(worker):
                 self._granting.ended(task, worker)
         self._touch(task for task in state.soft if self.evidence.commits(task) and not state.decided(task))
-        state.assignable = True
+        state.presence_changed()
         self._settle()
 
     def _seats_changed(self) -> None:
@@ -469,7 +503,7 @@ class Steward:
             assert isinstance(name, tuple)
             self._timed_out(*name)
         if state.claims.expire(now):
-            state.assignable = True
+            state.presence_changed()
         self._outputs.tick(now)
         self._replication.tick(now, self._ctx.peers.linked)
         self._voting.tick()
@@ -549,25 +583,35 @@ class Steward:
         state, now = self._state, self._ctx.now
         if not state.assignable or not len(state.claims):
             return False
-        if self._assign_at is None:
-            self._assign_at = now + limits.ASSIGN_FIRST_MS
+        if self._assign_at is None or self._gathering is not None:
+            self._gather()
+        assert self._assign_at is not None
         if now < self._assign_at:
             state.wake(("assign", 0), self._assign_at)
             return False
         state.assignable = False
+        self._gathering = None
         self._assign_at = now + pause_ms
         return True
 
+    def _gather(self) -> None:
+        """Those who come first wait a little for others."""
+        now, workers = self._ctx.now, len(self._state.claimants())
+        if self._gathering is None:
+            self._gathering = Gathering(now, now, workers)
+        elif self._gathering.workers < workers:
+            self._gathering = replace(self._gathering, latest=now, workers=workers)
+        self._assign_at = self._gathering.over_at
+
     def _watch(self, leader: PeerId | None) -> bool:
-        undone = self._voting.undone()
+        undone: list[tuple[object, ...]] = [*self._voting.undone()]
         if self._may_assign(limits.WATCH_MS):
             assigned = self._granting.assigned()
-            self._unassigned = bool(assigned.items)
-            if not self._unassigned:
+            self._unassigned = self._owed(assigned)
+            if not assigned.items:
                 self._granting.widen(assigned)
             self._granting.help_late()
-        if self._unassigned:
-            undone.append(("lease", 0))
+        undone += [("lease", *item) for item in self._unassigned]
         due = self._leading.watch(undone, self._ctx.now)
         if due is None:
             self._state.timers.set(("watch", 0), None)
@@ -580,6 +624,12 @@ class Steward:
         self._leading.passed_over(leader, self._ctx.now)
         self._state.assignable = True
         return True
+
+    def _owed(self, assigned: Assigned) -> tuple[tuple[int, PeerId], ...]:
+        """What a leader that leaves it undone is passed over for. Whose own a task is all seats see alike; how much
+        beyond its own a group may have they may see differently, so that is owed only by one that leases nothing."""
+        silent = self._leased_at + limits.SEAT_GONE_MS <= self._ctx.now
+        return assigned.items if silent else assigned.items[: assigned.own]
 
     # --- plumbing --------------------------------------------------------------------------------------------------
     def _send(self, peer: PeerId, message: Message) -> None:
@@ -627,6 +677,7 @@ class Steward:
         """How full its bounded tables are."""
         yield TableReport("claims", len(self._state.claims), limits.CLAIMS_MAX)
         yield from self._state.leases.tables()
+        yield from self._state.ledger.tables()
         yield from self._voting.tables()
         yield from self._checkpoints.tables()
         yield from self.evidence.tables()

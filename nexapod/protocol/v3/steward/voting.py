@@ -269,7 +269,8 @@ class Voting:
         group_of = {entry.worker: state.admitted(entry.worker) or entry.group for entry in proposed.entries}
         ordered = judging.in_draw_order(proposed.entries, place_of, group_of) == proposed.entries
         wanted = judging.wanted(state.job.spec.validate.agree, state.task(task).judgement)
-        enough = len(proposed.groups) >= max(wanted, state.job.spec.validate.agree)
+        # How many a further round should have depends on who was idle for how long, which seats see differently.
+        enough = len(proposed.groups) >= state.job.spec.validate.agree
         further = wanted > 0 and (frozen is None or len(proposed.groups) > len(frozen.groups))
         return "sign" if ordered and enough and further else "wait"
 
