@@ -20,7 +20,7 @@ log = structlog.get_logger()
 
 PING_S: Final = 15.0
 """A comment goes over a silent event stream so often: both sides learn that the other is gone."""
-FINAL_STATES: Final = frozenset({"complete", "cancelled"})
+FINAL_STATES: Final = frozenset({"settled", "cancelled"})
 
 
 class Reply(JSONResponse):
@@ -82,8 +82,29 @@ class BlobAnswer(Response):
         await send({"type": "http.response.body", "body": b""})
 
 
+class PiecesAnswer(Response):
+    """Bytes whose number nobody knows yet, as they are made. What goes wrong in between cuts the connection."""
+
+    def __init__(self, pieces: AsyncIterator[bytes]) -> None:
+        # As above: no content-length. The transport marks the end, or shows that it is missing.
+        self.status_code = 200
+        self.background = None
+        self.init_headers({"content-type": "application/octet-stream", "x-content-type-options": "nosniff"})
+        self._pieces = pieces
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_when_gone, receive, nursery.cancel_scope)
+            async with aclosing(cast(Any, self._pieces)):
+                async for piece in self._pieces:
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+            nursery.cancel_scope.cancel()
+        await send({"type": "http.response.body", "body": b""})
+
+
 class EventAnswer(Response):
-    """A job's events: first `snapshot`, where it stands; then each change; `complete` ends the stream.
+    """A job's events: first `snapshot`, where it stands; then each change; `closed` ends the stream.
 
     Subscribed before the snapshot is taken, so nothing falls between the two.
     """
@@ -117,13 +138,13 @@ class EventAnswer(Response):
     async def _tell(self, send: Send, view: Json, events: AsyncIterator[JobEvent]) -> None:
         await self._say(send, event_text("snapshot", view))
         if view["state"] in FINAL_STATES:
-            await self._say(send, event_text("complete", {"state": view["state"]}))
+            await self._say(send, event_text("closed", {"state": view["state"]}))
             return
         # A generator is closed here, not when it is collected as garbage.
         async with aclosing(cast(Any, events)):
             async for name, facts in events:
                 await self._say(send, event_text(name, facts))
-                if name == "complete":
+                if name == "closed":
                     return
 
     async def _ping(self, send: Send) -> None:

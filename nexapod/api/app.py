@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from dataclasses import replace
 from typing import Annotated, Any, Final
 
 import structlog
@@ -16,15 +17,17 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp
 
 from nexapod.api import metrics, models
-from nexapod.api.answers import EventAnswer, Reply, problem, problem_of
+from nexapod.api.answers import EventAnswer, PiecesAnswer, Reply, problem, problem_of
 from nexapod.api.backend import ApiError, Backend, Invalid, NotFound
 from nexapod.api.blob_routes import BLOB_PATH, about_blobs
 from nexapod.api.guard import BodyLimit
 from nexapod.api.image_routes import ARCHIVE_PATH, about_images
 from nexapod.api.task_routes import about_work
-from nexapod.protocol import limits, statements
 from nexapod.protocol.errors import LocalError, PeerError
-from nexapod.protocol.types import BlobRef, JobId, JobSpec, Split
+from nexapod.protocol.types import BlobRef, JobId, PeerId
+from nexapod.protocol.v3 import limits
+from nexapod.protocol.v3.types import JobSpec, Split
+from nexapod.protocol.v3.wire import statements
 from nexapod.version import __version__
 
 log = structlog.get_logger()
@@ -98,7 +101,7 @@ def _about_the_daemon(app: FastAPI, backend: Backend) -> None:
 
     @app.get("/v1/peers", response_model=None, responses={200: {"model": list[models.Peer]}})
     async def peers() -> Response:
-        """Every peer that is known or connected."""
+        """Every peer that this daemon knows."""
         return Reply(await backend.peers())
 
     @app.get("/v1/profile", response_model=None, responses={200: {"model": models.ProfileView}})
@@ -126,11 +129,11 @@ def _about_the_daemon(app: FastAPI, backend: Backend) -> None:
 def _about_jobs(app: FastAPI, backend: Backend) -> None:
     @app.post("/v1/jobs", response_model=None, status_code=201, responses={201: {"model": models.Submitted}})
     async def submit(body: models.JobBody) -> Response:
-        """Submit a job whose blobs have been uploaded."""
+        """Submit a job whose blobs have been uploaded, and say what its result will rest on."""
         spec = body.spec(backend.network)
         await _check_job(backend, spec)
-        job = await backend.submit(spec)
-        return Reply({"job_id": job.hex()}, 201)
+        friends = [PeerId(friend) for friend in body.friends]
+        return Reply(await backend.submit(spec, friends, body.accept_unknown), 201)
 
     @app.get("/v1/jobs", response_model=None, responses={200: {"model": list[models.JobRow]}})
     async def jobs() -> Response:
@@ -139,7 +142,7 @@ def _about_jobs(app: FastAPI, backend: Backend) -> None:
 
     @app.get("/v1/jobs/{job}", response_model=None, responses={200: {"model": models.JobView}})
     async def job(name: JobName, first: First = 0, count: Count = TASKS_PER_PAGE) -> Response:
-        """A job, where it is placed, and a page of its tasks."""
+        """A job, who keeps it, and a page of its tasks."""
         return Reply(await backend.job(_resolve(backend, name), range(first, first + count)))
 
     @app.get("/v1/jobs/{job}/spec", response_model=None)
@@ -149,7 +152,7 @@ def _about_jobs(app: FastAPI, backend: Backend) -> None:
 
     @app.get("/v1/jobs/{job}/events", response_model=None)
     async def events(name: JobName) -> Response:
-        """Server-sent events: snapshot, placed, task_changed, settled, failed, lagged, complete."""
+        """Server-sent events: snapshot first, then those of backend.EventName; `closed` is the last."""
         return EventAnswer(backend, _resolve(backend, name))
 
     @app.get("/v1/jobs/{job}/results", response_model=None, responses={200: {"model": models.Results}})
@@ -159,9 +162,8 @@ def _about_jobs(app: FastAPI, backend: Backend) -> None:
 
     @app.get("/v1/jobs/{job}/certificate", response_model=None)
     async def certificate(name: JobName) -> Response:
-        """The proof of a complete job's results, to check with `nexapod verify`."""
-        data = await backend.certificate(_resolve(backend, name))
-        return Response(data, media_type="application/octet-stream", headers={"x-content-type-options": "nosniff"})
+        """The proof of a settled job's results, to check with `nexapod verify`."""
+        return PiecesAnswer(await backend.certificate(_resolve(backend, name)))
 
     @app.post("/v1/jobs/{job}/cancel", response_model=None)
     async def cancel(name: JobName) -> Response:
@@ -169,16 +171,22 @@ def _about_jobs(app: FastAPI, backend: Backend) -> None:
         await backend.cancel(_resolve(backend, name))
         return Reply({})
 
+    @app.post("/v1/jobs/{job}/ratify", response_model=None)
+    async def ratify(name: JobName) -> Response:
+        """Accept what caretakers decided of a job of this daemon's own."""
+        await backend.ratify(_resolve(backend, name))
+        return Reply({})
+
     @app.get(
         "/v1/jobs/{job}/tasks/{task}/log", response_model=None, responses={200: {"model": list[models.ReplicaLog]}}
     )
     async def task_log(name: JobName, task: Annotated[int, Path(ge=0, le=limits.TASKS_MAX)]) -> Response:
-        """The last lines that each replica of a task printed."""
+        """The head and the tail of what each worker of a task printed, and how its result ended."""
         return Reply(await backend.task_log(_resolve(backend, name), task))
 
     @app.get("/v1/jobs/{job}/why", response_model=None, responses={200: {"model": models.Why}})
     async def why_job(name: JobName) -> Response:
-        """Why tasks of a job are, or are not, placed."""
+        """Why a job does, or does not, move: what is wrong first."""
         return Reply(await backend.why_job(_resolve(backend, name)))
 
 
@@ -200,7 +208,8 @@ def _resolve(backend: Backend, name: str) -> JobId:
 async def _check_job(backend: Backend, spec: JobSpec) -> None:
     """What other peers would refuse is refused here, with a reason. Raises Invalid."""
     try:
-        statements.check_body(spec)
+        # The daemon chooses the panel afterwards; a job without one is valid nowhere.
+        statements.check_body(replace(spec, panel=(b"to be chosen",)))
     except PeerError as error:
         raise Invalid(error.detail or error.rule, "correct the job") from None
     for ref in spec.blobs:

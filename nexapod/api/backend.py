@@ -10,12 +10,25 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
-from nexapod.protocol.types import BlobRef, JobId, JobSpec
+from nexapod.protocol.types import BlobRef, JobId, PeerId
+from nexapod.protocol.v3.types import JobSpec
 
 Json: TypeAlias = dict[str, Any]
-EventName: TypeAlias = Literal["placed", "task_changed", "settled", "failed", "complete", "lagged"]
-JobEvent: TypeAlias = tuple[str, Json]
-"""(name, facts). Facts of task_changed, settled and failed hold `index`; `complete` ends a stream."""
+EventName: TypeAlias = Literal[
+    "placed",
+    "task_changed",
+    "failing",
+    "accepted",
+    "failed",
+    "stored",
+    "ratification_needed",
+    "refused",
+    "fault_proven",
+    "lagged",
+    "closed",
+]
+JobEvent: TypeAlias = tuple[EventName, Json]
+"""(name, facts). Those about a task hold `index`; `closed` ends a stream."""
 
 
 class ApiError(Exception):
@@ -143,8 +156,10 @@ class Backend(Protocol):
         nobody gives it, Busy when there is no room.
         """
 
-    async def submit(self, spec: JobSpec) -> JobId:
-        """Sign, save and announce a job whose blobs are all here. Raises Invalid."""
+    async def submit(self, spec: JobSpec, friends: Sequence[PeerId], accept_unknown: bool) -> Json:
+        """Choose a panel for a job whose blobs are all here, with `friends` in it; sign, save and place it:
+        models.Submitted. `accept_unknown`: even if all candidates are known through one peer. Raises Invalid.
+        """
 
     async def images(self) -> list[Json]:
         """image_routes.ImageView of each image that was added, the newest first."""
@@ -179,14 +194,17 @@ class Backend(Protocol):
     async def results(self, job: JobId, tasks: range) -> list[Json]:
         """models.TaskResult of each decided task among `tasks`. Raises NotFound."""
 
-    async def certificate(self, job: JobId) -> bytes:
-        """Raises NotFound, and NotReady until the job is complete."""
+    async def certificate(self, job: JobId) -> AsyncIterator[bytes]:
+        """In pieces. Raises NotFound, and NotReady until the job is settled, before it returns."""
 
     async def cancel(self, job: JobId) -> None:
-        """End a job of this daemon's own. Raises NotFound, Forbidden, and Over when it is complete."""
+        """End a job of this daemon's own. Raises NotFound, Forbidden, and Over when it is settled."""
+
+    async def ratify(self, job: JobId) -> None:
+        """Accept what caretakers decided of a job of this daemon's own. Raises NotFound, Forbidden, Over."""
 
     async def task_log(self, job: JobId, task: int) -> list[Json]:
-        """models.ReplicaLog of each replica shown so far, and of those that run and answer in time. Raises NotFound."""
+        """models.ReplicaLog of each result shown so far, and of those that run and answer in time. Raises NotFound."""
 
     async def why_job(self, job: JobId) -> Json:
         """Why its tasks are (not) placed: at least `sentences`. Raises NotFound."""

@@ -11,9 +11,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, WithJsonSchema
 
-from nexapod.protocol import limits, types
-from nexapod.protocol.limits import RETENTION_DEFAULT_MS, TASKS_MAX
-from nexapod.protocol.types import BlobRef
+from nexapod.protocol.types import BlobRef, File, PeerId, key_of_peer_id
+from nexapod.protocol.v3 import limits, types
+from nexapod.protocol.v3.limits import RETENTION_DEFAULT_MS, TASKS_MAX
+
+
+def _peer(value: object) -> PeerId:
+    if not isinstance(value, str) or len(value) > 64:
+        raise ValueError("a peer is named by its id: 12D3KooW...")
+    key_of_peer_id(PeerId(value))
+    return PeerId(value)
 
 
 def _ref(value: object) -> BlobRef:
@@ -90,7 +97,7 @@ class ValidateBody(_Strict):
 
 
 class JobBody(_Strict):
-    """A job to submit; every blob that it names has been uploaded before."""
+    """A job to submit; every blob that it names has been uploaded before. The daemon chooses its panel of stewards."""
 
     name: str
     tasks: int = Field(ge=1, le=TASKS_MAX)
@@ -101,13 +108,19 @@ class JobBody(_Strict):
     inputs: list[InputBody] = Field(default=[], max_length=limits.INPUTS_MAX)
     split: SplitBody | None = None
     params: Ref | None = None
+    friends: list[Annotated[str, PlainValidator(_peer), WithJsonSchema({"type": "string"})]] = Field(
+        default=[], max_length=limits.PANEL_MAX
+    )
+    """Peers that must be stewards of it, by id."""
+    accept_unknown: bool = False
+    """Submit it even where all stewards are known through one peer."""
     limits: LimitsBody = LimitsBody()
     requires: RequiresBody = RequiresBody()
     validation: ValidateBody = Field(ValidateBody(), alias="validate")
     retention_ms: int = RETENTION_DEFAULT_MS
 
     def spec(self, network: str) -> types.JobSpec:
-        """The job as the protocol has it. Its bounds are for statements.check_body to check."""
+        """The job as the protocol has it, its panel still empty. Its bounds are for `bounds_error` to check."""
         return types.JobSpec(
             network=network,
             name=self.name,
@@ -127,7 +140,7 @@ class JobBody(_Strict):
             description=self.description,
             tags=tuple(self.tags),
             priority=self.priority,
-            inputs=tuple(types.File(i.path, i.ref) for i in self.inputs),
+            inputs=tuple(File(i.path, i.ref) for i in self.inputs),
             split=self.split.value() if self.split else None,
             params=self.params,
             limits=types.Limits(**self.limits.model_dump()),
@@ -213,14 +226,19 @@ class Status(_View):
     connected_peers: int
     known_peers: int
     active_jobs: int
+    """Open jobs, anybody's."""
     running_tasks: int
     leases: int
     """Tasks that this worker holds a lease of: waiting for a slot, running, or committed and not yet shown."""
+    steward_shards: int
+    """Shards of jobs that this peer keeps a seat of."""
     slots: int
     state: Literal["starting", "running", "paused", "draining"]
     uptime_s: int
     pause_left_s: float | None = None
     """How long a pause still lasts; null when there is none, or none that ends by itself."""
+    dialable: bool | None = None
+    """Whether others have got through to it; null: nothing is known of that yet."""
     home: str
     pid: int
 
@@ -263,6 +281,20 @@ class ExecutorView(_View):
     version: str
 
 
+class OfferView(_View):
+    """What a peer would do as a steward of others' jobs."""
+
+    addrs: list[str]
+    storage: int
+    """Bytes of one job's inputs and outputs."""
+    shards: int
+    """Of one job."""
+    until: int
+    """Wall-clock milliseconds."""
+    reached_by: list[str]
+    """Peers that say they have got through to it."""
+
+
 class ProfileView(_View):
     agent: str
     os: str
@@ -279,19 +311,34 @@ class ProfileView(_View):
     """Why there are no GPUs, or fewer than there should be."""
     executors: list[ExecutorView]
     images: list[str]
-    serves: bool
+    reachable: bool
+    """Others have dialled it and got through."""
     slots: int
+    offer: OfferView | None = None
+    """Null: it would be no steward, or (in the profile of another peer) nothing is said of it here."""
+    no_offer: str = ""
+    """Why this machine would be no steward."""
 
 
 class Peer(_View):
-    """The facts of its profile follow where one has been heard."""
+    """The facts of its profile follow where one is known."""
 
     peer_id: str
     connected: bool
+    dialled: bool
+    """This daemon has got through to it."""
     live: bool
+    """It is connected, or was within the last half hour."""
     address: str
-    heard_s: int | None
-    """Seconds since its newest profile came; null when none has."""
+    group: str | None
+    """Its operator group by the rule of this network; null: it counts in none."""
+    steward: bool
+    """It would be a steward of a job."""
+    seen_up_s: int
+    """For how long, in all, it was seen up."""
+    gone_s: int | None
+    """For how long it has been away; null: it is connected, or was never."""
+    introducer: str | None
     arch: str = ""
     cpus: int = 0
     memory: int = 0
@@ -338,9 +385,15 @@ class BlobFetch(_View):
 
 class Submitted(_View):
     job_id: str
+    panel: list[str]
+    """The stewards that the job names."""
+    rests_on: str
+    """What its result will rest on, in words."""
 
 
-JobState = Literal["placing", "running", "complete", "cancelled", "active"]
+JobState = Literal["placing", "running", "settled", "cancelled", "open"]
+"""`open`: another peer's, not over."""
+TaskState = Literal["open", "running", "committed", "frozen", "accepted", "failed"]
 
 
 class JobRow(_View):
@@ -352,52 +405,123 @@ class JobRow(_View):
     mine: bool
     state: JobState
     tasks: int
-    settled: int | None
+    accepted: int | None
     failed: int | None
     running: int | None
     created: int
     """Wall-clock milliseconds at the submitter."""
 
 
-class ReplicaView(_View):
+class Failing(_View):
+    """A result that did not end well: the first news of what may be wrong with a job."""
+
+    index: int
+    """The task."""
     peer: str
-    outcome: str
-    root: str
     exit: int
-    wall_ms: int
-    cpu_ms: int
-    peak_memory: int
-    gpu_ms: int
-    continued: list[str]
-    """The workers whose checkpoints it went on from: with them it is one vote."""
-    agreed: bool | None
-
-
-class VerdictView(_View):
-    peer: str
+    reason: str
     outcome: str
+    log: str
+    """The head and the tail of what it printed; empty until its worker has shown the result."""
+
+
+class ReplicaView(_View):
+    """One worker's result of a task, or its way there. Null: not shown."""
+
+    peer: str
+    group: str
+    """The operator group in which it counts; empty until it is judged."""
+    outcome: str
+    """running, committed, or how it ended once that was shown."""
+    exit: int | None
+    reason: str
+    root: str | None
+    wall_ms: int | None
+    cpu_ms: int | None
+    peak_memory: int | None
+    gpu_ms: int | None
+    hardware: str
+    resumed: str | None
+    """The checkpoint that it went on from."""
+    agrees: bool | None
+    """With the accepted result; null: nothing is decided."""
+    log: str
+    """Of a result that did not end well: the head and the tail of what it printed."""
+    files: list[ResultFile]
+    """Of a failed task's results that were shown: what each of them wrote."""
 
 
 class TaskView(_View):
     index: int
-    state: Literal["open", "leased", "committed", "settled", "failed"]
+    state: TaskState
     progress: float
     workers: list[str]
+    """Those that have it now."""
     reason: str
+    root: str | None
     replicas: list[ReplicaView]
-    verdicts: list[VerdictView]
+    notes: list[Note]
+    """What a seat says of results that did not end well, before they are shown."""
+    judges: list[str]
+    """The seats that signed the verdict that counts."""
+
+
+class Note(_View):
+    peer: str
+    exit: int
+    reason: str
+
+
+class SeatsView(_View):
+    shard: int
+    epoch: int
+    """How often its seats have changed."""
+    holders: list[str]
+
+
+class ShardCounts(_View):
+    total: int
+    placed: int
+    finished: int
+    """All decided, and every accepted output here."""
+
+
+class Refusal(_View):
+    peer: str
+    reason: str
 
 
 class JobView(JobRow):
     description: str
     tags: list[str]
+    panel: list[str]
+    seats: list[SeatsView]
+    """Of the first shards."""
+    workable: bool
+    """Enough members have signed that they hold it: its tasks may be worked on."""
+    groups: int
+    """Operator groups that were admitted."""
+    works: bool
+    """Whether this daemon would work on it now,"""
+    work: str
+    """and why."""
+    rests_on: str
     placed: bool
     """Enough other peers hold the job and its inputs: this one may go offline."""
     placed_on: list[str]
     holders: int
-    """Of the shard that the fewest of its stewards hold: how many do, this peer left out,"""
+    """Of the shard that the fewest seats hold: how many do,"""
     holders_needed: int
-    """and how many must for this daemon to go offline."""
+    """and how many must."""
+    shards: ShardCounts | None
+    refused: list[Refusal]
+    unanswered: list[str]
+    """Members that have said nothing so far."""
+    unratified: list[int]
+    """Shards that caretakers have held, and whose user has not accepted that."""
+    problems: list[str]
+    """Why it could not be settled."""
+    failing: Failing | None
     task_list: list[TaskView]
 
 
@@ -407,11 +531,16 @@ class ResultFile(_View):
     size: int
 
 
+class Output(ResultFile):
+    here: bool
+    """It has come: this daemon can give it."""
+
+
 class TaskResult(_View):
     index: int
     outcome: Literal["accepted", "failed"]
     reason: str
-    files: list[ResultFile]
+    files: list[Output]
 
 
 class Results(_View):
@@ -421,9 +550,10 @@ class Results(_View):
 class ReplicaLog(_View):
     peer: str
     outcome: str
-    """How it ended; before that is shown `running`, then `committed` where this is known."""
+    """How it ended; before that is shown `running` or `committed`."""
     exit: int | None
     """Null until it is shown."""
+    reason: str
     log: str
 
 
