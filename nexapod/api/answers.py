@@ -13,8 +13,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from nexapod.api.backend import ApiError, Backend, JobEvent, Json
-from nexapod.protocol.limits import CHUNK_BYTES
 from nexapod.protocol.types import BlobRef, JobId
+from nexapod.protocol.v3.limits import CHUNK_BYTES
 
 log = structlog.get_logger()
 

@@ -181,34 +181,42 @@ def submit(
     no_wait: Annotated[
         bool, typer.Option("--no-wait", help="Do not wait (up to 30 s) until other peers hold the job.")
     ] = False,
+    friend: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="A peer that must be one of its stewards. Repeatable.")
+    ] = None,
+    accept_unknown: Annotated[
+        bool, typer.Option("--accept-unknown", help="Submit it even if all stewards are known through one peer.")
+    ] = False,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Submit a job, and say when this machine may go offline."""
+    """Submit a job, and say what its result rests on and when this machine may go offline."""
+    from nexapod.cli.submitting import Choices
     from nexapod.cli.submitting import submit as run
 
-    raise typer.Exit(run(_client(home), job_file, wait=not no_wait, and_watch=watch, as_json=as_json))
+    choices = Choices(tuple(friend or ()), accept_unknown)
+    raise typer.Exit(run(_client(home), job_file, choices, wait=not no_wait, and_watch=watch, as_json=as_json))
 
 
 @app.command()
 def jobs(home: Home = None, as_json: Json = False) -> None:
     """The jobs that this daemon knows."""
-    from nexapod.cli import queries
+    from nexapod.cli import job_commands
 
-    queries.show_jobs(_client(home), as_json=as_json)
+    job_commands.show_jobs(_client(home), as_json=as_json)
 
 
 @app.command()
 def job(job: Job, home: Home = None, as_json: Json = False) -> None:
-    """One job: where it is placed, and each of its tasks."""
-    from nexapod.cli import queries
+    """One job: what it rests on, who keeps it, what fails first, and each of its tasks."""
+    from nexapod.cli import job_commands
 
-    queries.show_job(_client(home), _word(job), as_json=as_json)
+    job_commands.show_job(_client(home), _word(job), as_json=as_json)
 
 
 @app.command()
 def watch(job: Job, home: Home = None, as_json: Json = False) -> None:
-    """Follow a job to its end, live. Exit status 0 only when every task is settled."""
+    """Follow a job to its end, live. Exit status 0 only when it is settled and every task accepted."""
     from nexapod.cli.watching import watch as run
 
     raise typer.Exit(run(_client(home), _word(job), as_json=as_json))
@@ -223,7 +231,7 @@ def results(
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Fetch the settled results and the certificate into a folder. Run it again to continue."""
+    """Fetch the accepted results and the certificate into a folder. Run it again to continue."""
     from nexapod.cli.collecting import collect
 
     raise typer.Exit(collect(_client(home), _word(job), output, as_json=as_json))
@@ -232,9 +240,17 @@ def results(
 @app.command()
 def cancel(job: Job, home: Home = None, as_json: Json = False) -> None:
     """End a job that this daemon submitted."""
-    from nexapod.cli import queries
+    from nexapod.cli import job_commands
 
-    queries.cancel(_client(home), _word(job), as_json=as_json)
+    job_commands.cancel(_client(home), _word(job), as_json=as_json)
+
+
+@app.command()
+def ratify(job: Job, home: Home = None, as_json: Json = False) -> None:
+    """Accept what caretakers decided of your job while no quorum of its stewards was there."""
+    from nexapod.cli import job_commands
+
+    job_commands.ratify(_client(home), _word(job), as_json=as_json)
 
 
 @app.command()
@@ -245,7 +261,7 @@ def logs(
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """What each replica of a task printed: its head and its tail, also while it runs."""
+    """What each worker of a task printed, its head and its tail, also while it runs; and how it ended."""
     from nexapod.cli import task_logs
 
     show = task_logs.follow if follow else task_logs.show
@@ -290,7 +306,7 @@ def why(
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """In words: why a job does not move, or why this daemon does not work."""
+    """In words: why a job does not move or what is wrong with it, or why this daemon does not work."""
     from nexapod.cli import queries
 
     queries.show_why(_client(home), None if job is None else _word(job), as_json=as_json)
@@ -309,12 +325,23 @@ def verify(
     results: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Check the result files in this folder too.", show_default=False)
     ] = None,
+    submitter: Annotated[
+        str | None, typer.Option(metavar="ID", help="The peer whose word it must be.", show_default=False)
+    ] = None,
+    known: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="A peer that you know, beside this home's own. Repeatable.")
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse what rests on nobody that you named or know.")
+    ] = False,
+    home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Check a job's certificate and results, offline."""
-    from nexapod.cli.verifying import verify_file
+    """Check a job's certificate and results, offline; say whose word it is."""
+    from nexapod.cli.verifying import verify_file, whom
 
-    raise typer.Exit(verify_file(certificate, results, as_json=as_json))
+    pins = whom(_home(home), submitter, known or (), strict=strict)
+    raise typer.Exit(verify_file(certificate, results, pins, as_json=as_json))
 
 
 image = typer.Typer(name="image", no_args_is_help=True, help="Container images that this peer gives to its workers.")

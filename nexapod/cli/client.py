@@ -89,7 +89,11 @@ class Client:
 
     def download(self, ref: BlobRef, offset: int) -> Iterator[bytes]:
         """The bytes of a blob from `offset` on. Raises CliError; a short stream is for the caller to notice."""
-        with self._answer("GET", f"/v1/blobs/{ref}?offset={offset}", None) as answer, _translated(self.socket_path):
+        return self.stream(f"/v1/blobs/{ref}?offset={offset}")
+
+    def stream(self, path: str) -> Iterator[bytes]:
+        """The bytes at a path, in pieces. Raises CliError, also when they end too early and their number is unknown."""
+        with self._answer("GET", path, None) as answer, _translated(self.socket_path):
             while piece := answer.read(PIECE_BYTES):
                 yield piece
 

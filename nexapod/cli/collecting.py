@@ -1,7 +1,7 @@
-"""`nexapod results`: every settled output into a folder, checked byte by byte, and continued where it was.
+"""`nexapod results`: every accepted output into a folder, checked byte by byte, and continued where it was.
 
     DIR/<task>/<path>      an output file; <task> is the record's name where the job splits a FASTA file, else the index
-    DIR/<job>.cert         the certificate, once the job is complete: `nexapod verify` checks it and the files
+    DIR/<job>.cert         the certificate, once the job is settled: `nexapod verify` checks it and the files
     DIR/nexapod.json       which folder is which task's
 
 A worker chose the names of the files: none leads out of its task's folder, through a link or otherwise.
@@ -24,8 +24,8 @@ from nexapod.cli.console import byte_progress, note, print_json, say
 from nexapod.cli.errors import FAILED, OK, BadResult, CliError, DiskTrouble, UnsafePath
 from nexapod.cli.safe import is_plain_name, is_plain_path, safe
 from nexapod.cli.splitting import pieces
-from nexapod.protocol.limits import CHUNK_BYTES
 from nexapod.protocol.types import BlobRef, blob_root
+from nexapod.protocol.v3.limits import CHUNK_BYTES
 
 MANIFEST: Final = "nexapod.json"
 PART: Final = ".nexapod-part"
@@ -76,16 +76,18 @@ def hash_of(path: Path) -> BlobHash:
 class Tally:
     """What came of it."""
 
-    settled: int = 0
+    accepted: int = 0
     failed: int = 0
     written: int = 0
     kept: int = 0
     """Files that were here before, with the right bytes."""
+    awaited: int = 0
+    """Files that have not come to the daemon yet."""
     problems: list[str] = field(default_factory=list)
 
 
 def collect(client: Client, job: str, folder: Path, *, as_json: bool) -> int:
-    """Returns the exit status: 1 when the job is not complete, has failed tasks, or a file could not be kept."""
+    """Returns the exit status: 1 when the job is not settled, has failed tasks, or a file could not be kept."""
     view = client.get(f"/v1/jobs/{job}?count=0")
     job_id = str(view["job_id"])
     names = task_names(client, job_id, int(view["tasks"]))
@@ -98,12 +100,12 @@ def collect(client: Client, job: str, folder: Path, *, as_json: bool) -> int:
             index = int(result["index"])
             folders[str(index)] = names.get(index, str(index))
             _take(client, result, folder / folders[str(index)], tally, quiet=as_json)
-        _write_atomically(folder / MANIFEST, _manifest(job_id, folders))
+        _write_atomically(folder / MANIFEST, [_manifest(job_id, folders)])
         certificate = _certificate(client, view, folder)
     except OSError as error:
         raise DiskTrouble(f"{safe(error.filename or folder)}: {error.strerror}") from None
     _report(view, folder, tally, certificate, as_json=as_json)
-    good = view["state"] == "complete" and not tally.failed and not tally.problems
+    good = view["state"] == "settled" and not tally.failed and not tally.problems
     return OK if good else FAILED
 
 
@@ -112,10 +114,10 @@ def _manifest(job_id: str, folders: dict[str, str]) -> bytes:
 
 
 def _certificate(client: Client, view: dict[str, Any], folder: Path) -> Path | None:
-    if view["state"] != "complete":
+    if view["state"] != "settled":
         return None
     path = folder / f"{view['job_id'][:12]}.cert"
-    _write_atomically(path, client.get_bytes(f"/v1/jobs/{view['job_id']}/certificate"))
+    _write_atomically(path, client.stream(f"/v1/jobs/{view['job_id']}/certificate"))
     return path
 
 
@@ -123,8 +125,11 @@ def _take(client: Client, result: dict[str, Any], folder: Path, tally: Tally, *,
     if result["outcome"] != "accepted":
         tally.failed += 1
         return
-    tally.settled += 1
+    tally.accepted += 1
     for file in result["files"]:
+        if not file["here"]:
+            tally.awaited += 1
+            continue
         try:
             if fetch(client, BlobRef.parse(str(file["ref"])), folder, str(file["path"]), quiet=quiet):
                 tally.written += 1
@@ -158,7 +163,7 @@ def fetch(client: Client, ref: BlobRef, folder: Path, path: str, *, quiet: bool)
     if found.ref != ref:
         if found.size >= ref.size:
             part.unlink()
-        raise BadResult(f"{safe(path)}: {found.size} of {ref.size} bytes came, and they are not the settled ones")
+        raise BadResult(f"{safe(path)}: {found.size} of {ref.size} bytes came, and they are not the accepted ones")
     os.replace(part, target)
     return True
 
@@ -184,10 +189,11 @@ def _is_here(target: Path, ref: BlobRef) -> bool:
     return target.is_file() and target.stat().st_size == ref.size and hash_of(target).ref == ref
 
 
-def _write_atomically(path: Path, data: bytes) -> None:
+def _write_atomically(path: Path, pieces: Iterable[bytes]) -> None:
     part = path.with_name(path.name + PART)
     with part.open("wb") as file:
-        file.write(data)
+        for piece in pieces:
+            file.write(piece)
         file.flush()
         os.fsync(file.fileno())
     os.replace(part, path)
@@ -200,24 +206,29 @@ def _report(view: dict[str, Any], folder: Path, tally: Tally, certificate: Path 
                 "job_id": view["job_id"],
                 "state": view["state"],
                 "folder": str(folder),
-                "settled": tally.settled,
+                "accepted": tally.accepted,
                 "failed": tally.failed,
                 "files_written": tally.written,
                 "files_kept": tally.kept,
+                "files_awaited": tally.awaited,
                 "certificate": str(certificate) if certificate else None,
                 "problems": tally.problems,
             }
         )
         return
     kept = f", {tally.kept} were here already" if tally.kept else ""
-    say(f"{tally.settled} of {view['tasks']} tasks settled, {tally.failed} failed")
-    say(f"{tally.written} files written to {safe(folder)}{kept}")
+    say(f"{tally.accepted} of {view['tasks']} tasks accepted, {tally.failed} failed")
+    say(f"{tally.written} {'file' if tally.written == 1 else 'files'} written to {safe(folder)}{kept}")
+    if tally.awaited:
+        note(f"{tally.awaited} accepted {'file is' if tally.awaited == 1 else 'files are'} still on the way here")
+    if view["failing"] is not None and not tally.accepted:
+        note(f"why: nexapod why {safe(view['job_id'][:12])}")
     for problem in tally.problems:
         note(f"not kept: {safe(problem)}")
     if certificate:
         say(f"certificate: {safe(certificate)} (check it: nexapod verify {safe(certificate)} --results {safe(folder)})")
     elif view["state"] == "cancelled":
-        note("the job was cancelled: what is not settled by now will not be")
+        note("the job was cancelled: what is not accepted by now will not be")
     else:
         note(f"the job is {safe(view['state'])}: run this again later, it continues")
 

@@ -1,7 +1,7 @@
 """What can go wrong in a command, one class a situation. Its docstring is what the user reads below the facts: what to
 do next. The exit status of each is part of the interface:
 
-    0    done; for `submit --watch` and `watch`: every task of the job is settled
+    0    done; for `submit --watch` and `watch`: the job is settled, and every task of it accepted
     1    failed: the job has failed tasks or was cancelled, a certificate or result is not good, the daemon failed
     2    wrong usage: unknown option, missing argument
     3    no daemon answers

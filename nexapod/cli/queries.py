@@ -1,18 +1,14 @@
-"""The commands that ask one question and show the answer."""
+"""The commands that ask one question about this daemon and its peers, and show the answer."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 from nexapod.cli.client import Client
-from nexapod.cli.console import facts, note, print_json, say, short, table
+from nexapod.cli.console import facts, note, print_json, say, table
 from nexapod.cli.quantities import show_duration, show_size
 from nexapod.cli.safe import safe
-
-TASKS_SHOWN_MAX: Final = 200
-PEERS_SHOWN: Final = 4
 
 
 def show_status(client: Client, *, as_json: bool) -> None:
@@ -27,7 +23,10 @@ def show_status(client: Client, *, as_json: bool) -> None:
             ("up for", show_duration(status["uptime_s"] * 1000)),
             ("network", status["network"]),
             ("connected", f"{status['connected_peers']} of {status['known_peers']} known peers"),
-            ("work", f"{status['running_tasks']} of {status['slots']} slots busy, {status['active_jobs']} active jobs"),
+            ("reachable", _reachable(status.get("dialable"))),
+            ("slots", f"{status['running_tasks']} of {status['slots']} busy"),
+            ("open jobs", status["active_jobs"]),
+            ("steward of", _shards(status["steward_shards"])),
             ("home", status["home"]),
             ("version", f"{status['version']}, process {status['pid']}"),
             *[("listening", address) for address in status["listen"]],
@@ -43,6 +42,18 @@ def _state(status: dict[str, Any]) -> str:
     return f"{state} {end}"
 
 
+def _reachable(dialable: bool | None) -> str:
+    return {
+        True: "yes: other peers have dialled it",
+        False: "no: it works for others, but is no steward",
+        None: "not known yet: no other peer has dialled it",
+    }[dialable]
+
+
+def _shards(count: int) -> str:
+    return f"{count} shard" if count == 1 else f"{count} shards"
+
+
 def show_peers(client: Client, *, as_json: bool) -> None:
     peers = client.get("/v1/peers")
     if as_json:
@@ -53,8 +64,9 @@ def show_peers(client: Client, *, as_json: bool) -> None:
     rows = [
         (
             p["peer_id"],
-            "connected" if p["connected"] else ("known" if p["live"] else "silent"),
-            p.get("slots", "") if p["heard_s"] is not None else "?",
+            _link(p),
+            "yes" if p["steward"] else "no",
+            p.get("slots", "?"),
             p.get("cpus", ""),
             show_size(p["memory"]) if p.get("memory") else "",
             p.get("arch", ""),
@@ -63,7 +75,16 @@ def show_peers(client: Client, *, as_json: bool) -> None:
         )
         for p in peers
     ]
-    table(("peer", "state", "slots", "cores", "memory", "arch", "runs", "address"), rows, right=(2, 3, 4))
+    columns = ("peer", "state", "steward", "slots", "cores", "memory", "arch", "runs", "address")
+    table(columns, rows, right=(3, 4, 5))
+
+
+def _link(peer: dict[str, Any]) -> str:
+    if peer["connected"]:
+        return "connected" if peer["dialled"] else "connected by itself"
+    if peer["gone_s"] is not None:
+        return f"gone for {show_duration(peer['gone_s'] * 1000)}"
+    return "heard of"
 
 
 def show_profile(client: Client, *, as_json: bool) -> None:
@@ -82,7 +103,8 @@ def show_profile(client: Client, *, as_json: bool) -> None:
             *[("executor", run) for run in runs],
             *[("image", image) for image in profile["images"]],
             ("slots", profile["slots"]),
-            ("reachable", "yes: it may be a steward" if profile["serves"] else "no: it works for others only"),
+            ("reachable", _reachable(profile["reachable"] or None)),
+            ("steward", _offer(profile)),
         ]
     )
     if profile["local_gpus"]:
@@ -91,6 +113,14 @@ def show_profile(client: Client, *, as_json: bool) -> None:
         table(columns, [_gpu_row(g) for g in profile["local_gpus"]], right=(0, 3, 4, 5, 6))
     if profile["local_gpus"] and profile["gpu_trouble"]:
         note(safe(profile["gpu_trouble"]))
+
+
+def _offer(profile: dict[str, Any]) -> str:
+    offer = profile["offer"]
+    if offer is None:
+        return f"no: {profile['no_offer']}" if profile["no_offer"] else "no"
+    size = f"{_shards(offer['shards'])} and {show_size(offer['storage'])}"
+    return f"of up to {size} of one job, at {', '.join(offer['addrs'])}"
 
 
 def _told_gpu(gpu: dict[str, Any]) -> str:
@@ -121,86 +151,6 @@ def _unit(value: int | None, unit: str) -> str:
     return "?" if value is None else f"{value} {unit}"
 
 
-def show_jobs(client: Client, *, as_json: bool) -> None:
-    jobs = client.get("/v1/jobs")
-    if as_json:
-        print_json(jobs)
-        return
-    if not jobs:
-        note("No job is known. Submit one: nexapod submit JOB.toml")
-    rows = [
-        (short(j["job_id"]), j["name"], j["state"], counts(j), "me" if j["mine"] else short(j["submitter"]), _age(j))
-        for j in jobs
-    ]
-    table(("job", "name", "state", "tasks", "submitter", "age"), rows)
-
-
-def counts(row: dict[str, Any]) -> str:
-    """How far a job is, in words."""
-    if row["settled"] is None:
-        return f"{row['tasks']} (details: at its submitter)"
-    failed = f", {row['failed']} failed" if row["failed"] else ""
-    running = f", {row['running']} under way" if row["running"] else ""
-    return f"{row['settled']} of {row['tasks']} settled{failed}{running}"
-
-
-def _age(row: dict[str, Any]) -> str:
-    return show_duration(max(0, int(time.time() * 1000) - row["created"]))
-
-
-def show_job(client: Client, job: str, *, as_json: bool) -> None:
-    view = client.get(f"/v1/jobs/{job}")
-    path = f"/v1/jobs/{view['job_id']}"
-    tasks = (
-        list(client.pages(path, lambda answer: list(answer["task_list"]), view["tasks"]))
-        if as_json
-        else view["task_list"]
-    )
-    if as_json:
-        print_json(view | {"task_list": tasks})
-        return
-    held = f"yes, by {len(view['placed_on'])} peers" if view["placed"] else "not yet: keep this machine running"
-    pairs = [
-        ("job", view["job_id"]),
-        ("name", view["name"]),
-        *_written(view),
-        ("state", view["state"]),
-        ("tasks", counts(view)),
-        ("submitter", view["submitter"]),
-        ("age", _age(view)),
-    ]
-    if view["mine"]:
-        pairs.append(("held by others", held))
-    facts(pairs)
-    if tasks:
-        say()
-        table(
-            ("task", "state", "progress", "workers", "reason"),
-            [_task_row(t) for t in tasks[:TASKS_SHOWN_MAX]],
-            right=(0, 2),
-        )
-    if view["tasks"] > TASKS_SHOWN_MAX:
-        note(f"The first {TASKS_SHOWN_MAX} tasks are shown; --json gives all.")
-
-
-def _written(view: dict[str, Any]) -> list[tuple[str, str]]:
-    """What its submitter wrote of a job, besides its name; a description may have several lines."""
-    lines = str(view["description"]).rstrip().split("\n") if view["description"] else []
-    shown = [("" if number else "description", line.expandtabs()) for number, line in enumerate(lines)]
-    return shown + ([("tags", ", ".join(view["tags"]))] if view["tags"] else [])
-
-
-def _task_row(task: dict[str, Any]) -> tuple[object, ...]:
-    replicas = [f"{short(r['peer'])} {r['outcome']}{_mark(r['agreed'])}" for r in task["replicas"]]
-    workers = replicas or [short(w) for w in task["workers"]]
-    shown = ", ".join(workers[:PEERS_SHOWN]) + (" ..." if len(workers) > PEERS_SHOWN else "")
-    return task["index"], task["state"], f"{task['progress']:.0%}", shown, task["reason"]
-
-
-def _mark(agreed: bool | None) -> str:
-    return {True: " (agrees)", False: " (not counted)", None: ""}[agreed]
-
-
 def show_why(client: Client, job: str | None, *, as_json: bool) -> None:
     answer = client.get("/v1/why" if job is None else f"/v1/jobs/{job}/why")
     if as_json:
@@ -208,15 +158,6 @@ def show_why(client: Client, job: str | None, *, as_json: bool) -> None:
         return
     for sentence in answer["sentences"]:
         say(safe(sentence))
-
-
-def cancel(client: Client, job: str, *, as_json: bool) -> None:
-    view = client.get(f"/v1/jobs/{job}?count=0")
-    client.post(f"/v1/jobs/{view['job_id']}/cancel")
-    if as_json:
-        print_json({"job_id": view["job_id"], "cancelled": True})
-    else:
-        say(f"job {short(view['job_id'])} is cancelled: its tasks end on all peers as they hear of it")
 
 
 def stop(client: Client, *, now: bool, as_json: bool) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 
-from nexapod.protocol.codec import path as path_check
 from nexapod.protocol.errors import PeerError
-from nexapod.protocol.limits import PATH_MAX
 
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,79}\Z")
 
@@ -29,8 +27,11 @@ def safe_lines(text: str) -> list[str]:
 
 def is_plain_path(path: str) -> bool:
     """Whether a path is relative, without '..', control characters or anything else that leads out of its folder."""
+    # Most commands read no paths: they need not load what decodes them.
+    from nexapod.protocol.v3.wire.fields import PATH
+
     try:
-        path_check(PATH_MAX).decode(path)
+        PATH.decode(path)
     except PeerError:
         return False
     return True

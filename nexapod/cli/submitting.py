@@ -1,10 +1,11 @@
-"""`nexapod submit`: read the job file, upload what it names, post the job, and say when this machine may go offline."""
+"""`nexapod submit`: read the job file, upload what it names, post the job; say what it rests on, and who holds it."""
 
 from __future__ import annotations
 
 import io
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, Final
@@ -20,13 +21,23 @@ from nexapod.cli.watching import watch
 from nexapod.config import ConfigError
 
 PLACED_WAIT_S: Final = 30.0
+LOOK_FIRST_S: Final = 0.02
 LOOK_S: Final = 0.2
-"""Between two looks at whether the job is placed: a stream of events says nothing of how many hold it so far."""
+"""Between two looks at whether the job is placed, ever longer ones up to this: a stream of events says nothing of how
+many hold it so far."""
 REASONS_SHOWN: Final = 6
-_ENDS: Final = frozenset({"complete", "cancelled"})
+_ENDS: Final = frozenset({"settled", "cancelled"})
 
 
-def submit(client: Client, path: Path, *, wait: bool, and_watch: bool, as_json: bool) -> int:
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What the user says about the stewards: `friends` by peer id, who must be among them."""
+
+    friends: tuple[str, ...] = ()
+    accept_unknown: bool = False
+
+
+def submit(client: Client, path: Path, choices: Choices, *, wait: bool, and_watch: bool, as_json: bool) -> int:
     """Returns the exit status. Raises CliError."""
     try:
         plan = read_job(path, partial(byte_progress, quiet=as_json))
@@ -36,13 +47,25 @@ def submit(client: Client, path: Path, *, wait: bool, and_watch: bool, as_json: 
         note(safe(remark))
     plan = with_image(client, plan, quiet=as_json)
     upload(client, plan, quiet=as_json)
-    job = str(client.post("/v1/jobs", plan.body)["job_id"])
+    about_stewards = {"friends": list(choices.friends), "accept_unknown": choices.accept_unknown}
+    submitted = client.post("/v1/jobs", plan.body | about_stewards)
+    job = str(submitted["job_id"])
     if not as_json:
         say(f"job {job}")
         say(f"{safe(plan.name)}: {plan.tasks} {'task' if plan.tasks == 1 else 'tasks'} submitted")
+        say(safe(submitted["rests_on"]))
     view = wait_placed(client, job, PLACED_WAIT_S, quiet=as_json) if wait else {"placed": False, "placed_on": []}
     if as_json:
-        print_json({"job_id": job, "tasks": plan.tasks, "placed": view["placed"], "placed_on": view["placed_on"]})
+        print_json(
+            {
+                "job_id": job,
+                "tasks": plan.tasks,
+                "panel": submitted["panel"],
+                "rests_on": submitted["rests_on"],
+                "placed": view["placed"],
+                "placed_on": view["placed_on"],
+            }
+        )
     elif wait:
         for line in placed_lines(view, lambda: _missing(client, job)):
             say(line)
@@ -56,7 +79,8 @@ def placed_lines(view: dict[str, Any], missing: Callable[[], list[str]]) -> list
             f"the job and all its inputs are held by {_holders(view)}: this machine may go offline, a laptop closed"
         ]
     if view.get("state") in _ENDS:
-        return [f"the job is {safe(view['state'])} already"]
+        refused = [f"  {safe(r['peer'])} refuses it: {safe(r['reason'])}" for r in view.get("refused", [])]
+        return [f"the job is {safe(view['state'])} already", *refused]
     held = f"only {_holders(view)} hold" if view["placed_on"] else "no other peers hold"
     first = f"{held} the job and all its inputs yet: keep this machine running"
     return [first, *(f"  {safe(sentence)}" for sentence in missing())]
@@ -83,13 +107,15 @@ def _missing(client: Client, job: str) -> list[str]:
 def wait_placed(client: Client, job: str, seconds: float, *, quiet: bool) -> dict[str, Any]:
     """Wait until other peers hold the job, at most so long. Returns the job's view. Raises CliError."""
     end = time.monotonic() + seconds
+    pause = LOOK_FIRST_S
     with waiting("placing the job", quiet=quiet) as show:
         while True:
             view: dict[str, Any] = client.get(f"/v1/jobs/{job}?count=0")
             if view["placed"] or view["state"] in _ENDS or (left := end - time.monotonic()) <= 0:
                 return view
             show(f"placing the job: held by {_holders(view)}")
-            time.sleep(min(LOOK_S, left))
+            time.sleep(min(pause, left))
+            pause = min(2 * pause, LOOK_S)
 
 
 def upload(client: Client, plan: Plan, *, quiet: bool) -> None:

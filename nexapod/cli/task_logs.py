@@ -1,4 +1,4 @@
-"""`nexapod logs`: what the replicas of a task print, once or as it comes."""
+"""`nexapod logs`: what the workers of a task print, once or as it comes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from nexapod.cli.client import Client
 from nexapod.cli.console import note, print_json, say
 from nexapod.cli.errors import NothingThere
 from nexapod.cli.safe import safe, safe_lines
-from nexapod.protocol.limits import TASKS_MAX
+from nexapod.protocol.v3.limits import TASKS_MAX
 
 LOOK_S: Final = 1.0
-_OVER: Final = ("settled", "failed")
+_OVER: Final = ("accepted", "failed")
 
 
 def show(client: Client, job: str, task: int, *, as_json: bool) -> None:
@@ -22,14 +22,14 @@ def show(client: Client, job: str, task: int, *, as_json: bool) -> None:
         print_json(logs)
         return
     if not logs:
-        note("No replica of this task has shown anything yet.")
+        note("No worker of this task has shown anything yet.")
     for entry in logs:
         _say_head(entry)
         _say_lines(str(entry["log"]))
 
 
 def follow(client: Client, job: str, task: int, *, as_json: bool) -> None:
-    """What comes, until the task is settled or failed. With `as_json`, each change is a line of its own."""
+    """What comes, until the task is accepted or failed. With `as_json`, each change is a line of its own."""
     shown: dict[str, dict[str, Any]] = {}
     while True:
         over = _is_over(client, job, task)
@@ -46,7 +46,7 @@ def follow(client: Client, job: str, task: int, *, as_json: bool) -> None:
 def _is_over(client: Client, job: str, task: int) -> bool:
     view = client.get(f"/v1/jobs/{job}?first={task}&count=1")
     found = [row["state"] for row in view["task_list"] if row["index"] == task]
-    return view["state"] in ("complete", "cancelled") or (bool(found) and found[0] in _OVER)
+    return view["state"] in ("settled", "cancelled") or (bool(found) and found[0] in _OVER)
 
 
 def _say_more(old: dict[str, Any] | None, entry: dict[str, Any]) -> None:
@@ -61,7 +61,8 @@ def _say_more(old: dict[str, Any] | None, entry: dict[str, Any]) -> None:
 
 def _say_head(entry: dict[str, Any]) -> None:
     status = "" if entry["exit"] is None else f", exit {safe(entry['exit'])}"
-    say(f"--- {safe(entry['peer'])}: {safe(entry['outcome'])}{status}")
+    reason = f": {safe(entry['reason'])}" if entry["reason"] else ""
+    say(f"--- {safe(entry['peer'])}: {safe(entry['outcome'])}{status}{reason}")
 
 
 def _say_lines(log: str) -> None:

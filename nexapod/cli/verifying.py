@@ -1,51 +1,72 @@
-"""`nexapod verify`: check a certificate, and the result files beside it, with no network and no daemon."""
+"""`nexapod verify`: check a certificate, and the result files beside it, with no network and no daemon.
+
+The certificate is read once, in pieces: one of a million tasks takes no more memory than one of a few.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from nexapod.cli.acquaintances import known_here
 from nexapod.cli.collecting import MANIFEST, PART, hash_of
 from nexapod.cli.console import note, print_json, say
 from nexapod.cli.errors import FAILED, OK, NothingThere, Refused
-from nexapod.cli.quantities import show_duration
 from nexapod.cli.safe import is_plain_name, safe
-from nexapod.protocol.certificate import Report, check
+from nexapod.protocol.types import BlobRef, PeerId, key_of_peer_id
+from nexapod.protocol.v3.certificate.check import OnTask, check
+from nexapod.protocol.v3.certificate.report import Pins, Report, TaskReport, lines
+from nexapod.protocol.v3.certificate.tally import Problems
 
-CERTIFICATE_BYTES_MAX: Final = 1 << 30
 MANIFEST_BYTES_MAX: Final = 256 << 20
 PROBLEMS_SHOWN: Final = 20
+BUFFER_BYTES: Final = 1 << 20
 
 
 class NoCertificate(Refused):
     """Name the .cert file of a job's results, or the folder that `nexapod results` made."""
 
 
-def verify_file(path: Path, results: Path | None, *, as_json: bool) -> int:
+class NoPeer(Refused):
+    """A peer's id begins with 12D3KooW: `nexapod status` shows a daemon's own, `nexapod peers` those that it knows."""
+
+
+def whom(home: Path, submitter: str | None, known: Sequence[str], *, strict: bool) -> Pins:
+    """What this verifier brings along: the submitter that it named, and whom it knows: those whom its user names, the
+    friends of its configuration, and the peer whose home folder this is. Raises NoPeer.
+    """
+    named = [_peer_of(text) for text in known]
+    pinned = None if submitter is None else _peer_of(submitter)
+    return Pins(pinned, known_here(home, os.environ) | frozenset(named), strict)
+
+
+def _peer_of(text: str) -> PeerId:
+    try:
+        key_of_peer_id(PeerId(text))
+    except ValueError:
+        raise NoPeer(f"{safe(text)!r} is not the id of a peer") from None
+    return PeerId(text)
+
+
+def verify_file(path: Path, results: Path | None, pins: Pins, *, as_json: bool) -> int:
     """A certificate, and the result files in `results`; a folder is its only certificate with the files beside it.
 
     Returns the exit status: 0 only when all of it holds. Raises CliError when the file cannot be read.
     """
     if os.path.isdir(path):
         path, results = _certificate_in(path), results or path
-    # Only libsodium: this works where neither a daemon nor its libraries run.
-    from nexapod.mesh.identity import verify
-
-    report = check(_read(path), verify)
-    problems = list(report.problems)
-    checked = 0
-    extra: list[str] = []
-    if results is not None and report.spec is not None:
-        checked, found, extra = check_files(report, results)
-        problems += found
+    if results is not None and not os.path.isdir(results):  # unlike Path's, never an error
+        raise NothingThere(f"{safe(results)}: there is no such folder", "Name the folder that `nexapod results` made.")
+    report, files = _check(path, results, pins)
     if as_json:
-        print_json(_as_json(report, problems, checked, extra))
+        print_json(_as_json(report, files))
     else:
-        _show(report, problems, checked, extra, results)
-    return FAILED if problems else OK
+        _show(report, files)
+    return FAILED if report.problems or files.problems.kept else OK
 
 
 def _certificate_in(folder: Path) -> Path:
@@ -54,54 +75,74 @@ def _certificate_in(folder: Path) -> Path:
     except OSError as error:
         raise NoCertificate(f"{safe(folder)} cannot be read: {error.strerror}") from None
     if not found:
-        remedy = "`nexapod results` writes it once the job is complete: run it again, then this."
+        remedy = "`nexapod results` writes it once the job is settled: run it again, then this."
         raise NothingThere(f"{safe(folder)}: there is no certificate (.cert) in that folder", remedy)
     if len(found) > 1:
         raise NoCertificate(f"{safe(folder)}: there are {len(found)} certificates in that folder")
     return folder / found[0]
 
 
-def _read(path: Path) -> bytes:
+def _check(path: Path, results: Path | None, pins: Pins) -> tuple[Report, Files]:
+    """The certificate and, as its tasks pass by, their files."""
+    if results is None:
+        return _read(path, pins, None), Files(None, {})
+    job, folders = _manifest(results)
+    files = Files(results, folders)
+    report = _read(path, pins, files.check)
+    if folders and report.job is not None and job != report.job.hex():
+        note(f"{MANIFEST} in that folder is another job's: tasks are looked for by their index")
+        files = Files(results, {})
+        report = _read(path, pins, files.check)
+    return report, files
+
+
+def _read(path: Path, pins: Pins, on_task: OnTask | None) -> Report:
+    # Only libsodium: this works where neither a daemon nor its libraries run.
+    from nexapod.mesh.identity import verify
+
     try:
-        with path.open("rb") as file:
-            data = file.read(CERTIFICATE_BYTES_MAX + 1)
+        with path.open("rb", buffering=BUFFER_BYTES) as file:
+            return check(file.read, verify, pins, on_task)
     except FileNotFoundError:
         raise NothingThere(f"{safe(path)}: there is no such file", "Name the .cert file of a job's results.") from None
     except OSError as error:
         raise NoCertificate(f"{safe(path)}: {error.strerror}") from None
-    if len(data) > CERTIFICATE_BYTES_MAX:
-        raise NoCertificate(f"{safe(path)} is larger than {CERTIFICATE_BYTES_MAX >> 30} GiB: it is no certificate")
-    return data
 
 
-def check_files(report: Report, folder: Path) -> tuple[int, list[str], list[str]]:
-    """Each settled output against the certificate: files checked, what is wrong, files that it does not speak of."""
-    if not os.path.isdir(folder):  # unlike Path's, never an error
-        raise NothingThere(f"{safe(folder)}: there is no such folder", "Name the folder that `nexapod results` made.")
-    folders = _folders(folder, report)
-    checked = 0
-    problems: list[str] = []
-    extra: list[str] = []
-    for task in report.tasks:
-        place = folder / folders.get(task.index, str(task.index))
+# --- result files --------------------------------------------------------------------------------------------------
+@dataclass(slots=True)
+class Files:
+    """Result files in a folder, held against the tasks of a certificate as these pass by."""
+
+    folder: Path | None
+    folders: dict[int, str]
+    """Which folder is which task's; others are named by the task's index."""
+    checked: int = 0
+    problems: Problems = field(default_factory=Problems)
+    unknown: list[str] = field(default_factory=list)
+    """Files that the certificate does not speak of."""
+
+    def check(self, task: TaskReport) -> None:
+        """The files of one task."""
+        assert self.folder is not None
+        place = self.folder / self.folders.get(task.index, str(task.index))
         named = {file.path: file.blob for file in task.outputs} if task.outcome == "accepted" else {}
         for path, ref in named.items():
-            checked += 1
+            self.checked += 1
             what = _compare(place / path, ref)
             if what:
-                problems.append(f"task {task.index}: {place.name}/{path} {what}")
+                self.problems.add(f"task {task.index}: {place.name}/{path} {what}")
         try:
-            extra += [f"{place.name}/{path}" for path in sorted(_files_below(place) - named.keys())]
+            self.unknown += [f"{place.name}/{path}" for path in sorted(_files_below(place) - named.keys())]
         except OSError as error:
-            problems.append(f"task {task.index}: {error.filename or place} cannot be read: {error.strerror}")
-    return checked, problems, extra
+            self.problems.add(f"task {task.index}: {error.filename or place} cannot be read: {error.strerror}")
 
 
-def _compare(path: Path, ref: Any) -> str:
+def _compare(path: Path, ref: BlobRef) -> str:
     try:
         if not path.is_file():
             return "is missing"
-        return "" if hash_of(path).ref == ref else "is not the settled file: its bytes differ"
+        return "" if hash_of(path).ref == ref else "is not the accepted file: its bytes differ"
     except OSError as error:
         return f"cannot be read: {error.strerror}"
 
@@ -123,55 +164,70 @@ def _walk(place: Path) -> Iterator[Path]:
                 yield entry
 
 
-def _folders(folder: Path, report: Report) -> dict[int, str]:
-    """Which folder is which task's, as `nexapod results` noted it. It is a hint: the bytes are what is checked."""
+def _manifest(folder: Path) -> tuple[str, dict[int, str]]:
+    """Whose it is, and which folder is which task's, as `nexapod results` noted it. A hint: the bytes are checked."""
     try:
         with (folder / MANIFEST).open("rb") as file:
             manifest = json.loads(file.read(MANIFEST_BYTES_MAX))
-        if report.job is None or manifest["job_id"] != report.job.hex():
-            note(f"{MANIFEST} in that folder is another job's: tasks are looked for by their index")
-            return {}
-        return {int(i): str(name) for i, name in manifest["tasks"].items() if is_plain_name(str(name))}
+        folders = {int(i): str(name) for i, name in manifest["tasks"].items() if is_plain_name(str(name))}
+        return str(manifest["job_id"]), folders
     except FileNotFoundError:
-        return {}
+        return "", {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         note(f"{MANIFEST} cannot be used ({type(error).__name__}): tasks are looked for by their index")
-        return {}
+        return "", {}
 
 
-def _as_json(report: Report, problems: list[str], checked: int, extra: list[str]) -> dict[str, Any]:
+# --- what is said --------------------------------------------------------------------------------------------------
+def _as_json(report: Report, files: Files) -> dict[str, Any]:
+    problems = [*report.problems, *files.problems.kept]
     return {
         "ok": not problems,
         "problems": problems,
+        "problems_more": report.problems_more + files.problems.more,
         "job_id": report.job.hex() if report.job else None,
         "name": report.spec.name if report.spec else None,
         "submitter": report.submitter,
+        "submitter_named": report.pins.submitter,
+        "settled_by": report.settled_by,
+        "panel": list(report.panel),
+        "panel_known": list(report.known_members),
+        "renewals": report.renewals,
+        "caretaker_shards": list(report.caretaker_shards),
+        "verdicts_by_known": report.known_judges,
         "statements": report.statements,
-        "tasks": len(report.tasks),
-        "settled": sum(1 for t in report.tasks if t.outcome == "accepted"),
-        "failed": sum(1 for t in report.tasks if t.outcome != "accepted"),
-        "files_checked": checked,
-        "files_unknown": extra,
+        "tasks": report.spec.tasks if report.spec else 0,
+        "accepted": report.accepted,
+        "failed": report.failed,
+        "workers": report.workers,
+        "groups": report.groups,
+        "faults": list(report.faults),
+        "cpu_ms": report.used.cpu_ms,
+        "wall_ms": report.used.wall_ms,
+        "gpu_ms": report.used.gpu_ms,
+        "files_checked": files.checked,
+        "files_unknown": files.unknown,
     }
 
 
-def _show(report: Report, problems: list[str], checked: int, extra: list[str], results: Path | None) -> None:
-    if report.job is not None and report.spec is not None:
-        settled = [t for t in report.tasks if t.outcome == "accepted"]
-        workers = {r.worker for t in report.tasks for r in t.replicas}
-        judges = {peer for t in report.tasks for peer in t.judges}
-        spent = sum(r.cpu_ms for t in report.tasks for r in t.replicas)
-        say(f"job {report.job.hex()}")
-        say(f"{safe(report.spec.name)}, submitted by {safe(report.submitter)}")
-        say(f"{len(settled)} of {report.spec.tasks} tasks settled, {len(report.tasks) - len(settled)} failed")
-        say(f"{report.statements} signed statements, of {len(workers)} workers and {len(judges)} stewards")
-        say(f"{show_duration(spent)} of processor time, as the workers said")
-    if results is not None and report.spec is not None:
-        say(f"{checked} result files checked")
-        for name in extra[:PROBLEMS_SHOWN]:
+def _show(report: Report, files: Files) -> None:
+    for line in _lines(report):
+        say(safe(line))
+    if files.folder is not None and report.spec is not None:
+        say(f"{files.checked} result {'file' if files.checked == 1 else 'files'} checked")
+        for name in files.unknown[:PROBLEMS_SHOWN]:
             note(f"not spoken of by the certificate: {safe(name)}")
-    for problem in problems[:PROBLEMS_SHOWN]:
+    for problem in files.problems.kept[:PROBLEMS_SHOWN]:
         say(f"PROBLEM: {safe(problem)}")
-    if len(problems) > PROBLEMS_SHOWN:
-        say(f"... and {len(problems) - PROBLEMS_SHOWN} more")
-    say("NOT VERIFIED" if problems else "verified: every signature holds, and the arithmetic was repeated")
+    more = len(files.problems.kept) + files.problems.more - PROBLEMS_SHOWN
+    if more > 0:
+        say(f"... and {more} more")
+    good = not report.problems and not files.problems.kept
+    say("verified: every signature holds, and every judgement was repeated" if good else "NOT VERIFIED")
+
+
+def _lines(report: Report) -> Iterator[str]:
+    """The report. Its first line says what the rest depends on: whose word it is, and who chose the judges."""
+    said = lines(report)
+    yield next(said) if report.submitter is None else f"{next(said)} {next(said)}"
+    yield from said

@@ -19,20 +19,23 @@ ROWS_MAX: Final = 12
 """Tasks under way that are shown each with a bar of its own."""
 RETRIES_MAX: Final = 10
 RETRY_S: Final = 1.0
-_ENDS: Final = frozenset({"complete", "cancelled"})
+_ENDS: Final = frozenset({"settled", "cancelled", "expired"})
+FAILINGS_SHOWN: Final = 5
 
 
 @dataclass
 class Standing:
-    """Where a job stands, folded from its events."""
+    """Where a job stands, folded from its events (api/backend.py, EventName)."""
 
     job_id: str = ""
     name: str = ""
     state: str = "placing"
     tasks: int = 0
-    settled: int = 0
+    accepted: int = 0
     failed: int = 0
     placed: bool = False
+    failing: int = 0
+    """Results that did not end well."""
     under_way: dict[int, float] = field(default_factory=dict)
     """Progress of each task that someone works on, 0 to 1."""
     decided: set[int] = field(default_factory=set)
@@ -44,8 +47,8 @@ class Standing:
 
     @property
     def status(self) -> int:
-        """The exit status: 0 only when every task is settled."""
-        return OK if self.state == "complete" and self.failed == 0 and self.settled == self.tasks else FAILED
+        """The exit status: 0 only when the job is settled and every task accepted."""
+        return OK if self.state == "settled" and self.failed == 0 and self.accepted == self.tasks else FAILED
 
     def take(self, name: str, facts: dict[str, Any]) -> bool:
         """Fold in one event. False when it is nothing new."""
@@ -56,23 +59,25 @@ class Standing:
                 self.placed = True
             case "task_changed":
                 self._changed(facts)
-            case "settled" | "failed":
+            case "accepted" | "failed":
                 return self._decide(name, int(facts["index"]))
-            case "complete":
-                self.state = str(facts.get("state", "complete"))
+            case "failing":
+                self.failing += 1
+            case "closed":
+                self.state = str(facts["state"])
             case _:
-                return False
+                return name in ("refused", "ratification_needed", "fault_proven")
         return True
 
     def _snapshot(self, facts: dict[str, Any]) -> None:
         self.job_id, self.name = str(facts["job_id"]), str(facts["name"])
         self.state, self.tasks, self.placed = str(facts["state"]), int(facts["tasks"]), bool(facts["placed"])
-        self.settled, self.failed = int(facts["settled"] or 0), int(facts["failed"] or 0)
+        self.accepted, self.failed = int(facts["accepted"] or 0), int(facts["failed"] or 0)
         self.decided.clear()
 
     def _changed(self, facts: dict[str, Any]) -> None:
         index = int(facts["index"])
-        if facts.get("state") in ("leased", "committed"):
+        if facts.get("state") in ("running", "committed", "frozen"):
             self.under_way[index] = min(1.0, max(0.0, float(facts.get("progress", 0.0))))
         else:
             self.under_way.pop(index, None)
@@ -82,8 +87,8 @@ class Standing:
         if index in self.decided:
             return False
         self.decided.add(index)
-        if outcome == "settled":
-            self.settled += 1
+        if outcome == "accepted":
+            self.accepted += 1
         else:
             self.failed += 1
         return True
@@ -104,18 +109,43 @@ class _Lines:
     """A line for each thing that a person would want to read of in a log."""
 
     def show(self, standing: Standing, name: str, facts: dict[str, Any]) -> None:
-        done = f"{standing.settled + standing.failed} of {standing.tasks}"
+        done = f"{standing.accepted + standing.failed} of {standing.tasks}"
         match name:
             case "snapshot":
-                say(f"{safe(standing.name)} ({short(standing.job_id)}): {standing.state}, {done} tasks decided")
+                say(f"{safe(standing.name)} ({short(standing.job_id)}): {safe(standing.state)}, {done} tasks decided")
+                if facts["failing"]:
+                    say(_failing(facts["failing"]))
             case "placed":
                 say("placed: other peers hold the job")
-            case "settled":
-                say(f"task {facts['index']} settled ({done})")
+            case "accepted":
+                say(f"task {facts['index']} accepted ({done})")
             case "failed":
                 say(f"task {facts['index']} failed ({done}){_reason(facts)}")
-            case "complete":
-                say(f"{safe(standing.state)}: {standing.settled} settled, {standing.failed} failed")
+            case "closed":
+                say(f"{safe(standing.state)}: {standing.accepted} accepted, {standing.failed} failed")
+            case _:
+                for line in _news(standing, name, facts):
+                    say(line)
+
+
+def _news(standing: Standing, name: str, facts: dict[str, Any]) -> Iterator[str]:
+    """What a person should know at once, whatever else is shown."""
+    match name:
+        case "failing" if standing.failing <= FAILINGS_SHOWN:
+            yield _failing(facts)
+        case "refused":
+            yield f"every steward refuses the job{_reason(facts)}"
+        case "ratification_needed":
+            yield "caretakers decided tasks while no quorum was there: nothing settles before you `nexapod ratify` it"
+        case "fault_proven":
+            yield f"{safe(facts['peer'])} is proven to have signed a contradiction"
+
+
+def _failing(facts: dict[str, Any]) -> str:
+    return (
+        f"task {facts['index']} did not end well at {short(facts['peer'])} ({safe(facts['outcome'])}, "
+        f"exit {safe(facts['exit'])}){_reason(facts)}"
+    )
 
 
 def _reason(facts: dict[str, Any]) -> str:
@@ -140,13 +170,18 @@ class _Bars:
         self._bars: dict[int, Any] = {}
 
     def show(self, standing: Standing, name: str, facts: dict[str, Any]) -> None:
-        done = standing.settled + standing.failed
+        done = standing.accepted + standing.failed
         failed = f", {standing.failed} failed" if standing.failed else ""
         text = f"{safe(standing.name)[:40]} {standing.state}: {done} of {standing.tasks}{failed}"
         self.progress.update(self._whole, description=text, total=standing.tasks or None, completed=done)
         if name == "failed":
-            self.progress.console.print(f"task {facts['index']} failed{_reason(facts)}", markup=False, highlight=False)
+            self._print(f"task {facts['index']} failed{_reason(facts)}")
+        for line in _news(standing, name, facts):
+            self._print(line)
         self._show_tasks(standing)
+
+    def _print(self, line: str) -> None:
+        self.progress.console.print(line, markup=False, highlight=False)
 
     def _show_tasks(self, standing: Standing) -> None:
         for index in [i for i in self._bars if i not in standing.under_way]:
@@ -161,7 +196,7 @@ class _Bars:
 
 
 def watch(client: Client, job: str, *, as_json: bool) -> int:
-    """Follow a job to its end. Returns the exit status: 0 only when every task is settled. Raises CliError."""
+    """Follow a job to its end. Returns the exit status: 0 only when all of it is accepted. Raises CliError."""
     standing = Standing()
     view: _View
     frame: AbstractContextManager[Any] = nullcontext()
@@ -177,8 +212,8 @@ def watch(client: Client, job: str, *, as_json: bool) -> int:
             if standing.take(name, facts) or as_json:
                 view.show(standing, name, facts)
     if not as_json and not isinstance(view, _Lines):
-        say(f"{safe(standing.state)}: {standing.settled} settled, {standing.failed} failed")
-    if not as_json and standing.ended and standing.settled:
+        say(f"{safe(standing.state)}: {standing.accepted} accepted, {standing.failed} failed")
+    if not as_json and standing.ended and standing.accepted:
         note(f"get the results: nexapod results {short(standing.job_id)} -o DIR")
     return standing.status
 
@@ -192,7 +227,7 @@ def _events(client: Client, job: str, standing: Standing) -> Iterator[tuple[str,
             for event in client.events(job):
                 failures = 0
                 yield event
-                if event[0] == "complete":
+                if event[0] == "closed":
                     return
                 if lagged := event[0] == "lagged":  # some were lost: a new connection begins with the whole truth
                     break
