@@ -42,16 +42,16 @@ def _demo_for_people(options: Options) -> None:
     console = Console(highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=False) as progress:
-        settled = progress.add_task("tasks settled", total=None, start=False)
+        decided = progress.add_task("tasks decided", total=None, start=False)
         working = progress.add_task("tasks under way", total=None, start=False)
 
         def say(text: str) -> None:
             progress.console.print(text, markup=False)
 
         def show(view: dict[str, Any]) -> None:
-            progress.start_task(settled)
+            progress.start_task(decided)
             progress.start_task(working)
-            progress.update(settled, total=view["tasks"], completed=view["settled"] + view["failed"])
+            progress.update(decided, total=view["tasks"], completed=view["accepted"] + view["failed"])
             progress.update(working, total=view["tasks"], completed=view["running"])
 
         figures = run_demo(options, say, show)
@@ -68,20 +68,20 @@ def _report(console: Any, figures: dict[str, Any]) -> None:
         for row in figures["scores"]:
             chain = row["chain"]
             computed = " ".join(_mark(names, replica) for replica in figures["replicas"][chain])
-            judged = " ".join(_short(names, v["peer"]) for v in figures["verdicts"][chain])
+            judged = " ".join(_short(names, judge) for judge in figures["judges"][chain])
             table.add_row(chain, str(row["length"]), f"{row['q3']:.3f}", computed, judged)
     else:
         table = Table("record", "residues", "computed by", "judged by", title="Results (w1 is worker-1)")
         for chain, labels in figures["predictions"].items():
             computed = " ".join(_mark(names, replica) for replica in figures["replicas"][chain])
-            judged = " ".join(_short(names, v["peer"]) for v in figures["verdicts"][chain])
+            judged = " ".join(_short(names, judge) for judge in figures["judges"][chain])
             table.add_row(chain, str(len(labels)), computed, judged)
     console.print(table)
     _sample(console, figures)
     cores = figures["cores"]
     ideal = figures["task_s"] / min(cores, max(1, figures["peers"] - 1))
     console.print(
-        f"{figures['settled']} of {figures['tasks']} tasks settled, {figures['failed']} failed"
+        f"{figures['accepted']} of {figures['tasks']} tasks accepted, {figures['failed']} failed"
         + (f", Q3 {figures['q3']:.4f} over all residues" if figures["q3"] is not None else "")
     )
     console.print(
@@ -90,12 +90,13 @@ def _report(console: Any, figures: dict[str, Any]) -> None:
     )
     console.print(f"results and logs: {figures['folder']}", soft_wrap=True)
     console.print(f"certificate: {figures['certificate']}", soft_wrap=True)
-    console.print(f"verified offline: {'yes' if figures['verified'] else 'NO'}")
+    submitter = _short(names, figures["submitter"])
+    console.print(f"verified offline, as the word of {submitter}: {'yes' if figures['verified'] else 'NO'}")
 
 
 def _mark(names: dict[str, str], replica: dict[str, Any]) -> str:
     name = _short(names, replica["peer"])
-    return name if replica["agreed"] else f"({name}: {replica['outcome']}, not counted)"
+    return name if replica["agrees"] else f"({name}: {replica['outcome']}, not counted)"
 
 
 def _short(names: dict[str, str], peer: str) -> str:

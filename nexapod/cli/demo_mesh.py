@@ -250,9 +250,20 @@ class Demo:
         output, errors = submission.communicate()
         if submission.returncode:
             raise DemoFailed(f"the job was not accepted:\n{errors.strip()}{output.strip()}")
-        job_id: str = json.loads(output)["job_id"]
-        self.say(f"job {job_id[:12]} is submitted at {self.submitter.name}, and held by its stewards")
+        submitted = json.loads(output)
+        job_id: str = submitted["job_id"]
+        self.say(f"job {job_id[:12]} is submitted at {self.submitter.name}. {submitted['rests_on']}")
+        self._tell_stewards(job_id)
         return job_id
+
+    def _tell_stewards(self, job_id: str) -> None:
+        view = self.submitter.client.get(f"/v1/jobs/{job_id}?count=0")
+        panel, seats = (" ".join(map(self.name, peers)) for peers in (view["panel"], view["seats"][0]["holders"]))
+        self.say(f"its panel, drawn by chance: {panel}; of these hold a seat, grant its tasks and judge them: {seats}")
+
+    def name(self, peer_id: str) -> str:
+        """What the demo calls a peer."""
+        return next((peer.name for peer in self.daemons if peer.peer_id == peer_id), peer_id[-8:])
 
     @property
     def submitter(self) -> Peer:
@@ -265,11 +276,13 @@ class Demo:
             view = self._ask(self.submitter, f"/v1/jobs/{job_id}")
             if view is not None:
                 show(view)
-                if view["state"] == "complete":
+                if view["state"] == "settled":
                     return dict(view)
+                if view["state"] == "cancelled":
+                    raise DemoFailed(f"The job was cancelled: {view['refused']}; the logs are in {self.folder}.")
             self._kill_one()
             time.sleep(POLL_S)
-        raise DemoFailed(f"The job was not complete within {JOB_S:.0f} s; the logs are in {self.folder}.")
+        raise DemoFailed(f"The job was not settled within {JOB_S:.0f} s; the logs are in {self.folder}.")
 
     def _kill_one(self) -> None:
         """SIGKILL to the first worker, other than the submitter, that is seen to hold a lease; once."""
@@ -291,25 +304,30 @@ class Demo:
         command = [sys.executable, "-m", "nexapod", "--home", str(self.submitter.home)]
         self._command([*command, "results", job_id, "-o", str(results)], "the results were not fetched")
         certificate = next(results.rglob("*.cert"))
-        verified = self._command([*command, "verify", str(certificate), "--json"], "the certificate does not hold")
+        pinned = ["verify", str(certificate), "--submitter", self.submitter.peer_id, "--json"]
+        verified = json.loads(self._command([*command, *pinned], "the certificate does not hold"))
         names = _fasta_names(self.folder / "job" / "chains.fasta")
         tables = self._tables(view, names)
         score = _module(self.example / "score.py")
         predictions = {name: score.parse_table(text).labels for name, text in tables.items()}
-        settled = [t for t in view["task_list"] if t["state"] == "settled"]
+        shown = [r for t in view["task_list"] for r in t["replicas"] if r["wall_ms"] is not None]
         return {
             "peers": len(self.daemons),
             "tasks": view["tasks"],
-            "settled": view["settled"],
+            "accepted": view["accepted"],
             "failed": view["failed"],
+            "rests_on": view["rests_on"],
+            "panel": view["panel"],
+            "seats": view["seats"],
             "replicas": {names[t["index"]]: t["replicas"] for t in view["task_list"]},
-            "verdicts": {names[t["index"]]: t["verdicts"] for t in view["task_list"]},
+            "judges": {names[t["index"]]: t["judges"] for t in view["task_list"]},
             "killed": self.killed.peer_id if self.killed else None,
-            "task_s": round(sum(r["wall_ms"] for t in settled for r in t["replicas"]) / 1000, 3),
+            "submitter": self.submitter.peer_id,
+            "task_s": round(sum(r["wall_ms"] for r in shown) / 1000, 3),
             "q3": None,
             "predictions": predictions,
             "certificate": str(certificate),
-            "verified": json.loads(verified)["ok"],
+            "verified": verified["ok"],
             "cores": len(os.sched_getaffinity(0)),
             "folder": str(self.folder),
             "names": {peer.peer_id: peer.name for peer in self.daemons},
