@@ -8,13 +8,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 from nexapod.config.document import Document, Table
 from nexapod.config.multiaddr import parse
+from nexapod.protocol.v3.types import Grouping
 
 FILE_NAME: Final = "bootstrap_peers.toml"
 BOOTSTRAP_MAX: Final = 64
+GROUPINGS: Final = ("peer", "network")
 NETWORK_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}\Z")
 NETWORK_NAME_RULE: Final = "small letters, digits, '.', '_' and '-', at most 63 of them"
 
@@ -26,6 +28,8 @@ class Network:
     name: str
     description: str
     bootstrap: tuple[str, ...]
+    grouping: Grouping = "peer"
+    """Who counts as one operator: each peer, where the network's owner vouches for all, or each block of addresses."""
 
 
 def shipped_file() -> Path:
@@ -57,7 +61,12 @@ def _network(parent: Table, name: str) -> Network:
     table = parent.table(name)
     if not NETWORK_NAME.match(name):
         table.problem("", f"it cannot be a network's name: {NETWORK_NAME_RULE}")
-    network = Network(name, table.text("description", bytes_max=1024), addresses(table, "bootstrap"))
+    network = Network(
+        name,
+        table.text("description", bytes_max=1024),
+        addresses(table, "bootstrap"),
+        cast(Grouping, table.choice("grouping", GROUPINGS, "peer")),
+    )
     table.end()
     return network
 

@@ -15,9 +15,11 @@ from nexapod.config.document import Document, Table, nearest
 from nexapod.config.errors import ConfigError, Problem
 from nexapod.config.gpus import GpuSettings, gpu_settings
 from nexapod.config.multiaddr import parse
+from nexapod.config.stewarding import StewardSettings, SubmitSettings, read_steward, read_submit
 from nexapod.config.storage import Bandwidth, Storage, read_bandwidth, read_storage
-from nexapod.protocol.limits import REGISTRIES_MAX
-from nexapod.protocol.statements import registry_host
+from nexapod.protocol.image_names import registry_host
+from nexapod.protocol.v3.limits import REGISTRIES_MAX
+from nexapod.protocol.v3.types import Grouping
 from nexapod.store.home import Home
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -53,6 +55,10 @@ class Config:
     """Whether others are told of every image that the engine holds, and not only of those that were added."""
     storage: Storage = field(default_factory=Storage)
     bandwidth: Bandwidth = field(default_factory=Bandwidth)
+    grouping: Grouping = "peer"
+    """Who counts as one operator in this network."""
+    steward: StewardSettings = field(default_factory=StewardSettings)
+    submit: SubmitSettings = field(default_factory=SubmitSettings)
 
     @property
     def paths(self) -> Home:
@@ -89,6 +95,8 @@ class _File:
     tell_images: bool = False
     storage: Storage = field(default_factory=Storage)
     bandwidth: Bandwidth = field(default_factory=Bandwidth)
+    steward: StewardSettings = field(default_factory=StewardSettings)
+    submit: SubmitSettings = field(default_factory=SubmitSettings)
 
 
 def config_folder(environ: Mapping[str, str]) -> Path:
@@ -121,7 +129,8 @@ def load(flags: Flags, environ: Mapping[str, str]) -> Config:
     problems: list[Problem] = []
     network = _network_name(flags, environ, file, problems)
     listen = _addresses("--listen", flags.listen, problems, listen=True) or file.listen or DEFAULT_LISTEN
-    bootstrap = _bootstrap(flags, environ, file, network, folder, problems)
+    known = networks.read_all(folder).get(network)
+    bootstrap = _bootstrap(flags, environ, file, known, problems)
     slots = file.slots if flags.slots is None else flags.slots
     if slots is not None and not 0 <= slots <= SLOTS_MAX:
         problems.append(Problem("--slots", 0, "", f"{slots} is not possible: from 0 to {SLOTS_MAX} is allowed"))
@@ -154,6 +163,9 @@ def load(flags: Flags, environ: Mapping[str, str]) -> Config:
         tell_images=file.tell_images,
         storage=file.storage,
         bandwidth=file.bandwidth,
+        grouping=known.grouping if known else "peer",
+        steward=file.steward,
+        submit=file.submit,
     )
 
 
@@ -191,6 +203,8 @@ def _read_file(path: Path, environ: Mapping[str, str]) -> _File:
         tell_images=images.flag("tell", default=False),
         storage=read_storage(storage),
         bandwidth=read_bandwidth(bandwidth),
+        steward=read_steward(root.table("steward")),
+        submit=read_submit(root.table("submit")),
     )
     # `bootstrap` and `slots` are known keys even when absent: the hint at a misspelt one must know them.
     for key in ("bootstrap", "slots"):
@@ -218,7 +232,7 @@ def _network_name(flags: Flags, environ: Mapping[str, str], file: _File, problem
 
 
 def _bootstrap(
-    flags: Flags, environ: Mapping[str, str], file: _File, network: str, folder: Path, problems: list[Problem]
+    flags: Flags, environ: Mapping[str, str], file: _File, known: networks.Network | None, problems: list[Problem]
 ) -> tuple[str, ...]:
     """The first of these that says anything: flags, NEXAPOD_BOOTSTRAP, config.toml, the network's own list."""
     if flags.bootstrap:
@@ -228,7 +242,6 @@ def _bootstrap(
         return _addresses("NEXAPOD_BOOTSTRAP", named.replace(",", " ").split(), problems)
     if file.bootstrap is not None:
         return file.bootstrap
-    known = networks.read_all(folder).get(network)
     return known.bootstrap if known else ()
 
 

@@ -50,7 +50,7 @@ def parse_rate(text: str) -> int:
 def read_storage(table: Table) -> Storage:
     """[storage]; what is wrong is noted in the document."""
     least = {"blobs_max": BLOBS_MIN, "disk_free_min": 0, "images_max": IMAGES_MIN}
-    return Storage(**{key: _size(table, key, size) for key, size in least.items()})
+    return Storage(**{key: read_size(table, key, size) for key, size in least.items()})
 
 
 def read_bandwidth(table: Table) -> Bandwidth:
@@ -58,7 +58,8 @@ def read_bandwidth(table: Table) -> Bandwidth:
     return Bandwidth(*(_rate(table, key) for key in ("up_max", "down_max", "peer_up_max", "peer_down_max")))
 
 
-def _size(table: Table, key: str, least: int) -> int | None:
+def read_size(table: Table, key: str, least: int) -> int | None:
+    """A size at a key, None without one; what is wrong is noted in the document."""
     value = table.raw(key)
     if value is None:
         return None

@@ -13,10 +13,9 @@ import os
 import secrets
 import signal
 import sys
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 
 import structlog
@@ -30,6 +29,7 @@ from nexapod.blobs.rates import Caps, Rates
 from nexapod.blobs.room import Quota
 from nexapod.blobs.store import BlobStore
 from nexapod.config import Config
+from nexapod.daemon.bridge import MeshBridge
 from nexapod.daemon.discovery import Discovery
 from nexapod.daemon.engine import Engine, monotonic_ms
 from nexapod.daemon.gpu_desk import GpuDesk
@@ -37,11 +37,14 @@ from nexapod.daemon.hub import Hub
 from nexapod.daemon.image_shelf import Shelf, this_machine
 from nexapod.daemon.images import IMAGES_MAX_DEFAULT, Images
 from nexapod.daemon.machine import Machine
+from nexapod.daemon.offering import Offering
 from nexapod.daemon.pausing import Pausing
 from nexapod.daemon.perform import Performer
 from nexapod.daemon.providers import Providers
-from nexapod.daemon.service import Service, Stop
+from nexapod.daemon.recall import Recall
+from nexapod.daemon.service import Service
 from nexapod.daemon.staging import Staging, label_of
+from nexapod.daemon.stopping import Stop
 from nexapod.daemon.tasks import TaskRunner
 from nexapod.dht.dht import Dht
 from nexapod.executor.contract import Executor
@@ -50,16 +53,17 @@ from nexapod.executor.images.inventory import DockerImages
 from nexapod.executor.wasm.runners import Roots
 from nexapod.executor.wasm.sandbox import WasmExecutor
 from nexapod.log import sd_notify, setup_logging
-from nexapod.mesh import events as mesh_events
 from nexapod.mesh import identity
 from nexapod.mesh.links import PeerUnreachable
 from nexapod.mesh.mesh import Mesh
-from nexapod.protocol import events
 from nexapod.protocol.errors import LocalError, PeerError
-from nexapod.protocol.matching import Policy
-from nexapod.protocol.node import Node
 from nexapod.protocol.types import PeerId
+from nexapod.protocol.v3 import events
+from nexapod.protocol.v3.node.archive import ARCHIVED
+from nexapod.protocol.v3.node.node import Node
+from nexapod.protocol.v3.rules.matching import Policy
 from nexapod.store.home import Home
+from nexapod.store.reading import open_reader
 from nexapod.store.store import Store
 
 log = structlog.get_logger()
@@ -67,8 +71,8 @@ log = structlog.get_logger()
 DRAIN_S = 30.0
 """How long running tasks may go on after SIGTERM. What is lost then costs its stewards a lease, no more."""
 BEAT_S = 10.0
-FRAMING_PENALTY = 20
-FOREIGN_MAX = 8
+WAITING = ("claimed", "granted", "running")
+"""States of an attempt of which the core has no result yet."""
 
 
 @dataclass(frozen=True)
@@ -101,43 +105,6 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
     return found
 
 
-@dataclass(frozen=True)
-class Joints:
-    """What mesh and blobs call of each other and of the engine: the only places where adapters meet."""
-
-    engine: Engine
-    exchange: Exchange
-    foreign: OrderedDict[PeerId, str] = field(default_factory=OrderedDict)
-    """Peers of other networks that were met last, and the names of those networks: for `why`."""
-
-    def on_event(self, event: mesh_events.MeshEvent) -> None:
-        """The mesh's news, as events of the core."""
-        post = self.engine.post
-        match event:
-            case events.PeerUp():
-                post(event)
-            case events.PeerDown(peer):
-                self.exchange.peer_gone(peer)
-                post(event)
-            case mesh_events.Unreachable(peer):
-                self.exchange.peer_gone(peer)
-                post(events.Unreachable(peer))
-            case mesh_events.Frame(peer, _, data):
-                post(events.Received(peer, data))
-            case mesh_events.Gossip(topic, peer, data):
-                post(events.Gossiped(peer, topic, data))
-            case mesh_events.Misbehaved(peer, rule):
-                post(events.Misbehaved(peer, rule, FRAMING_PENALTY))
-            case mesh_events.Foreign(peer, network):
-                log.warning("foreign_network", peer=peer, network=network, remedy="check --network and --bootstrap")
-                self.foreign[peer] = network
-                if len(self.foreign) > FOREIGN_MAX:
-                    self.foreign.popitem(last=False)
-
-    async def on_bulk(self, peer: PeerId, frame: bytes) -> None:
-        await self.exchange.on_frame(peer, frame)
-
-
 async def _main(config: Config, home: Home, parts: Parts) -> None:
     seed = identity.load_or_create(home.identity)
     async with AsyncExitStack() as stack:
@@ -149,8 +116,10 @@ async def _main(config: Config, home: Home, parts: Parts) -> None:
         container_images = DockerImages()
         stack.push_async_callback(container_images.aclose)
         shelf, images = await trio.to_thread.run_sync(_images, config, home, blobs, container_images)
-        node = await _restore(config, seed, store, parts)
-        await _serve(config, home, seed, store, blobs, executors, node, shelf, images)
+        recall = Recall(stack.enter_context(open_reader(home.database)).records)
+        node = await _restore(config, seed, store, recall, parts)
+        engine = Engine(node, store, recall)
+        await _serve(config, home, seed, store, blobs, executors, engine, shelf, images)
     log.info("stopped", peer=node.me)
 
 
@@ -188,18 +157,28 @@ def _images(config: Config, home: Home, blobs: BlobStore, engine: DockerImages) 
     )
 
 
-async def _restore(config: Config, seed: bytes, store: Store, parts: Parts) -> Node:
-    records = await store.load()
+async def _restore(config: Config, seed: bytes, store: Store, recall: Recall, parts: Parts) -> Node:
+    records = await store.load(but=ARCHIVED)
+    set_aside = await store.set_aside()
+    if set_aside:
+        log.warning(
+            "records_set_aside",
+            records=set_aside,
+            reason="an earlier version of the protocol wrote them: its jobs are not known any more; blobs and keys are",
+        )
     node = parts.node(
         identity.Signer(seed),
         identity.verify,
         config.network,
+        config.grouping,
         secrets.token_bytes,
         policy=Policy(work=config.work),
+        stewards=config.steward.enabled,
         records=records,
+        archive=recall.records,
         now=monotonic_ms(),
     )
-    log.info("node_restored", peer=node.me, records=len(records), jobs=len(node.jobs))
+    log.info("node_restored", peer=node.me, records=len(records), jobs=len(node.report().jobs))
     return node
 
 
@@ -210,38 +189,37 @@ async def _serve(
     store: Store,
     blobs: BlobStore,
     executors: Mapping[str, Executor],
-    node: Node,
+    engine: Engine,
     shelf: Shelf,
     images: Images,
 ) -> None:
+    node = engine.node
     stop = Stop()
     hub = Hub()
-    engine = Engine(node, store)
 
     def on_bad(peer: PeerId, error: PeerError) -> None:
         engine.post(events.Misbehaved(peer, error.rule, error.penalty))
 
     async def send_bulk(peer: PeerId, frame: bytes) -> None:
         try:
-            await mesh.send(peer, "bulk", frame, node.ctx.directory.addrs(peer))
+            await mesh.send(peer, "bulk", frame, node.addrs(peer))
         except PeerUnreachable as error:
             raise trio.BrokenResourceError(str(error)) from error
 
     caps = Caps(**asdict(config.bandwidth))
     exchange = Exchange(blobs, send_bulk, on_bad=on_bad, rates=Rates(caps), has_room=Load().has_room)
-    joints = Joints(engine, exchange)
+    bridge = MeshBridge(engine, exchange)
     met = [addr for peer in await store.peers() for addr in peer.addrs]
     mesh = Mesh(
         seed=seed,
         network=config.network,
         listen=config.listen,
         known_addrs=[*config.bootstrap, *met],
-        on_event=joints.on_event,
-        on_bulk=joints.on_bulk,
-        validate=node.admit,
+        on_event=bridge.on_event,
+        on_bulk=bridge.on_bulk,
     )
     # Of the others the core has the result.
-    to_go_on = frozenset(task for task, attempt in node.worker.attempts.items() if attempt.result is None)
+    to_go_on = frozenset(attempt.task for attempt in node.report().attempts if attempt.state in WAITING)
     # One that does not work goes on with nothing.
     wanted = frozenset(label_of(task) for task in to_go_on) if config.work else frozenset()
     survivors = await _survivors(executors, wanted)
@@ -255,7 +233,7 @@ async def _serve(
             exchange,
             connected=mesh.connected,
             lookup=dht.providers,
-            addrs=node.ctx.directory.addrs,
+            addrs=node.addrs,
             me=mesh.peer_id,
         )
         staging = Staging(home.tasks, blobs, providers, images)
@@ -270,7 +248,7 @@ async def _serve(
             tasks=tasks,
             hub=hub,
             post=engine.post,
-            held=lambda: node.held_blobs() | shelf.held,
+            held=lambda: node.pinned() | shelf.held,
         )
         machine = Machine(
             network=config.network,
@@ -279,36 +257,48 @@ async def _serve(
             addrs=lambda: mesh.addrs,
             slots=config.slots,
             work=config.work,
-            serves=bool(mesh.addrs),
             post=engine.post,
             images=images.told,
             registries=images.registries,
             gpus=gpus,
         )
+        offering = Offering(
+            config.steward,
+            network=config.network,
+            quota=blobs.room.quota.blobs_max,
+            addrs=lambda: mesh.addrs,
+            post=engine.post,
+        )
         pausing = Pausing(engine, tasks, home.paused)
         await pausing.restore()
         await machine.probe()
+        offering.look()
         if survivors:
             pausing.take_up()
         nursery.start_soon(performer.run)
         nursery.start_soon(engine.run, performer)
         nursery.start_soon(machine.run)
+        nursery.start_soon(offering.run)
         nursery.start_soon(pausing.run)
         nursery.start_soon(gpus.run)
         nursery.start_soon(tasks.run)
-        nursery.start_soon(Discovery(mesh, dht, store, node.ctx.directory.addrs).run)
+        nursery.start_soon(Discovery(mesh, dht, store, node.addrs, node.peers_to_dial).run)
         service = Service(
+            network=config.network,
             engine=engine,
             blobs=blobs,
             tasks=tasks,
             pausing=pausing,
             hub=hub,
             machine=machine,
+            offering=offering,
             shelf=shelf,
             home=home.root,
             listen=lambda: mesh.addrs,
+            dialable=lambda: mesh.was_dialled or None,
+            submit=config.submit,
             bootstrap=config.bootstrap,
-            foreign=joints.foreign,
+            foreign=bridge.foreign,
             counters=lambda: {
                 **mesh.counts(),
                 **images.counts,
@@ -379,9 +369,9 @@ async def _drain(engine: Engine, stop: Stop) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_when, stop.at_once, nursery.cancel_scope)
             await engine.act(events.Drain())
-            log.info("draining", attempts=len(engine.node.worker.attempts), seconds=DRAIN_S)
+            log.info("draining", attempts=len(engine.node.report().attempts), seconds=DRAIN_S)
             # The core has no event to wait for: that nothing is left is a state.
-            while engine.node.worker.attempts:  # noqa: ASYNC110
+            while engine.node.report().attempts:  # noqa: ASYNC110
                 await trio.sleep(0.1)
             # What an attempt's end led to may still have to be saved and said.
             await engine.act(events.Tick())

@@ -1,4 +1,4 @@
-"""Finding peers: whom the Kademlia network knows, the mesh learns; whom the mesh has met, the store remembers.
+"""Finding peers: whom the Kademlia network or the core knows, the mesh learns; whom it has met, the store remembers.
 
 A peer that knows one bootstrap address finds the others through it, and needs it no more.
 """
@@ -24,16 +24,27 @@ EAGER_S = (0.3, 0.3, 0.5, 1.0, 1.0, 2.0, 3.0, 5.0, 10.0)
 LOOKUP_S = 60.0
 REMEMBER_S = 60.0
 FOUND_MAX = 32
+KNOWN_MAX = 8
+"""Peers of which the core has heard, and that the mesh is told of at a time."""
 
 
 class Discovery:
     """Runs until cancelled; every look-up has the DHT's own deadline."""
 
-    def __init__(self, mesh: Mesh, dht: Dht, store: Store, addrs: Callable[[PeerId], Sequence[str]]) -> None:
+    def __init__(
+        self,
+        mesh: Mesh,
+        dht: Dht,
+        store: Store,
+        addrs: Callable[[PeerId], Sequence[str]],
+        known: Callable[[int], Sequence[tuple[PeerId, Sequence[str]]]],
+    ) -> None:
+        """`known(count)`: peers without a link of which the core has heard, and where they say they are."""
         self._mesh = mesh
         self._dht = dht
         self._store = store
         self._addrs = addrs
+        self._known = known
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -46,7 +57,7 @@ class Discovery:
             await trio.sleep(EAGER_S[rounds] if rounds < len(EAGER_S) else LOOKUP_S)
             if self._mesh.connected():
                 rounds += 1
-            for peer, addrs in await self._dht.find_peers(FOUND_MAX):
+            for peer, addrs in (*await self._dht.find_peers(FOUND_MAX), *self._known(KNOWN_MAX)):
                 if peer != self._mesh.peer_id:
                     self._mesh.learn(peer, addrs)
 

@@ -7,6 +7,7 @@ commit that fails (a full disk) stops the node from speaking until it succeeds: 
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,30 +16,21 @@ from typing import Protocol
 import structlog
 import trio
 
+from nexapod.daemon.recall import Recall
 from nexapod.protocol.errors import LocalError
-from nexapod.protocol.events import (
-    Checkpointed,
-    Effect,
-    Event,
-    Gossiped,
-    Progressed,
-    Received,
-    Save,
-    Tick,
-)
-from nexapod.protocol.node import Node
 from nexapod.protocol.records import Record
 from nexapod.protocol.types import Millis, PeerId, TaskId
+from nexapod.protocol.v3.events import Checkpointed, Effect, Event, Progressed, Received, Save, Tick
+from nexapod.protocol.v3.node.node import Node
 
 log = structlog.get_logger()
 
 BATCH_MAX = 256
+BATCH_S = 0.025
+"""No batch takes longer than this and one more event: the others of the loop, the API among them, have their turn."""
 QUEUED_PER_PEER_MAX = 1024
+QUEUED_BYTES_PER_PEER_MAX = 8 << 20
 """Frames of one peer that wait at once. Messages are idempotent and repeated: more of them are dropped, and counted."""
-GOSSIP_PER_PEER_MAX = 256
-GOSSIP_QUEUED_MAX = 4096
-"""Gossip that waits at once: of one publisher, and of all. It is a hint: what is lost here, the comparison of two peers
-brings."""
 COMMIT_RETRY_S = (1.0, 2.0, 5.0, 15.0, 30.0)
 
 
@@ -66,16 +58,17 @@ class Act:
 class Engine:
     """Owns the node: nothing else calls `node.handle`."""
 
-    def __init__(self, node: Node, store: Keeper) -> None:
+    def __init__(self, node: Node, store: Keeper, recall: Recall | None = None) -> None:
+        """`recall`: what the node reads its saved records back with."""
         self.node = node
+        self._recall = recall
         self.dropped: Counter[str] = Counter()
         self.stalled = ""
         """Why nothing is said at the moment: the store does not take what must be kept. Empty when all is well."""
         self._store = store
         self._queue: deque[Event | Act] = deque()
-        self._queued: Counter[tuple[type[Event], PeerId]] = Counter()
-        self._gossip = 0
-        """How much of it is queued."""
+        self._queued: Counter[PeerId] = Counter()
+        self._queued_bytes: Counter[PeerId] = Counter()
         self._newest: dict[tuple[type[Event], TaskId], Progressed | Checkpointed] = {}
         """How each task stands, of which the queue holds the first one's place: the latest says it all."""
         self._wake = trio.Event()
@@ -85,17 +78,12 @@ class Engine:
         not let the queue grow for ever.
         """
         match event:
-            case Received(peer):
-                if self._queued[Received, peer] >= QUEUED_PER_PEER_MAX:
+            case Received(peer, frame):
+                if not self._has_room(peer, len(frame)):
                     self.dropped["frames"] += 1
                     return
-                self._queued[Received, peer] += 1
-            case Gossiped(peer):
-                if self._queued[Gossiped, peer] >= GOSSIP_PER_PEER_MAX or self._gossip >= GOSSIP_QUEUED_MAX:
-                    self.dropped["gossip"] += 1
-                    return
-                self._queued[Gossiped, peer] += 1
-                self._gossip += 1
+                self._queued[peer] += 1
+                self._queued_bytes[peer] += len(frame)
             case Progressed(task) | Checkpointed(task):
                 waits = (type(event), task) in self._newest
                 self._newest[type(event), task] = event
@@ -103,6 +91,11 @@ class Engine:
                     return
         self._queue.append(event)
         self._wake.set()
+
+    def _has_room(self, peer: PeerId, size: int) -> bool:
+        if self._queued[peer] >= QUEUED_PER_PEER_MAX:
+            return False
+        return not self._queued[peer] or self._queued_bytes[peer] + size <= QUEUED_BYTES_PER_PEER_MAX
 
     async def act(self, event: Event) -> list[Effect]:
         """Hand over an event and wait until all its effects have run. Raises the core's LocalError."""
@@ -142,13 +135,19 @@ class Engine:
         effects: list[Effect] = []
         if not self._queue:
             return self.node.handle(Tick(), now)
+        until = time.perf_counter() + BATCH_S
         for _ in range(min(len(self._queue), BATCH_MAX)):
             item = self._queue.popleft()
+            before = len(effects)
             if isinstance(item, Act):
                 effects += self._act(item, now)
                 acts.append(item)
-                continue
-            effects += self._handle(self._unqueued(item), now)
+            else:
+                effects += self._handle(self._unqueued(item), now)
+            if self._recall is not None:
+                self._recall.saved(e.record for e in effects[before:] if isinstance(e, Save))
+            if time.perf_counter() > until:
+                break
         return effects
 
     def _handle(self, event: Event, now: Millis) -> list[Effect]:
@@ -157,7 +156,7 @@ class Engine:
         try:
             return self.node.handle(event, now)
         except Exception:
-            if not isinstance(event, Received | Gossiped):
+            if not isinstance(event, Received):
                 raise
             self.dropped["failed"] += 1
             log.exception("core_failed", peer=event.peer, kind=type(event).__name__)
@@ -166,11 +165,11 @@ class Engine:
     def _unqueued(self, event: Event) -> Event:
         """Its place is free again. The event to handle in it: how a task stands may have changed since."""
         match event:
-            case Received(peer) | Gossiped(peer):
-                self._queued[type(event), peer] -= 1
-                if not self._queued[type(event), peer]:
-                    del self._queued[type(event), peer]
-                self._gossip -= isinstance(event, Gossiped)
+            case Received(peer, frame):
+                self._queued[peer] -= 1
+                self._queued_bytes[peer] -= len(frame)
+                if not self._queued[peer]:
+                    del self._queued[peer], self._queued_bytes[peer]
             case Progressed(task) | Checkpointed(task):
                 return self._newest.pop((type(event), task))
         return event
@@ -200,4 +199,6 @@ class Engine:
                 if self.stalled:
                     log.info("store_recovered", records=len(records))
                 self.stalled = ""
+                if self._recall is not None:
+                    self._recall.committed()
                 return

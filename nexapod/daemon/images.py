@@ -28,8 +28,9 @@ from nexapod.daemon.small_files import write_durably
 from nexapod.executor.images import oci
 from nexapod.executor.images.errors import BadImage, EngineSilent, ImageError, ImageUnavailable
 from nexapod.executor.images.inventory import Engine, ImageNotHere, is_id
-from nexapod.protocol.statements import registry_host
-from nexapod.protocol.types import BlobRef, Run
+from nexapod.protocol.image_names import registry_host
+from nexapod.protocol.types import BlobRef
+from nexapod.protocol.v3.types import Run
 
 log = structlog.get_logger()
 

@@ -14,10 +14,10 @@ from nexapod.config.gpus import GpuSettings
 from nexapod.daemon.gpu_desk import GpuDesk
 from nexapod.executor.contract import Availability, Executor
 from nexapod.profile.hardware import hardware
-from nexapod.protocol import types
-from nexapod.protocol.events import Event, ProfileChanged
-from nexapod.protocol.limits import ADDRS_MAX
-from nexapod.protocol.types import Profile
+from nexapod.protocol.v3 import types
+from nexapod.protocol.v3.events import Event, ProfileChanged
+from nexapod.protocol.v3.limits import ADDRS_MAX, PROTOCOL_MINOR
+from nexapod.protocol.v3.types import Profile
 from nexapod.version import __version__
 
 log = structlog.get_logger()
@@ -25,7 +25,7 @@ log = structlog.get_logger()
 PROBE_S = 60.0
 IMAGES_MAX = 64
 DISK_STEP = 1 << 30
-"""Free disk is told in whole gibibytes: a profile that changes with every file would be gossiped for ever."""
+"""Free disk is told in whole gibibytes: a profile that changes with every file would be said again and again."""
 
 
 class Machine:
@@ -40,7 +40,6 @@ class Machine:
         addrs: Callable[[], Sequence[str]],
         slots: int | None,
         work: bool,
-        serves: bool,
         post: Callable[[Event], None],
         images: Callable[[], Awaitable[tuple[str, ...]]],
         registries: Sequence[str],
@@ -56,7 +55,6 @@ class Machine:
         self._addrs = addrs
         self._slots = slots
         self._work = work
-        self._serves = serves
         self._post = post
         self.gpus = gpus or GpuDesk(GpuSettings())
         self.profile: Profile | None = None
@@ -76,6 +74,7 @@ class Machine:
             seq=0,
             stamp=0,
             agent=f"nexapod/{__version__}",
+            minor=PROTOCOL_MINOR,
             os=machine.os,
             arch=machine.arch,
             cpu_model=machine.cpu_model,
@@ -87,8 +86,8 @@ class Machine:
             images=(await self._images())[:IMAGES_MAX] if "docker" in usable else (),
             registries=self._registries if "docker" in usable else (),
             addrs=tuple(self._addrs())[:ADDRS_MAX],
-            serves=self._serves,
             slots=slots,
+            reachable=bool(self._addrs()),
         )
         if profile != self.profile:
             self.profile = profile

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from typing import assert_never
 
 import structlog
 import trio
@@ -18,7 +17,8 @@ from nexapod.daemon.retention import Retention
 from nexapod.daemon.tasks import TaskRunner
 from nexapod.dht.dht import Dht
 from nexapod.mesh.mesh import Mesh
-from nexapod.protocol.events import (
+from nexapod.protocol.types import BlobRef
+from nexapod.protocol.v3.events import (
     BlobFailed,
     BlobReady,
     Drop,
@@ -26,21 +26,18 @@ from nexapod.protocol.events import (
     Event,
     Fetch,
     Penalise,
-    Publish,
     Run,
     Save,
     Send,
     Stop,
     Trace,
 )
-from nexapod.protocol.types import BlobRef
 
 log = structlog.get_logger()
 
 FETCHES_AT_ONCE = 32
 """A submitter may wait for ten thousand results. Each search has a deadline, and asks ever more peers until then: begun
 all at once, all would be late, and fill the mesh with questions."""
-PUBLISH_WAITING_MAX = 256
 PROVIDE_WAITING_MAX = 256
 PROVIDE_PAUSE_S = 2.0
 """py-libp2p's peers accept ten provider records in ten seconds from one peer."""
@@ -73,7 +70,6 @@ class Performer:
         self.dropped: Counter[str] = Counter()
         # As many as the core waits for, which keeps each of them in its state anyway.
         self._to_fetch, self._fetches = trio.open_memory_channel[Fetch](math.inf)
-        self._publications, self._to_publish = trio.open_memory_channel[Publish](PUBLISH_WAITING_MAX)
         self._to_provide: OrderedDict[BlobRef, None] = OrderedDict()
         self._provide_wanted = trio.Event()
 
@@ -82,8 +78,6 @@ class Performer:
             case Send(peer, frame, addrs):
                 if not self._mesh.send_nowait(peer, "control", frame, addrs):
                     self.dropped["sends"] += 1
-            case Publish():
-                self._publish(effect)
             case Run():
                 self._tasks.start(effect)
             case Stop(task):
@@ -92,35 +86,23 @@ class Performer:
                 self._to_fetch.send_nowait(effect)
             case Drop():
                 pass  # it may stay as a cache, and can go now: `held` no longer names it
-            case Penalise(peer, rule, ban):
-                if ban:
-                    self._mesh.disconnect(peer, f"it broke the rule {rule} once too often")
+            case Penalise(peer, rule, ban_ms):
+                if ban_ms:
+                    self._mesh.ban(peer, ban_ms, rule)
             case Trace():
                 self._hub.trace(effect)
             case Save():
                 raise AssertionError("saves are the engine's")
             case _:
-                assert_never(effect)
+                self._hub.notice(effect)
 
     async def run(self) -> None:
-        """Fetch, and publish, provide and keep the disk in bounds, each of these one at a time, until cancelled."""
+        """Fetch, provide, and keep the disk in bounds, until cancelled."""
         async with trio.open_nursery() as nursery:
             for _ in range(FETCHES_AT_ONCE):
                 nursery.start_soon(self._fetch_all)
-            nursery.start_soon(self._publish_all)
             nursery.start_soon(self._provide_all)
             nursery.start_soon(self._retention.run)
-
-    def _publish(self, effect: Publish) -> None:
-        try:
-            self._publications.send_nowait(effect)
-        except trio.WouldBlock:
-            # Gossip is a hint: what is lost here, the comparison of two peers brings.
-            self.dropped["publications"] += 1
-
-    async def _publish_all(self) -> None:
-        async for effect in self._to_publish:
-            await self._mesh.publish(effect.topic, effect.data)
 
     async def _fetch_all(self) -> None:
         async for effect in self._fetches:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Final, Protocol, TypeAlias
 
 from nexapod.protocol.errors import LocalError
-from nexapod.protocol.types import EXIT_TRY_ELSEWHERE, ExecutorName, Limits, RunOutcome, Usage
+from nexapod.protocol.types import EXIT_TRY_ELSEWHERE, ExecutorName, RunOutcome, Usage
+from nexapod.protocol.v3.types import Limits
 
 EXIT_OK: Final = 0
 EXIT_TRAPPED: Final = 134

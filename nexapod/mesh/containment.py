@@ -1,28 +1,28 @@
 """Every correction of py-libp2p 0.8.1 for the mesh, in one place; each has the test that fails without it.
 
 As released, one malformed frame from any peer ends the process, a peer goes deaf after some hundreds of inbound
-connections, silent deaths go unnoticed, and a restarted publisher is taken for a repetition of itself. The
-multiplexer's part is in multiplexer.py, Kademlia's in nexapod/dht. Knows nothing of this project's protocols.
+connections, and silent deaths go unnoticed. The multiplexer's part is in multiplexer.py, Kademlia's in nexapod/dht.
+Knows nothing of this project's protocols.
 """
 
 from __future__ import annotations
 
-import time
 import types
-from collections.abc import Awaitable, Callable
+from collections.abc import Sequence
 from typing import Any, Final
 
 import structlog
 import trio
 
 from nexapod.mesh.library import (
+    DIAL_ERRORS,
     ID,
+    PeerStoreError,
     RawConnection,
-    RpcQueue,
+    UpgradeFailure,
     YamuxStream,
     check_pin,
     muxer_module,
-    pubsub_module,
     yamux_module,
 )
 from nexapod.mesh.multiplexer import WINDOW_MAX, ContainedYamux, contained, note, patient_write, thrifty_read
@@ -30,8 +30,6 @@ from nexapod.mesh.multiplexer import WINDOW_MAX, ContainedYamux, contained, note
 log = structlog.get_logger()
 
 STREAMS_PER_CONNECTION_MAX: Final = 96
-GOSSIP_QUEUE: Final = 1024
-"""Gossip waiting to be written to one peer, and read by us; the library drops silently after 32."""
 
 
 def install() -> None:
@@ -41,12 +39,6 @@ def install() -> None:
     yamux_module.MAX_WINDOW_SIZE = WINDOW_MAX
     YamuxStream.write = patient_write
     YamuxStream.read = thrifty_read
-    pubsub_module.SUBSCRIPTION_CHANNEL_SIZE = GOSSIP_QUEUE
-    pubsub_module.RpcQueue = _roomy_queue
-
-
-def _roomy_queue() -> Any:
-    return RpcQueue(max_size=GOSSIP_QUEUE)
 
 
 def guard_streams(host: Any) -> None:
@@ -103,67 +95,41 @@ def fix_inbound_slots(host: Any, slots: int) -> None:
     network._do_handle_inbound_connection = types.MethodType(handle, network)
 
 
-def guard_pubsub(pubsub: Any, admit: Callable[[str], bool] | None = None) -> None:
-    """Keep gossip's exceptions inside it, and number messages so that a restart repeats no number.
-
-    `admit(peer id)` is asked before anything is spent on a message that a peer forwards: False drops it.
-    """
-    pubsub.counter = time.time_ns()
-    own = pubsub.my_id.to_base58()
-    for name in ("_handle_new_peer_with_retry", "handle_sending_messages", "_replay_recent_messages"):
-        setattr(pubsub, name, _never_raising(getattr(pubsub, name), name))
-    for name in ("_handle_dead_peer", "handle_subscription"):
-        setattr(pubsub, name, _never_raising_sync(getattr(pubsub, name), name))
-    for name in ("handle_rpc", "flush_pending_messages"):
-        setattr(pubsub.router, name, _never_raising(getattr(pubsub.router, name), name))
-    push = _never_raising(pubsub.push_msg, "push_msg")
-
-    async def admitted_push(forwarder: Any, message: Any) -> None:
-        peer = forwarder.to_base58()
-        if admit is None or peer == own or admit(peer):
-            await push(forwarder, message)
-
-    pubsub.push_msg = admitted_push
-    pubsub.router.heartbeat = _restarted(pubsub.router.heartbeat, "heartbeat")
-
-
-def _never_raising(inner: Callable[..., Awaitable[Any]], name: str) -> Callable[..., Awaitable[Any]]:
-    async def safe(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return await inner(*args, **kwargs)
-        except Exception as error:
-            note(name, error)
-            return None
-
-    return safe
-
-
-def _never_raising_sync(inner: Callable[..., Any], name: str) -> Callable[..., Any]:
-    def safe(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return inner(*args, **kwargs)
-        except Exception as error:
-            note(name, error)
-            return None
-
-    return safe
-
-
-def _restarted(inner: Callable[[], Awaitable[None]], name: str) -> Callable[[], Awaitable[None]]:
-    async def forever() -> None:
-        while True:
-            try:
-                await inner()
-            except Exception as error:
-                note(name, error)
-            await trio.sleep(1)
-
-    return forever
-
-
 def forget_failed_dial(host: Any, peer: str) -> None:
     """Let a peer be dialled again now: the library refuses for 60 s after one failure, though it may be back."""
     host.get_network()._negative_peer_cache.evict(peer)
+
+
+def said_addrs(host: Any, identity: Any) -> Sequence[str]:
+    """Where a peer says it listens, as identify has told; nothing before."""
+    try:
+        return [str(addr) for addr in host.get_peerstore().addrs(identity)]
+    except PeerStoreError:
+        return []
+
+
+async def shake_hands(host: Any, addr: Any, identity: Any) -> None:
+    """Dial, see that the peer's key is there, and hang up: no connection comes of it. Raises DIAL_ERRORS."""
+    network = host.get_network()
+    raw = await network.transport_manager.transport_for_dialing(addr).dial(addr)
+    try:
+        await network.upgrader.upgrade_security(raw, True, identity)
+    except DIAL_ERRORS:
+        raise
+    except Exception as error:  # whoever is there may answer anything, and the library does not name all of it
+        note("handshake", error)
+        raise UpgradeFailure(repr(error)[:200]) from error
+    finally:
+        await _hang_up(raw)
+
+
+async def _hang_up(raw: Any) -> None:
+    with trio.move_on_after(1) as scope:
+        scope.shield = True
+        try:
+            await raw.close()
+        except Exception as error:
+            note("close", error)
 
 
 async def close_peer(host: Any, peer: str) -> None:
@@ -171,10 +137,11 @@ async def close_peer(host: Any, peer: str) -> None:
     connections = list(host.get_network().get_connections(ID.from_base58(peer)))
     async with trio.open_nursery() as nursery:
         for connection in connections:
-            nursery.start_soon(_close, connection)
+            nursery.start_soon(close_connection, connection)
 
 
-async def _close(connection: Any) -> None:
+async def close_connection(connection: Any) -> None:
+    """Close one connection, within 3 s even if its peer reads nothing more."""
     with trio.move_on_after(2) as scope:
         scope.shield = True
         try:
@@ -200,4 +167,4 @@ async def close_all(host: Any) -> None:
         async with trio.open_nursery() as nursery:
             for connections in list(network.connections.values()):
                 for connection in list(connections):
-                    nursery.start_soon(_close, connection)
+                    nursery.start_soon(close_connection, connection)

@@ -1,6 +1,7 @@
-"""What the mesh tells the daemon, and the names of its channels and topics. Values only.
+"""What the mesh tells the daemon, and the names of its channels. Values only.
 
-Where the core has the same event, it is the core's: PeerUp with the first usable connection, PeerDown with the last.
+PeerUp comes with the first usable connection, PeerDown with the end of the last. Where the core has the same event, it
+is the core's.
 """
 
 from __future__ import annotations
@@ -8,14 +9,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
-from nexapod.protocol.events import PeerDown as PeerDown
-from nexapod.protocol.events import PeerUp as PeerUp
-from nexapod.protocol.events import Topic as Topic
 from nexapod.protocol.types import PeerId
+from nexapod.protocol.v3.events import PeerDown as PeerDown
+from nexapod.protocol.v3.events import PeerUp as PeerUp
 
 Channel: TypeAlias = Literal["control", "bulk"]
 CHANNELS: Final[tuple[Channel, ...]] = ("control", "bulk")
-TOPICS: Final[tuple[Topic, ...]] = ("profile", "job")
+VERSION: Final = 3
+"""Of the protocol that the channels carry: peers of another one share none with this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """A linked peer that had dialled this one was dialled back, and answered with its own key; `addr`: of its link."""
+
+    peer: PeerId
+    addr: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +45,6 @@ class Frame:
 
 
 @dataclass(frozen=True, slots=True)
-class Gossip:
-    """One gossip message, validated; `peer` is who published it (its signature was checked)."""
-
-    topic: Topic
-    peer: PeerId
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
 class Misbehaved:
     """A peer broke the framing of a link; its stream was reset. `rule` is a short, fixed name."""
 
@@ -60,14 +60,9 @@ class Foreign:
     network: str
 
 
-MeshEvent: TypeAlias = PeerUp | PeerDown | Unreachable | Frame | Gossip | Misbehaved | Foreign
+MeshEvent: TypeAlias = PeerUp | PeerDown | Reached | Unreachable | Frame | Misbehaved | Foreign
 
 
 def channel_protocol(network: str, channel: Channel) -> str:
     """The libp2p protocol id of a channel."""
-    return f"/nexapod/{network}/{channel}/1"
-
-
-def topic_name(network: str, topic: Topic) -> str:
-    """The gossip topic of a network."""
-    return f"nexapod/{network}/{topic}/1"
+    return f"/nexapod/{network}/{channel}/{VERSION}"

@@ -69,7 +69,6 @@ def stand_in_for_fastecdsa() -> bool:
 
 stand_in_for_fastecdsa()
 
-import libp2p.pubsub.pubsub as pubsub_module  # noqa: E402
 import libp2p.stream_muxer.muxer_multistream as muxer_module  # noqa: E402
 import libp2p.stream_muxer.yamux.yamux as yamux_module  # noqa: E402
 from libp2p import new_host  # noqa: E402
@@ -85,9 +84,8 @@ from libp2p.network.exceptions import SwarmException  # noqa: E402
 from libp2p.network.stream.exceptions import StreamError  # noqa: E402
 from libp2p.network.swarm import Swarm  # noqa: E402
 from libp2p.peer.id import ID  # noqa: E402
-from libp2p.pubsub.gossipsub import GossipSub  # noqa: E402
-from libp2p.pubsub.pubsub import Pubsub  # noqa: E402
-from libp2p.pubsub.rpc_queue import RpcQueue  # noqa: E402
+from libp2p.peer.peerstore import PeerStoreError  # noqa: E402
+from libp2p.rcmgr import Direction  # noqa: E402
 from libp2p.rcmgr.connection_limits import ConnectionLimits  # noqa: E402
 from libp2p.rcmgr.manager import ResourceLimits, ResourceManager  # noqa: E402
 from libp2p.security.noise.io import NoiseTransportReadWriter  # noqa: E402
@@ -102,11 +100,12 @@ from libp2p.stream_muxer.exceptions import (  # noqa: E402
 )
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_ID  # noqa: E402
 from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream  # noqa: E402
-from libp2p.tools.anyio_service import background_trio_service  # noqa: E402
+from libp2p.transport.exceptions import OpenConnectionError, UpgradeFailure  # noqa: E402
 from libp2p.transport.tcp.tcp import TCP  # noqa: E402
 from multiaddr import Multiaddr  # noqa: E402
 
 __all__ = [
+    "DIAL_ERRORS",
     "ID",
     "NOISE_ID",
     "STREAM_ERRORS",
@@ -115,7 +114,7 @@ __all__ = [
     "BasicHost",
     "ConnectionConfig",
     "ConnectionLimits",
-    "GossipSub",
+    "Direction",
     "HostException",
     "IOException",
     "IncompleteReadError",
@@ -125,24 +124,22 @@ __all__ = [
     "MuxedStreamReset",
     "NoiseTransport",
     "NoiseTransportReadWriter",
-    "Pubsub",
+    "PeerStoreError",
     "RawConnError",
     "RawConnection",
     "ResourceLimits",
     "ResourceManager",
     "RetryConfig",
-    "RpcQueue",
     "SecureSession",
     "Swarm",
     "SwarmException",
+    "UpgradeFailure",
     "Yamux",
     "YamuxStream",
-    "background_trio_service",
     "create_new_key_pair",
     "create_noise_key_pair",
     "muxer_module",
     "new_host",
-    "pubsub_module",
     "yamux_module",
 ]
 
@@ -157,6 +154,8 @@ STREAM_ERRORS: Final[tuple[type[Exception], ...]] = (
     OSError,
 )
 """What opening, reading or writing a stream may raise when the other side or the network fails."""
+DIAL_ERRORS: Final[tuple[type[Exception], ...]] = (*STREAM_ERRORS, OpenConnectionError, UpgradeFailure)
+"""What dialling may raise when nobody is there, or somebody else is."""
 
 if not os.environ.get("LIBP2P_DEBUG"):
     # It warns of every stream that a peer closes; what matters of that, our own events say.
@@ -189,20 +188,6 @@ _CORRECTED: Final[tuple[tuple[Any, tuple[str, ...]], ...]] = (
     (YamuxStream, ("write", "read", "send_window_update")),
     (SecureSession, ("_drain",)),
     (NoiseTransportReadWriter, ("encrypt", "decrypt")),
-    (
-        Pubsub,
-        (
-            "push_msg",
-            "_handle_new_peer_with_retry",
-            "handle_sending_messages",
-            "_replay_recent_messages",
-            "_handle_dead_peer",
-            "handle_subscription",
-            "_next_seqno",
-        ),
-    ),
-    (GossipSub, ("handle_rpc", "flush_pending_messages", "heartbeat", "publish", "remove_peer")),
-    (pubsub_module, ("RpcQueue", "SUBSCRIPTION_CHANNEL_SIZE")),
     (muxer_module, ("Yamux",)),
     (yamux_module, ("MAX_WINDOW_SIZE", "MAX_MESSAGE_SIZE", "HEADER_SIZE", "FLAG_SYN", "TYPE_PING")),
 )

@@ -1,7 +1,7 @@
-"""The mesh: this peer's place in its network, over libp2p. Joins host, links, gossip and peer keeping.
+"""The mesh: this peer's place in its network, over libp2p. Joins host, links and peer keeping.
 
-Moves bytes and reports who is there. Does not know what frames and gossip messages mean, decides nothing about jobs,
-and stores nothing: what should outlive the process (addresses, the seed) the daemon keeps.
+Moves bytes and reports who is there. Does not know what frames mean, decides nothing about jobs, and stores nothing:
+what should outlive the process (addresses, bans, the seed) the daemon keeps.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ import trio
 
 from nexapod.mesh import containment
 from nexapod.mesh.addresses import check_free, expand, parse_known, parse_listen
-from nexapod.mesh.events import Channel, MeshEvent, Topic
-from nexapod.mesh.gossip import Gossiper
+from nexapod.mesh.events import Channel, MeshEvent
 from nexapod.mesh.host import build_host
 from nexapod.mesh.identity import peer_id
 from nexapod.mesh.keeping import Keeper
@@ -25,6 +24,7 @@ from nexapod.mesh.links import Links
 from nexapod.mesh.multiplexer import contained
 from nexapod.mesh.peers import AddressBook, Dialler
 from nexapod.mesh.presence import Presence
+from nexapod.mesh.reaching import Reaching
 from nexapod.protocol.errors import LocalError
 from nexapod.protocol.types import PeerId
 
@@ -37,8 +37,8 @@ class Mesh:
     """One peer of one network. `run` serves it; everything else may be called while it runs.
 
     `on_event` is called from the mesh's tasks and must not block; `on_bulk` is awaited for every bulk frame (at most
-    links.BULK_HANDLER_S); `validate` judges gossip before it is forwarded, in about a millisecond. What any of them
-    raises is logged and counted, and harms nothing. Raises LocalError for malformed addresses or names.
+    links.BULK_HANDLER_S). What either raises is logged and counted, and harms nothing. Raises LocalError for malformed
+    addresses or names.
     """
 
     def __init__(
@@ -50,7 +50,6 @@ class Mesh:
         known_addrs: Iterable[str] = (),
         on_event: Callable[[MeshEvent], None],
         on_bulk: Callable[[PeerId, bytes], Awaitable[None]],
-        validate: Callable[[Topic, bytes], bool],
         peers_min: int = 4,
         peers_max: int = 64,
     ) -> None:
@@ -72,10 +71,8 @@ class Mesh:
         self._keeper = Keeper(
             self.host, self._book, self._dialler, lambda: self._presence, self._links.used_at, (peers_min, peers_max)
         )
-        self._gossip = Gossiper(self.host, network, peers_max * 2, self._emit, validate)
-        self._presence = Presence(
-            self.host, network, self._links, self._book, self._emit, self._keeper.look, self._gossip.renew
-        )
+        self._presence = Presence(self.host, network, self._links, self._book, self._emit, self._keeper.look)
+        self._reaching = Reaching(self._presence, self._dialler, self._emit)
         self._nursery: trio.Nursery | None = None
         for text in known_addrs:
             peer, addr = parse_known(text)
@@ -111,7 +108,7 @@ class Mesh:
             try:
                 self._links.start(nursery)
                 self._presence.start(nursery)
-                await nursery.start(self._gossip.run)
+                nursery.start_soon(self._reaching.run)
                 nursery.start_soon(self._keeper.run)
                 log.info("mesh_started", peer=self.peer_id, network=self.network, addrs=self.addrs)
                 task_status.started()
@@ -142,33 +139,37 @@ class Mesh:
             self._book.learn(peer, addrs)
         await self._links.send(peer, channel, frame)
 
-    # --- gossip --------------------------------------------------------------------------------------------------
-    async def publish(self, topic: Topic, data: bytes) -> None:
-        """Tell all of the network, best effort. Raises LocalError above 64 KiB."""
-        await self._gossip.publish(topic, data)
-
     # --- peers ---------------------------------------------------------------------------------------------------
     def connected(self) -> dict[PeerId, str]:
         """Peers that are up, with their remote multiaddr."""
         return self._presence.up()
+
+    @property
+    def was_dialled(self) -> bool:
+        """Whether another peer has got through to this one since it began: it can be dialled, from somewhere."""
+        return self._presence.was_dialled
 
     def learn(self, peer: PeerId, addrs: Sequence[str]) -> None:
         """Note where a peer may be reached. What cannot be dialled, or names another peer, is ignored."""
         if self._book.learn(peer, addrs):
             self._keeper.look()
 
-    def disconnect(self, peer: PeerId, reason: str) -> None:
-        """Close all connections to a peer, and leave it alone for a while."""
-        log.info("peer_disconnected", peer=peer, reason=reason)
-        self._book.failed(peer)
+    def ban(self, peer: PeerId, ban_ms: int, reason: str) -> None:
+        """Close all connections to a peer, and for `ban_ms` neither dial it nor keep a connection that it opens."""
+        log.info("peer_banned", peer=peer, reason=reason, ban_ms=ban_ms)
+        self._book.ban(peer, ban_ms / 1000)
         if self._nursery is not None:
             self._nursery.start_soon(containment.close_peer, self.host, peer)
 
     def counts(self) -> dict[str, int]:
         """Counters for metrics: what was moved, refused, dropped, contained."""
         caught = {f"contained_{guard}": count for guard, count in contained.items()}
-        gossip = {f"gossip_{name}": count for name, count in self._gossip.counts.items()}
-        return {**self._links.counts, **gossip, **caught, "event_handler_errors": self._handler_errors}
+        return {
+            **self._links.counts,
+            **self._presence.counts,
+            **caught,
+            "event_handler_errors": self._handler_errors,
+        }
 
     # --- inside --------------------------------------------------------------------------------------------------
     def _heard(self, peer: PeerId, connection: Any) -> None:

@@ -16,7 +16,7 @@ import trio
 
 from nexapod.mesh import containment
 from nexapod.mesh.addresses import dialable
-from nexapod.mesh.library import ID, STREAM_ERRORS, Multiaddr
+from nexapod.mesh.library import DIAL_ERRORS, ID, STREAM_ERRORS, Multiaddr
 from nexapod.protocol.types import PeerId
 
 log = structlog.get_logger()
@@ -29,6 +29,7 @@ FOREIGN_S: Final = 600.0
 DIAL_S: Final = 5.0
 DIAL_STAGGER_S: Final = 0.25
 DIALS_MAX: Final = 16
+BANS_MAX: Final = 4096
 _ADDR_TTL_S: Final = 3600
 
 
@@ -48,6 +49,8 @@ class AddressBook:
         self._own = own
         self._clock = clock
         self._known: OrderedDict[PeerId, _Known] = OrderedDict()
+        self._bans: OrderedDict[PeerId, float] = OrderedDict()
+        """Until when, by the clock; of too many the one that was said first is forgotten."""
 
     def learn(self, peer: PeerId, addrs: Iterable[str], *, pinned: bool = False) -> bool:
         """Add what can be dialled of `addrs`, most recent first. True when something is new."""
@@ -80,7 +83,9 @@ class AddressBook:
         return list(known.addrs) if known else []
 
     def ready(self, peer: PeerId) -> bool:
-        """Whether its backoff is over; a peer that is not known is ready."""
+        """Whether its backoff is over; a peer that is not known is ready, one that is banned is not."""
+        if self.banned(peer):
+            return False
         known = self._known.get(peer)
         return known is None or known.ready_at <= self._clock()
 
@@ -110,6 +115,21 @@ class AddressBook:
         known = self._known.setdefault(peer, _Known())
         known.ready_at = self._clock() + FOREIGN_S
         self._shrink()
+
+    def ban(self, peer: PeerId, seconds: float) -> None:
+        """Have nothing to do with a peer for so long from now."""
+        self._bans.pop(peer, None)
+        self._bans[peer] = self._clock() + seconds
+        if len(self._bans) > BANS_MAX:
+            self._bans.popitem(last=False)
+
+    def banned(self, peer: PeerId) -> bool:
+        """Whether nothing is to be had to do with it now."""
+        until = self._bans.get(peer)
+        if until is not None and until <= self._clock():
+            del self._bans[peer]
+            return False
+        return until is not None
 
     def forget_addr(self, peer: PeerId, addr: str) -> None:
         known = self._known.get(peer)
@@ -157,6 +177,24 @@ class Dialler:
             self._book.succeeded(peer)
             return True
         self._book.failed(peer)
+        return False
+
+    async def answers(self, peer: PeerId) -> bool:
+        """Whether a peer can be dialled: it answers at one of the addresses where it says it is, with its own key.
+
+        No connection comes of it, so it may be asked of a peer that is connected already. Takes up to DIAL_S.
+        """
+        identity = ID.from_base58(peer)
+        addrs = dict.fromkeys((*self._book.addrs(peer), *dialable(peer, containment.said_addrs(self._host, identity))))
+        async with self._limit:
+            with trio.move_on_after(DIAL_S):
+                for addr in list(addrs)[:ADDRS_PER_PEER_MAX]:
+                    try:
+                        await containment.shake_hands(self._host, Multiaddr(f"{addr}/p2p/{peer}"), identity)
+                    except DIAL_ERRORS as error:
+                        log.debug("peer_not_reached", peer=peer, addr=addr, error=repr(error)[:120])
+                    else:
+                        return True
         return False
 
     async def _dial(self, peer: PeerId) -> None:

@@ -7,6 +7,7 @@ direction; a peer that speaks none of our protocols is named and sent away.
 from __future__ import annotations
 
 import ipaddress
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -14,8 +15,8 @@ import structlog
 import trio
 
 from nexapod.mesh import containment
-from nexapod.mesh.events import Foreign, MeshEvent, PeerDown, PeerUp, channel_protocol
-from nexapod.mesh.library import ID, STREAM_ERRORS
+from nexapod.mesh.events import Foreign, MeshEvent, PeerDown, PeerUp, Reached, channel_protocol
+from nexapod.mesh.library import ID, STREAM_ERRORS, Direction
 from nexapod.mesh.links import Links
 from nexapod.mesh.peers import AddressBook
 from nexapod.protocol.types import PeerId, key_of_peer_id
@@ -37,17 +38,21 @@ class Presence:
         book: AddressBook,
         emit: Callable[[MeshEvent], None],
         on_change: Callable[[], None],
-        on_fewer: Callable[[Any], None],
     ) -> None:
-        """`on_fewer` is told a libp2p id of which one connection has ended and another goes on."""
+        self.counts: Counter[str] = Counter()
+        self.changed = trio.Event()
+        """Set, and replaced, when somebody came up or went."""
         self._host = host
         self._network = network
         self._links = links
         self._book = book
         self._emit = emit
         self._on_change = on_change
-        self._on_fewer = on_fewer
+        self.was_dialled = False
+        """Somebody has dialled this peer."""
         self._up: dict[PeerId, str] = {}
+        self._dialled: set[PeerId] = set()
+        """Of those that are up, whom this peer has got through to itself."""
         self._nursery: trio.Nursery | None = None
         host.get_network().register_notifee(self)
 
@@ -58,22 +63,52 @@ class Presence:
         """Peers that are up, with the remote address of the connection that brought them."""
         return dict(self._up)
 
+    def unreached(self) -> list[PeerId]:
+        """Peers that are up and that this peer has not got through to itself."""
+        return [peer for peer in self._up if peer not in self._dialled]
+
+    def reached(self, peer: PeerId) -> bool:
+        """This peer has got through to it. False when that is known, or when it is not up."""
+        if peer not in self._up or peer in self._dialled:
+            return False
+        self._dialled.add(peer)
+        return True
+
     def heard(self, peer: PeerId, connection: Any) -> None:
         """A peer opened a link to us: it is of our network."""
         self._mark_up(peer, connection)
 
     def _mark_up(self, peer: PeerId, connection: Any) -> None:
-        if peer in self._up or connection.is_closed:
+        if connection.is_closed or self._book.banned(peer):
+            return
+        dialled = is_outbound(connection)
+        if peer in self._up:
+            if dialled and self.reached(peer):
+                self._emit(Reached(peer, self._up[peer]))
             return
         self._up[peer] = remote_addr(connection)
+        if dialled:
+            self._dialled.add(peer)
+        else:
+            self.was_dialled = True
         self._book.succeeded(peer)
-        log.info("peer_up", peer=peer, addr=self._up[peer])
-        self._emit(PeerUp(peer, self._up[peer]))
+        log.info("peer_up", peer=peer, addr=self._up[peer], dialled=dialled)
+        self._emit(PeerUp(peer, self._up[peer], dialled))
+        self._look()
+
+    def _look(self) -> None:
+        self.changed.set()
+        self.changed = trio.Event()
         self._on_change()
 
     # --- the library's notifee -----------------------------------------------------------------------------------
     async def connected(self, network: Any, connection: Any) -> None:
         await trio.lowlevel.checkpoint()
+        if self._book.banned(PeerId(connection.muxed_conn.peer_id.to_base58())):
+            self.counts["banned_refused"] += 1
+            if self._nursery is not None:
+                self._nursery.start_soon(containment.close_connection, connection)
+            return
         for older in network.get_connections(connection.muxed_conn.peer_id):
             if older is not connection:
                 older.muxed_conn.doubt()
@@ -84,14 +119,14 @@ class Presence:
         await trio.lowlevel.checkpoint()
         identity = connection.muxed_conn.peer_id
         if any(not other.is_closed for other in network.get_connections(identity)):
-            self._on_fewer(identity)
             return
         peer = PeerId(identity.to_base58())
         self._links.forget(peer)
+        self._dialled.discard(peer)
         if self._up.pop(peer, None) is not None:
             log.info("peer_down", peer=peer)
             self._emit(PeerDown(peer))
-        self._on_change()
+        self._look()
 
     async def opened_stream(self, _network: Any, _stream: Any) -> None:
         await trio.lowlevel.checkpoint()
@@ -149,6 +184,11 @@ def _network_of(protocols: list[str]) -> str:
         if len(parts) == 5 and parts[1] == "nexapod":
             return ascii(parts[2][:64])[1:-1]
     return ""
+
+
+def is_outbound(connection: Any) -> bool:
+    """Whether this peer opened the connection."""
+    return bool(connection.direction == Direction.OUTBOUND)
 
 
 def remote_addr(connection: Any) -> str:

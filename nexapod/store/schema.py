@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 Migrations: TypeAlias = tuple[tuple[str, ...], ...]
 
+
 MIGRATIONS: Migrations = (
     (
         # WITHOUT ROWID: one tree instead of two, so a commit writes fewer pages, and `load` reads in key
@@ -23,13 +24,22 @@ MIGRATIONS: Migrations = (
         ) WITHOUT ROWID""",
         "CREATE INDEX peers_by_last_seen ON peers (last_seen_wall_ms)",
     ),
+    (
+        # What version 2 of the protocol kept means nothing to version 3: set aside, not deleted.
+        "ALTER TABLE records RENAME TO records_of_protocol_2",
+        """CREATE TABLE records (
+            kind TEXT NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL, PRIMARY KEY (kind, key)
+        ) WITHOUT ROWID""",
+    ),
 )
 SCHEMA_VERSION = len(MIGRATIONS)
 
 UPSERT = """INSERT INTO records (kind, key, value) VALUES (?, ?, ?)
     ON CONFLICT DO UPDATE SET value = excluded.value"""
 DELETE = "DELETE FROM records WHERE kind = ? AND key = ?"
-LOAD = "SELECT kind, key, value FROM records ORDER BY kind, key"
+LOAD_BUT = "SELECT kind, key, value FROM records WHERE kind NOT IN (SELECT value FROM json_each(?)) ORDER BY kind, key"
+LOAD_PREFIX = "SELECT kind, key, value FROM records WHERE kind = ? AND key >= ? AND (? IS NULL OR key < ?) ORDER BY key"
+COUNT_SET_ASIDE = "SELECT count(*) FROM records_of_protocol_2"
 LOAD_KIND = "SELECT kind, key, value FROM records WHERE kind = ? ORDER BY key"
 
 UPSERT_PEER = """INSERT INTO peers (peer_id, addrs, last_seen_wall_ms) VALUES (?, ?, ?)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,13 +92,17 @@ class Store:
         if mine.error is not None:
             raise mine.error
 
-    async def load(self, kind: str | None = None) -> list[Record]:
-        """All records, or those of one kind, ordered by (kind, key). Raises StoreError."""
+    async def load(self, kind: str | None = None, *, but: Collection[str] = ()) -> list[Record]:
+        """All records (`but` those of these kinds), or those of one kind, ordered by (kind, key). Raises StoreError."""
         if kind is None:
-            rows = await self._fetch(schema.LOAD)
+            rows = await self._fetch(schema.LOAD_BUT, (json.dumps(sorted(but)),))
         else:
             rows = await self._fetch(schema.LOAD_KIND, (kind,))
         return [Record(*row) for row in rows]
+
+    async def set_aside(self) -> int:
+        """How many records of an earlier version of the protocol lie here, read by nobody. Raises StoreError."""
+        return int((await self._fetch(schema.COUNT_SET_ASIDE))[0][0])
 
     async def peers(self) -> list[KnownPeer]:
         """The known peers, most recently seen first. Raises StoreError."""

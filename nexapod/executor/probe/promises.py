@@ -15,7 +15,8 @@ from typing import Any, Final, Literal, TypeAlias
 
 from nexapod.executor.contract import PROGRESS_ENV, Ended
 from nexapod.protocol.limits import LOG_TAIL_MAX
-from nexapod.protocol.types import ExecutorName, Limits, RunOutcome
+from nexapod.protocol.types import ExecutorName, RunOutcome
+from nexapod.protocol.v3.types import Limits
 
 
 @dataclass(frozen=True, slots=True)

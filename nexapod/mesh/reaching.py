@@ -1,0 +1,52 @@
+"""Learns of peers that have dialled this one whether they can be dialled: by dialling them back, until it works.
+
+A steward has to be found by whoever needs it, and an address that only its owner names proves nothing. A peer that was
+dialled in the first place needs no proof.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from nexapod.mesh.events import MeshEvent, Reached
+from nexapod.mesh.peers import Dialler
+from nexapod.mesh.presence import Presence
+from nexapod.protocol.types import PeerId
+
+PAUSES_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0, 3.0, 10.0, 30.0, 120.0)
+"""Before each attempt; the last of them again and again. The first few wait for the peer to say where it is."""
+
+
+class Reaching:
+    """One task for each linked peer that nobody here has got through to."""
+
+    def __init__(self, presence: Presence, dialler: Dialler, emit: Callable[[MeshEvent], None]) -> None:
+        self._presence = presence
+        self._dialler = dialler
+        self._emit = emit
+        self._under_way: set[PeerId] = set()
+
+    async def run(self) -> None:
+        """Look at everybody who comes up, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                changed = self._presence.changed
+                for peer in self._presence.unreached():
+                    if peer not in self._under_way:
+                        self._under_way.add(peer)
+                        nursery.start_soon(self._reach, peer)
+                await changed.wait()
+
+    async def _reach(self, peer: PeerId) -> None:
+        try:
+            attempt = 0
+            while peer in self._presence.unreached():
+                await trio.sleep(PAUSES_S[min(attempt, len(PAUSES_S) - 1)])
+                attempt += 1
+                if await self._dialler.answers(peer) and self._presence.reached(peer):
+                    self._emit(Reached(peer, self._presence.up()[peer]))
+        finally:
+            self._under_way.discard(peer)
