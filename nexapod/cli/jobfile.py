@@ -190,6 +190,8 @@ def _limits(table: Table, executor: str) -> dict[str, Any]:
     output = take_size(table, "output", _DEFAULTS.output, 0)
     wall = take_duration(table, "wall", _DEFAULTS.wall_ms, 1, limits.WALL_MAX_MS)
     gpus = table.whole("gpus", 0, 0, limits.GPUS_MAX)
+    if gpus and executor == "wasm":
+        table.problem("gpus", _DOCKER_ONLY)
     if "gpu_memory" in table and not gpus:
         table.problem("gpu_memory", _NO_GPU)
     return {

@@ -14,13 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import trio
+import trio.lowlevel
 
 from nexapod.api.app import create_app
 from nexapod.api.backend import Forbidden, Invalid, Json, Metric, NotFound, NotReady, Over
 from nexapod.api.serve import serve
-from nexapod.protocol.types import BlobRef, JobId, JobSpec, PeerId, blob_of, peer_id_of_key
+from nexapod.protocol.errors import LocalError
+from nexapod.protocol.types import BlobRef, JobId, PeerId, blob_of, peer_id_of_key
+from nexapod.protocol.v3.types import JobSpec
 
 ME, ANN, BOB = (peer_id_of_key(bytes([n]) * 32) for n in (1, 2, 3))
+RESTS_ON = "Only 2 other stewards are known: the result rests on these."
 NASTY = "\x1b[2J[red]not markup[/red]\x1b]0;owned\x07 \u202eevil\r\nforged: line"
 """What a hostile peer would put into a name or a log."""
 
@@ -33,6 +37,8 @@ class FakeTask:
     files: dict[str, BlobRef] = field(default_factory=dict)
     reason: str = ""
     log: str = ""
+    here: bool = True
+    """Its files have come to the daemon."""
 
 
 @dataclass
@@ -42,13 +48,20 @@ class FakeJob:
     placed_on: list[PeerId] = field(default_factory=list)
     cancelled: bool = False
     certificate: bytes = b"certificate"
+    broken: bool = False
+    """Its certificate cannot be read to its end."""
+    failing: Json | None = None
+    refused: list[Json] = field(default_factory=list)
+    unratified: list[int] = field(default_factory=list)
+    friends: list[PeerId] = field(default_factory=list)
+    accept_unknown: bool = False
 
     @property
     def state(self) -> str:
         if self.cancelled:
             return "cancelled"
-        if all(t.state in ("settled", "failed") for t in self.tasks):
-            return "complete"
+        if all(t.state in ("accepted", "failed") for t in self.tasks):
+            return "settled"
         return "running" if self.placed_on else "placing"
 
 
@@ -83,18 +96,34 @@ class FakeBackend:
 
     def place(self, job: JobId) -> None:
         self.known[job].placed_on = [ANN, BOB]
-        self.tell(job, "placed", placed_on=[ANN, BOB])
+        self.tell(job, "placed", peers=[ANN, BOB])
 
     def work(self, job: JobId, index: int, progress: float) -> None:
         task = self.known[job].tasks[index]
-        task.state, task.progress, task.workers = "leased", progress, [ANN, BOB]
-        self.tell(job, "task_changed", index=index, state="leased", progress=progress, workers=[ANN, BOB])
+        task.state, task.progress, task.workers = "running", progress, [ANN, BOB]
+        self.tell(job, "task_changed", index=index, state="running", progress=progress, workers=[ANN, BOB])
 
-    def settle(self, job: JobId, index: int, files: dict[str, bytes]) -> None:
+    def accept(self, job: JobId, index: int, files: dict[str, bytes]) -> None:
         task = self.known[job].tasks[index]
-        task.state, task.progress = "settled", 1.0
+        task.state, task.progress = "accepted", 1.0
         task.files = {path: self.put(data) for path, data in files.items()}
-        self.tell(job, "settled", index=index)
+        self.tell(job, "accepted", index=index, reason="")
+        self._end(job)
+
+    def end_badly(self, job: JobId, index: int, exit_status: int, reason: str, log: str) -> None:
+        """The first result of a task, which is not decided by it."""
+        found = self.known[job]
+        found.failing = {
+            "index": index, "peer": ANN, "exit": exit_status, "reason": reason, "outcome": "failed", "log": log,
+        }  # fmt: skip
+        found.tasks[index].log = log
+        self.tell(job, "failing", **found.failing)
+
+    def refuse(self, job: JobId, reason: str) -> None:
+        found = self.known[job]
+        found.refused = [{"peer": peer, "reason": reason} for peer in (ANN, BOB)]
+        found.cancelled = True
+        self.tell(job, "refused", reason=reason)
         self._end(job)
 
     def fail(self, job: JobId, index: int, reason: str) -> None:
@@ -104,8 +133,8 @@ class FakeBackend:
         self._end(job)
 
     def _end(self, job: JobId) -> None:
-        if self.known[job].state in ("complete", "cancelled"):
-            self.tell(job, "complete", state=self.known[job].state)
+        if self.known[job].state in ("settled", "cancelled"):
+            self.tell(job, "closed", state=self.known[job].state)
 
     # --- the Protocol --------------------------------------------------------------------------------------------
     async def status(self) -> Json:
@@ -116,16 +145,23 @@ class FakeBackend:
             "peer_id": ME, "version": "0.1.0", "network": self.network,
             "listen": [f"/ip4/127.0.0.1/tcp/4747/p2p/{ME}"],
             "connected_peers": 2, "known_peers": 2, "active_jobs": active, "running_tasks": 0, "leases": 0, "slots": 4,
+            "steward_shards": 1, "dialable": True,
             "state": "paused" if self.paused_for else "running", "uptime_s": 3725, "home": "/home/me", "pid": 4711,
             "pause_left_s": self.paused_for[-1] if self.paused_for else None,
         }  # fmt: skip
 
     async def peers(self) -> list[Json]:
         return [
-            {"peer_id": ANN, "connected": True, "live": True, "address": "/ip4/192.0.2.7/tcp/4747", "heard_s": 12}
+            {
+                "peer_id": ANN, "connected": True, "dialled": True, "live": True, "address": "/ip4/192.0.2.7/tcp/4747",
+                "group": "192.0.2.0/24", "steward": True, "seen_up_s": 12, "gone_s": None, "introducer": None,
+            }
             | _profile("amd64", NASTY),
-            {"peer_id": BOB, "connected": False, "live": False, "address": "", "heard_s": None},
-        ]
+            {
+                "peer_id": BOB, "connected": False, "dialled": False, "live": False, "address": "", "group": None,
+                "steward": False, "seen_up_s": 0, "gone_s": 3600, "introducer": ANN,
+            },
+        ]  # fmt: skip
 
     async def profile(self) -> Json:
         gpus = [
@@ -133,7 +169,13 @@ class FakeBackend:
             _local_gpu(1, leased_by="abc-1", power_w=None, power_limit_w=None, utilisation_percent=None),
             _local_gpu(2, withheld=f"others use it {NASTY}", memory_used=None, temperature_c=None),
         ]
-        return _profile("amd64", "A processor") | {"local_gpus": gpus, "gpu_trouble": "GPU 3 does not answer"}
+        offer = {
+            "addrs": [f"/ip4/192.0.2.1/tcp/4747/p2p/{ME}"], "storage": 2 << 30, "shards": 1024,
+            "until": 1_900_000_000_000, "reached_by": [ANN],
+        }  # fmt: skip
+        return _profile("amd64", "A processor") | {
+            "local_gpus": gpus, "gpu_trouble": "GPU 3 does not answer", "offer": offer, "no_offer": "",
+        }  # fmt: skip
 
     async def put_blob(self, stream: AsyncIterator[bytes], size: int) -> BlobRef:
         data = b"".join([piece async for piece in stream])
@@ -221,10 +263,13 @@ class FakeBackend:
             "pinned": ref in self.pins, "held": False, "used": 1_700_000_000_000,
         }  # fmt: skip
 
-    async def submit(self, spec: JobSpec) -> JobId:
+    async def submit(self, spec: JobSpec, friends: Sequence[PeerId], accept_unknown: bool) -> Json:
+        if ME in friends:
+            raise LocalError(f"{ME} cannot be a steward of this job: there is no link to it.")
         job = JobId(hashlib.sha256(spec.nonce).digest())
-        self.known[job] = FakeJob(spec, [FakeTask() for _ in range(spec.tasks)])
-        return job
+        tasks = [FakeTask() for _ in range(spec.tasks)]
+        self.known[job] = FakeJob(spec, tasks, friends=list(friends), accept_unknown=accept_unknown)
+        return {"job_id": job.hex(), "panel": [ANN, BOB], "rests_on": RESTS_ON}
 
     def job_ids(self) -> Collection[JobId]:
         return self.known
@@ -237,10 +282,23 @@ class FakeBackend:
         return self._row(job) | {
             "description": found.spec.description,
             "tags": list(found.spec.tags),
+            "panel": [ANN, BOB],
+            "seats": [{"shard": 0, "epoch": 0, "holders": [BOB, ANN]}],
+            "workable": bool(found.placed_on),
+            "groups": 2,
+            "works": True,
+            "work": "it satisfies the job",
+            "rests_on": RESTS_ON,
             "placed": bool(found.placed_on),
             "placed_on": found.placed_on,
             "holders": len(found.placed_on),
             "holders_needed": 2,
+            "shards": {"total": 1, "placed": int(bool(found.placed_on)), "finished": 0},
+            "refused": found.refused,
+            "unanswered": [] if found.placed_on else [ANN],
+            "unratified": found.unratified,
+            "problems": [],
+            "failing": found.failing,
             "task_list": [_task(i, found.tasks[i]) for i in tasks if i < len(found.tasks)],
         }
 
@@ -261,31 +319,45 @@ class FakeBackend:
         return [
             {
                 "index": i,
-                "outcome": "accepted" if t.state == "settled" else "failed",
+                "outcome": t.state,
                 "reason": t.reason,
-                "files": [{"path": p, "ref": str(r), "size": r.size} for p, r in t.files.items()],
+                "files": [{"path": p, "ref": str(r), "size": r.size, "here": t.here} for p, r in t.files.items()],
             }
             for i, t in enumerate(self.known[job].tasks)
-            if i in tasks and t.state in ("settled", "failed")
+            if i in tasks and t.state in ("accepted", "failed")
         ]
 
-    async def certificate(self, job: JobId) -> bytes:
-        if self.known[job].state != "complete":
-            raise NotReady("the job is not complete", "watch it: nexapod watch")
-        return self.known[job].certificate
+    async def certificate(self, job: JobId) -> AsyncIterator[bytes]:
+        if self.known[job].state != "settled":
+            raise NotReady("the job is not settled", "watch it: nexapod watch")
+        return self._certificate(self.known[job])
+
+    async def _certificate(self, job: FakeJob) -> AsyncIterator[bytes]:
+        half = len(job.certificate) // 2
+        yield job.certificate[:half]
+        await trio.lowlevel.checkpoint()
+        if job.broken:
+            raise OSError("a record of it cannot be read")
+        yield job.certificate[half:]
 
     async def cancel(self, job: JobId) -> None:
         if self.known[job].spec.name == "not mine":
             raise Forbidden("another peer submitted this job")
-        if self.known[job].state == "complete":
-            raise Over("the job is complete")
+        if self.known[job].state == "settled":
+            raise Over("the job is settled")
         self.known[job].cancelled = True
         self._end(job)
+
+    async def ratify(self, job: JobId) -> None:
+        if self.known[job].spec.name == "not mine":
+            raise Forbidden("another peer submitted this job")
+        self.known[job].unratified = []
 
     async def task_log(self, job: JobId, task: int) -> list[Json]:
         if task >= len(self.known[job].tasks):
             raise NotFound(f"the job has no task {task}")
-        return [{"peer": ANN, "outcome": "failed", "exit": 1, "log": self.known[job].tasks[task].log}]
+        log = self.known[job].tasks[task].log
+        return [{"peer": ANN, "outcome": "failed", "exit": 1, "reason": f"no such file {NASTY}", "log": log}]
 
     async def why_job(self, job: JobId) -> Json:
         return {"job_id": job.hex(), "sentences": ["Only 1 known peer can run it.", NASTY]}
@@ -323,8 +395,8 @@ class FakeBackend:
         states = [t.state for t in found.tasks]
         return {
             "job_id": job.hex(), "name": found.spec.name, "submitter": ME, "mine": True, "state": found.state,
-            "tasks": len(states), "settled": states.count("settled"), "failed": states.count("failed"),
-            "running": states.count("leased") + states.count("committed"), "created": found.spec.stamp,
+            "tasks": len(states), "accepted": states.count("accepted"), "failed": states.count("failed"),
+            "running": states.count("running") + states.count("committed"), "created": found.spec.stamp,
         }  # fmt: skip
 
 
@@ -332,7 +404,7 @@ def _profile(arch: str, cpu: str) -> Json:
     return {
         "agent": "nexapod/0.1.0", "os": "linux", "arch": arch, "cpu_model": cpu, "cpus": 4, "memory": 8 << 30,
         "disk_free": 100 << 30, "gpus": [{"model": "A GPU", "memory": 24 << 30, "capability": "9.0", "driver": "570"}],
-        "executors": [{"name": "wasm", "version": "wasmtime 36"}], "images": [], "addrs": [], "serves": True,
+        "executors": [{"name": "wasm", "version": "wasmtime 36"}], "images": [], "addrs": [], "reachable": True,
         "slots": 4,
     }  # fmt: skip
 
@@ -346,15 +418,19 @@ def _local_gpu(index: int, **changes: object) -> Json:
 
 
 def _task(index: int, task: FakeTask) -> Json:
-    decided = task.state in ("settled", "failed")
+    decided = task.state in ("accepted", "failed")
+    ok = task.state == "accepted"
     replica = {
-        "peer": ANN, "outcome": "ok", "root": "ab" * 32, "exit": 0, "wall_ms": 1200, "cpu_ms": 1100,
-        "peak_memory": 34 << 20, "gpu_ms": 0, "continued": [], "agreed": task.state == "settled",
+        "peer": ANN, "group": ANN, "outcome": "ok" if ok else "failed", "exit": 0 if ok else 127,
+        "reason": "" if ok else NASTY, "root": "ab" * 32, "wall_ms": 1200, "cpu_ms": 1100, "peak_memory": 34 << 20,
+        "gpu_ms": 0, "hardware": "linux-x86_64", "resumed": None, "agrees": ok, "log": "" if ok else task.log,
+        "files": [],
     }  # fmt: skip
     return {
         "index": index, "state": task.state, "progress": task.progress, "workers": task.workers,
-        "reason": task.reason, "replicas": [replica] if decided else [],
-        "verdicts": [{"peer": BOB, "outcome": "accepted"}] if task.state == "settled" else [],
+        "reason": task.reason, "root": "ab" * 32 if ok else None, "replicas": [replica] if decided else [],
+        "notes": [{"peer": BOB, "exit": 3, "reason": "it says so"}] if task.state == "failed" else [],
+        "judges": [ANN, BOB] if decided else [],
     }  # fmt: skip
 
 
@@ -382,7 +458,7 @@ async def _run_job(backend: FakeBackend, job: JobId) -> None:
             backend.known[job].tasks[index].log = NASTY
             backend.fail(job, index, f"no two results agree {NASTY}")
         else:
-            backend.settle(job, index, {"result.txt": b"result %d\n" % index})
+            backend.accept(job, index, {"result.txt": b"result %d\n" % index})
 
 
 async def _main(home: Path) -> None:

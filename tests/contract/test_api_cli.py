@@ -18,15 +18,15 @@ from typing import Any
 import pytest
 import structlog
 import trio
-from api_fake import ANN, BOB, NASTY, FakeBackend, FakeJob, FakeTask, served_in_thread
+from api_fake import ANN, BOB, ME, NASTY, RESTS_ON, FakeBackend, FakeJob, FakeTask, served_in_thread
 
 from nexapod.api import task_routes
 from nexapod.cli import app as app_module
 from nexapod.cli import submitting, watching, work_commands
 from nexapod.cli.app import main
 from nexapod.log import setup_logging
-from nexapod.protocol.limits import CHUNK_BYTES
 from nexapod.protocol.types import JobId
+from nexapod.protocol.v3.limits import CHUNK_BYTES
 
 JOB_FILE = """
 [job]
@@ -66,7 +66,7 @@ class Daemon:
         return self.do(self._add, name, tasks)  # type: ignore[no-any-return]
 
     def _add(self, name: str, tasks: int) -> JobId:
-        from nexapod.protocol.types import JobSpec, Run
+        from nexapod.protocol.v3.types import JobSpec, Run
 
         module = self.backend.put(b"\0asm")
         job = JobId(bytes([len(self.backend.known) + 1]) * 32)
@@ -180,8 +180,8 @@ def test_what_was_written_of_a_job_is_shown(daemon: Daemon, cli: Cli, tmp_path: 
     assert cli("submit", "--no-wait", "--json", write_job(tmp_path, JOB_FILE.replace("[run]", text))) == 0
     assert cli("job", cli.json["job_id"]) == 0
     lines = [line.rstrip() for line in cli.out.splitlines()]
-    at = lines.index("description     one")
-    assert lines[at + 1 : at + 3] == [" " * 24 + "two \u2026", "tags            a b, c"]
+    at = lines.index("description       one")
+    assert lines[at + 1 : at + 3] == [" " * 26 + "two \u2026", "tags              a b, c"]
     [found] = daemon.backend.known.values()
     found.spec = replace(found.spec, description=NASTY, tags=(NASTY,))
     assert cli("job", cli.out.split()[1]) == 0
@@ -238,11 +238,88 @@ def test_submit_uploads_waits_until_placed_and_says_so(daemon: Daemon, cli: Cli,
     assert "the job and all its inputs are held by 2 of 2 other peers: this machine may go offline" in cli.out
     (job,) = backend.known.values()
     assert job.spec.name == "a sweep"
+    assert RESTS_ON in cli.out
+    assert (job.friends, job.accept_unknown) == ([], False)
     assert backend.blobs[job.spec.run.module].startswith(b"\0asm")  # type: ignore[index]
     held = set(backend.blobs)
     assert cli("submit", "--no-wait", "--json", write_job(tmp_path)) == 0
     assert cli.json["placed"] is False
     assert set(backend.blobs) == held
+
+
+def test_the_user_says_who_must_be_a_steward(daemon: Daemon, cli: Cli, tmp_path: Path) -> None:
+    path = write_job(tmp_path)
+    assert cli("submit", "--no-wait", "--json", "--friend", ANN, "--friend", BOB, "--accept-unknown", path) == 0
+    (job,) = daemon.backend.known.values()
+    assert (job.friends, job.accept_unknown) == ([ANN, BOB], True)
+    assert (cli.json["panel"], cli.json["rests_on"]) == ([ANN, BOB], RESTS_ON)
+    assert cli("submit", "--friend", "Bob", path) == 5
+    assert "friends.0" in cli.err
+    assert cli("submit", "--friend", ME, path) == 5
+    assert f"{ME} cannot be a steward of this job" in cli.err
+    assert len(daemon.backend.known) == 1
+
+
+def test_a_job_that_every_steward_refuses_is_told_with_their_reasons(daemon: Daemon, cli: Cli, tmp_path: Path) -> None:
+    backend = daemon.backend
+    thread = daemon.when(lambda: bool(backend.known), lambda: backend.refuse(next(iter(backend.known)), NASTY))
+    assert cli("submit", "--watch", write_job(tmp_path)) == 1
+    thread.join()
+    assert "the job is cancelled already" in cli.out
+    assert f"{ANN} refuses it: " in cli.out
+
+
+def test_a_result_that_did_not_end_well_is_told_before_its_task_is_decided(daemon: Daemon, cli: Cli) -> None:
+    job = daemon.add()
+    daemon.do(daemon.backend.end_badly, job, 1, 127, "no such file: grpe", "first\ngrpe: not found")
+    assert cli("job", job.hex()) == 0
+    assert "task 1 did not end well at ..." in cli.out
+    assert "(failed, exit 127): no such file: grpe\n  first\n  grpe: not found\n" in cli.out
+    assert f"nexapod logs {job.hex()[:12]} 1" in cli.out
+    assert cli("job", job.hex(), "--json") == 0
+    assert cli.json["failing"]["reason"] == "no such file: grpe"
+    assert cli.json["task_list"][1]["state"] == "open"
+
+
+def test_watching_tells_of_a_first_failure_at_once(daemon: Daemon, cli: Cli) -> None:
+    job = daemon.add(tasks=1)
+    backend = daemon.backend
+
+    def live() -> None:
+        backend.end_badly(job, 0, 127, f"no such file {NASTY}", "")
+        backend.fail(job, 0, "two results failed alike")
+
+    thread = daemon.when(lambda: bool(backend.watchers), live)
+    assert cli("watch", job.hex()) == 1
+    thread.join()
+    lines = cli.out.splitlines()
+    assert "task 0 did not end well at" in lines[1]
+    assert "exit 127): no such file" in lines[1]
+    assert lines[2] == "task 0 failed (1 of 1): two results failed alike"
+    assert cli("watch", job.hex()) == 1
+    assert "task 0 did not end well at" in cli.out, "one that comes later is told too"
+
+
+def test_what_caretakers_decided_is_ratified_by_the_user(daemon: Daemon, cli: Cli) -> None:
+    job, foreign = daemon.add(), daemon.add("not mine")
+    daemon.backend.known[job].unratified = [0, 3]
+    assert cli("job", job.hex()) == 0
+    assert "caretakers decided in shards 0, 3: `nexapod ratify` accepts that" in cli.out
+    assert cli("ratify", job.hex()) == 0
+    assert "accepted what caretakers decided in 2 shards" in cli.out
+    assert cli("ratify", job.hex()) == 0
+    assert "nothing to accept" in cli.out
+    assert cli("ratify", foreign.hex()) == 5
+
+
+def test_who_keeps_a_job_is_shown(daemon: Daemon, cli: Cli) -> None:
+    job = daemon.add()
+    assert cli("job", job.hex()) == 0
+    lines = {line.split("  ")[0]: line for line in cli.out.splitlines()}
+    assert RESTS_ON in lines["rests on"]
+    assert lines["panel"].endswith(f"2: ...{ANN[-8:]}, ...{BOB[-8:]}")
+    assert lines["seats of shard 0"].endswith(f"2: ...{BOB[-8:]}, ...{ANN[-8:]}")
+    assert "keep this machine running" in lines["held by stewards"]
 
 
 def test_submit_is_honest_when_nobody_holds_the_job(
@@ -311,17 +388,17 @@ def test_watch_ends_with_the_job_and_its_status_is_the_jobs(
     def live() -> None:
         backend.place(job)
         backend.work(job, 0, 0.5)
-        backend.settle(job, 0, {})
-        backend.settle(job, 1, {})
-        backend.fail(job, 2, NASTY) if failing else backend.settle(job, 2, {})
+        backend.accept(job, 0, {})
+        backend.accept(job, 1, {})
+        backend.fail(job, 2, NASTY) if failing else backend.accept(job, 2, {})
 
     thread = daemon.when(lambda: bool(backend.watchers), live)
     assert cli("watch", job.hex()) == expected
     thread.join()
-    assert "task 0 settled (1 of 3)" in cli.out
-    assert "complete: " in cli.out
+    assert "task 0 accepted (1 of 3)" in cli.out
+    assert "settled: " in cli.out
     assert cli("watch", job.hex(), "--json") == expected
-    assert [json.loads(line)["event"] for line in cli.out.splitlines()] == ["snapshot", "complete"]
+    assert [json.loads(line)["event"] for line in cli.out.splitlines()] == ["snapshot", "closed"]
 
 
 def test_submit_and_watch_in_one(daemon: Daemon, cli: Cli, tmp_path: Path) -> None:
@@ -331,12 +408,12 @@ def test_submit_and_watch_in_one(daemon: Daemon, cli: Cli, tmp_path: Path) -> No
         job = next(iter(backend.known))
         backend.place(job)
         for index in range(3):
-            backend.settle(job, index, {})
+            backend.accept(job, index, {})
 
     thread = daemon.when(lambda: bool(backend.known), live)
     assert cli("submit", "--watch", write_job(tmp_path)) == 0
     thread.join()
-    assert "complete: 3 settled, 0 failed" in cli.out
+    assert "settled: 3 accepted, 0 failed" in cli.out
 
 
 def test_a_cancelled_job_is_not_a_success(daemon: Daemon, cli: Cli, tmp_path: Path) -> None:
@@ -344,7 +421,7 @@ def test_a_cancelled_job_is_not_a_success(daemon: Daemon, cli: Cli, tmp_path: Pa
     assert cli("cancel", job.hex(), "--json") == 0
     assert cli("watch", job.hex()) == 1
     assert cli("results", job.hex(), "-o", tmp_path / "out") == 1
-    assert "what is not settled by now will not be" in cli.err
+    assert "what is not accepted by now will not be" in cli.err
     assert "again" not in cli.err
 
 
@@ -353,7 +430,7 @@ def test_a_watcher_that_fell_behind_begins_anew(daemon: Daemon, cli: Cli) -> Non
     backend = daemon.backend
     thread = daemon.when(lambda: bool(backend.watchers), lambda: backend.tell(job, "lagged", lost=7))
     second = daemon.when(
-        lambda: len(backend.watchers) == 1 and not thread.is_alive(), lambda: backend.settle(job, 0, {})
+        lambda: len(backend.watchers) == 1 and not thread.is_alive(), lambda: backend.accept(job, 0, {})
     )
     assert cli("watch", job.hex()) == 0
     thread.join()
@@ -364,11 +441,11 @@ def test_a_watcher_that_fell_behind_begins_anew(daemon: Daemon, cli: Cli) -> Non
 def test_results_are_fetched_checked_and_continued(daemon: Daemon, cli: Cli, tmp_path: Path) -> None:
     job = daemon.add(tasks=2)
     large = bytes(range(251)) * (CHUNK_BYTES * 2 // 251)
-    daemon.do(daemon.backend.settle, job, 0, {"a/large.bin": large, "empty": b""})
+    daemon.do(daemon.backend.accept, job, 0, {"a/large.bin": large, "empty": b""})
     out = tmp_path / "out"
-    assert cli("results", job.hex(), "-o", out) == 1, "not complete yet"
+    assert cli("results", job.hex(), "-o", out) == 1, "not settled yet"
     assert not list(out.glob("*.cert"))
-    daemon.do(daemon.backend.settle, job, 1, {"x": b"1"})
+    daemon.do(daemon.backend.accept, job, 1, {"x": b"1"})
 
     # As if interrupted: one file is half there, another has wrong bytes.
     target = out / "0/a/large.bin"
@@ -388,6 +465,29 @@ def test_results_are_fetched_checked_and_continued(daemon: Daemon, cli: Cli, tmp
     assert (cli.json["files_written"], cli.json["files_kept"]) == (0, 3)
 
 
+def test_a_file_that_is_still_on_its_way_is_fetched_the_next_time(daemon: Daemon, cli: Cli, tmp_path: Path) -> None:
+    job = daemon.add(tasks=1)
+    daemon.do(daemon.backend.accept, job, 0, {"x": b"1", "y": b"2"})
+    daemon.backend.known[job].tasks[0].here = False
+    assert cli("results", job.hex(), "-o", tmp_path / "out") == 0
+    assert "2 accepted files are still on the way here" in cli.err
+    daemon.backend.known[job].tasks[0].here = True
+    assert cli("results", job.hex(), "-o", tmp_path / "out") == 0
+    assert (tmp_path / "out/0/y").read_bytes() == b"2"
+
+
+def test_half_a_certificate_is_none(daemon: Daemon, cli: Cli, tmp_path: Path, logs: io.StringIO) -> None:
+    job = daemon.add(tasks=1)
+    daemon.do(daemon.backend.accept, job, 0, {})
+    daemon.backend.known[job].broken = True
+    assert cli("results", job.hex(), "-o", tmp_path / "out") == 3
+    assert not list((tmp_path / "out").glob("*.cert"))
+    assert "a record of it cannot be read" in logs.getvalue()
+    daemon.backend.known[job].broken = False
+    assert cli("results", job.hex(), "-o", tmp_path / "out") == 0
+    assert next((tmp_path / "out").glob("*.cert")).read_bytes() == b"certificate"
+
+
 def test_a_workers_file_names_lead_nowhere_else(daemon: Daemon, cli: Cli, tmp_path: Path) -> None:
     job = daemon.add(tasks=1)
     outside = tmp_path / "outside"
@@ -398,7 +498,7 @@ def test_a_workers_file_names_lead_nowhere_else(daemon: Daemon, cli: Cli, tmp_pa
     (out / "0/link").symlink_to(outside)
     (out / "0/file").symlink_to(outside / "target")
     names = ["../escape", "/abs", "a/../../b", "link/x", "file", "nul\0", "tab\t", "ok"]
-    daemon.do(daemon.backend.settle, job, 0, dict.fromkeys(names, b"evil"))
+    daemon.do(daemon.backend.accept, job, 0, dict.fromkeys(names, b"evil"))
     assert cli("results", job.hex(), "-o", out, "--json") == 1
     assert len(cli.json["problems"]) == len(names) - 1
     assert (out / "0/ok").read_bytes() == b"evil"
@@ -409,7 +509,7 @@ def test_a_workers_file_names_lead_nowhere_else(daemon: Daemon, cli: Cli, tmp_pa
 
 def test_wrong_bytes_are_not_kept(daemon: Daemon, cli: Cli, tmp_path: Path) -> None:
     job = daemon.add(tasks=1)
-    daemon.do(daemon.backend.settle, job, 0, {"x": b"right"})
+    daemon.do(daemon.backend.accept, job, 0, {"x": b"right"})
     (ref,) = daemon.backend.known[job].tasks[0].files.values()
     daemon.backend.blobs[ref] = b"wrong"
     assert cli("results", job.hex(), "-o", tmp_path / "out") == 1
@@ -428,7 +528,7 @@ def test_tasks_of_a_fasta_job_are_named_by_their_records(daemon: Daemon, cli: Cl
     assert cli.err == ""
     job = JobId(bytes.fromhex(cli.json["job_id"]))
     for index in range(3):
-        daemon.do(daemon.backend.settle, job, index, {"out": b"%d" % index})
+        daemon.do(daemon.backend.accept, job, index, {"out": b"%d" % index})
     assert cli("results", job.hex(), "-o", tmp_path / "out") == 0
     found = {p.parent.name: p.read_text() for p in (tmp_path / "out").glob("*/out")}
     assert found == {"one": "0", "1-two": "1", "2-two": "2"}
@@ -565,7 +665,7 @@ def test_the_owner_pauses_this_machine_and_lets_it_go_on(daemon: Daemon, cli: Cl
     assert cli("tasks") == 0
     assert "paused" in cli.out
     assert cli("status") == 0
-    assert "state      paused for 1 h 30 m more\nup for     1 h 2 m\n" in cli.out
+    assert "state       paused for 1 h 30 m more\nup for      1 h 2 m\n" in cli.out
     assert cli("resume", "--json") == 0
     assert cli.json == {"paused": False}
     assert work_commands.PAUSE_MS_MAX == task_routes.PAUSE_S_MAX * 1000
@@ -586,7 +686,7 @@ def test_a_log_is_followed_to_the_end_of_its_task(daemon: Daemon, cli: Cli) -> N
 
     def more() -> None:
         task.log = "first line\nsecond line\n"
-        task.state = "settled"
+        task.state = "accepted"
 
     asked: list[int] = []
     told = daemon.backend.task_log

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 import trio
-from api_fake import ANN, BOB, FakeBackend
+from api_fake import ANN, BOB, ME, FakeBackend
 from h11 import RemoteProtocolError
 from pydantic import TypeAdapter
 from structlog.testing import capture_logs
@@ -24,8 +24,8 @@ from nexapod.api import models, task_routes
 from nexapod.api import serve as serve_module
 from nexapod.api.app import create_app
 from nexapod.api.serve import ApiSocketError, bind_unix, load_or_create_token, serve
-from nexapod.protocol.limits import CHUNK_BYTES
 from nexapod.protocol.types import BlobRef, JobId, blob_of
+from nexapod.protocol.v3.limits import CHUNK_BYTES
 
 DEADLINE_S = 10.0
 
@@ -91,7 +91,7 @@ async def test_every_answer_has_its_shape(tmp_path: Path) -> None:
     async with served(backend, tmp_path / "api.sock") as client:
         job = await submit(client, backend)
         backend.place(job)
-        backend.settle(job, 0, {"out.txt": b"1"})
+        backend.accept(job, 0, {"out.txt": b"1"})
         backend.fail(job, 1, "no two agree")
         await check_shapes(client, job)
         paths = (await client.get("/openapi.json")).json()["paths"]
@@ -158,7 +158,9 @@ async def test_a_job_is_read_strictly_and_keeps_every_field(tmp_path: Path) -> N
         "validate": {"mode": "exact", "agree": 1, "max_replicas": 3}, "retention_ms": 100_000,
     }  # fmt: skip
     async with served(backend, tmp_path / "api.sock") as client:
-        job = await submit(client, backend, **full)
+        # Only a container has a GPU.
+        docker = {"run": {"executor": "docker", "image": f"sha256:{'ab' * 32}"}}
+        job = await submit(client, backend, **full | docker)
         view = (await client.get(f"/v1/jobs/{job.hex()}/spec")).json()
         assert {key: view[key] for key in full} == full
         assert view["network"] == "test"
@@ -170,6 +172,7 @@ async def test_a_job_is_read_strictly_and_keeps_every_field(tmp_path: Path) -> N
             {"name": ""},
             {"name": "a\x1bb"},
             {"run": {"executor": "wasm"}},
+            {"limits": {"gpus": 1}},
             {"run": {"executor": "docker", "image": "python:3"}},
             {"inputs": [{"path": "../x", "ref": str(data)}]},
             {"inputs": [{"path": "x", "ref": str(blob_of(b"never uploaded"))}]},
@@ -182,12 +185,30 @@ async def test_a_job_is_read_strictly_and_keeps_every_field(tmp_path: Path) -> N
             {"params": str(backend.put(b'[{"a":"1"}]'))},
             {"params": str(backend.put(b'[{"a":1},{"a":2}]'))},
             {"validate": {"agree": 9, "max_replicas": 3}},
+            {"friends": ["Ann"]},
+            {"friends": [ANN] * 65},
+            {"friends": [ME]},
+            {"accept_unknown": "yes"},
+            {"panel": [ANN]},
         ]
         for change in bad:
             assert_problem(await client.post("/v1/jobs", json=job_body(backend, **change)), 422, "invalid")
         params = backend.put(b'[{"a":"1"},{"a":"2"}]')
         await submit(client, backend, params=str(params))
     assert len(backend.known) == 2
+
+
+async def test_a_certificate_comes_in_pieces_and_one_that_breaks_off_is_seen(tmp_path: Path) -> None:
+    backend = FakeBackend()
+    async with served(backend, tmp_path / "api.sock") as client:
+        job = await submit(client, backend, tasks=1)
+        path = f"/v1/jobs/{job.hex()}/certificate"
+        assert_problem(await client.get(path), 409, "not-ready")
+        backend.accept(job, 0, {})
+        assert (await client.get(path)).content == b"certificate"
+        backend.known[job].broken = True
+        with pytest.raises(httpx.RemoteProtocolError):
+            await client.get(path)
 
 
 async def test_a_prefix_names_a_job_when_no_other_shares_it(tmp_path: Path) -> None:
@@ -244,14 +265,14 @@ async def test_events_begin_with_where_the_job_stands_and_end_with_it(tmp_path: 
             await wait_until(lambda: seen)
             backend.place(job)
             backend.work(job, 0, 0.5)
-            backend.settle(job, 0, {})
+            backend.accept(job, 0, {})
             backend.fail(job, 1, "why\nnot")
-        assert [name for name, _ in seen] == ["snapshot", "placed", "task_changed", "settled", "failed", "complete"]
-        assert seen[1][1] == {"placed_on": [ANN, BOB]}
+        assert [name for name, _ in seen] == ["snapshot", "placed", "task_changed", "accepted", "failed", "closed"]
+        assert seen[1][1] == {"peers": [ANN, BOB]}
         assert seen[4][1]["reason"] == "why\nnot"
         again: list[tuple[str, Any]] = []
         await read_events(client, job, again)
-        assert [name for name, _ in again] == ["snapshot", "complete"]
+        assert [name for name, _ in again] == ["snapshot", "closed"]
         await wait_until(lambda: not backend.watchers)
 
 
@@ -286,10 +307,12 @@ async def test_cancel_stop_and_metrics(tmp_path: Path) -> None:
         assert (await client.get(f"/v1/jobs/{job.hex()}")).json()["state"] == "cancelled"
         done = await submit(client, backend, name="done")
         for task in backend.known[done].tasks:
-            task.state = "settled"
+            task.state = "accepted"
         assert_problem(await client.post(f"/v1/jobs/{done.hex()}/cancel"), 409, "over")
         foreign = await submit(client, backend, name="not mine")
         assert_problem(await client.post(f"/v1/jobs/{foreign.hex()}/cancel"), 403, "forbidden")
+        assert_problem(await client.post(f"/v1/jobs/{foreign.hex()}/ratify"), 403, "forbidden")
+        assert (await client.post(f"/v1/jobs/{done.hex()}/ratify")).status_code == 200
         assert (await client.post("/v1/stop", json={"drain": False})).status_code == 202
         assert_problem(await client.post("/v1/stop", json={"drain": 1}), 422, "invalid")
         text = (await client.get("/metrics")).text

@@ -19,8 +19,8 @@ from nexapod.cli.quantities import (
 )
 from nexapod.cli.safe import is_plain_name, is_plain_path, safe
 from nexapod.cli.watching import Standing
-from nexapod.protocol.limits import CHUNK_BYTES
 from nexapod.protocol.types import blob_of
+from nexapod.protocol.v3.limits import CHUNK_BYTES
 
 
 @pytest.mark.parametrize(
@@ -146,39 +146,39 @@ def test_names_are_safe_and_no_two_are_alike(records: list[bytes]) -> None:
 
 # --- the fold of events --------------------------------------------------------------------------------------------
 SNAPSHOT: dict[str, Any] = {
-    "job_id": "ab", "name": "n", "state": "running", "tasks": 3, "settled": 1, "failed": 0, "placed": True,
+    "job_id": "ab", "name": "n", "state": "running", "tasks": 3, "accepted": 1, "failed": 0, "placed": True,
 }  # fmt: skip
 
 
 def test_an_event_that_comes_twice_counts_once() -> None:
     standing = Standing()
     assert standing.take("snapshot", SNAPSHOT)
-    assert standing.take("task_changed", {"index": 1, "state": "leased", "progress": 7.0})
+    assert standing.take("task_changed", {"index": 1, "state": "running", "progress": 7.0})
     assert standing.under_way == {1: 1.0}
-    assert standing.take("settled", {"index": 1})
-    assert not standing.take("settled", {"index": 1})
+    assert standing.take("accepted", {"index": 1})
+    assert not standing.take("accepted", {"index": 1})
     assert standing.take("failed", {"index": 2})
-    assert (standing.settled, standing.failed, standing.under_way) == (2, 1, {})
+    assert (standing.accepted, standing.failed, standing.under_way) == (2, 1, {})
 
 
 def test_a_new_snapshot_replaces_all_counts() -> None:
     standing = Standing()
     standing.take("snapshot", SNAPSHOT)
-    standing.take("settled", {"index": 1})
-    standing.take("snapshot", SNAPSHOT | {"settled": 2})
-    assert standing.settled == 2
-    assert standing.take("settled", {"index": 2})
+    standing.take("accepted", {"index": 1})
+    standing.take("snapshot", SNAPSHOT | {"accepted": 2})
+    assert standing.accepted == 2
+    assert standing.take("accepted", {"index": 2})
     assert not standing.take("an event of a later release", {})
-    standing.take("complete", {"state": "complete"})
-    assert (standing.settled, standing.status) == (3, 0)
+    standing.take("closed", {"state": "settled"})
+    assert (standing.accepted, standing.status) == (3, 0)
 
 
 @pytest.mark.parametrize(
     ("change", "status"),
-    [({"state": "complete", "settled": 3}, 0), ({"state": "complete", "settled": 2, "failed": 1}, 1),
-     ({"state": "cancelled", "settled": 3}, 1), ({"state": "active", "settled": None, "failed": None}, 1)],
+    [({"state": "settled", "accepted": 3}, 0), ({"state": "settled", "accepted": 2, "failed": 1}, 1),
+     ({"state": "cancelled", "accepted": 3}, 1), ({"state": "open", "accepted": None, "failed": None}, 1)],
 )  # fmt: skip
-def test_only_a_job_with_every_task_settled_is_a_success(change: dict[str, Any], status: int) -> None:
+def test_only_a_job_with_every_task_accepted_is_a_success(change: dict[str, Any], status: int) -> None:
     standing = Standing()
     standing.take("snapshot", SNAPSHOT | change)
     assert standing.status == status

@@ -7,6 +7,7 @@ import os
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from nexapod.cli.hashing import hash_file
 from nexapod.cli.jobfile import read_job
 from nexapod.cli.splitting import Cut, pieces, split_file
 from nexapod.config import ConfigError
-from nexapod.protocol import statements
-from nexapod.protocol.limits import CHUNK_BYTES, INPUTS_MAX, MODULE_BYTES_MAX, SHARD_TASKS, TASKS_MAX
 from nexapod.protocol.types import blob_of
+from nexapod.protocol.v3.limits import CHUNK_BYTES, INPUTS_MAX, MODULE_BYTES_MAX, PANEL_USUAL, SHARD_TASKS, TASKS_MAX
+from nexapod.protocol.v3.types import JobSpec
+from nexapod.protocol.v3.wire import statements
 
 FULL = """
 [job]
@@ -51,21 +53,36 @@ output = "1.5MB"
 disk = "4MB"
 wall = "1h30m"
 idle = "10m"
-gpus = 1
-gpu_memory = "16GiB"
 network = "none"
 
 [requires]
 arch = "amd64"
 memory = "1GiB"
 executor = "wasm"
-gpu_model = "H200"
-gpu_capability = "8.0"
 
 [validate]
 mode = "exact"
 agree = 3
 max_replicas = 6
+"""
+GPU = f"""
+[job]
+name = "gpu"
+
+[run]
+executor = "docker"
+image = "sha256:{"ab" * 32}"
+
+[tasks]
+count = 1
+
+[limits]
+gpus = 1
+gpu_memory = "16GiB"
+
+[requires]
+gpu_model = "H200"
+gpu_capability = "8.0"
 """
 SMALL = '[job]\nname = "x"\n[run]\nexecutor = "wasm"\nmodule = "m.wasm"\n'
 
@@ -77,6 +94,11 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "in.fasta").write_bytes(b"\n>a x\nAC\nGT\n\n>b\nTT\n>c\nGG")
     (tmp_path / "in.txt").write_bytes(b"one\r\n\n  \ntwo\nthree")
     return tmp_path
+
+
+def check_signable(spec: JobSpec, panel: tuple[bytes, ...] = (b"to be chosen",)) -> None:
+    """That other peers would take it once the daemon has chosen its panel."""
+    statements.check_body(replace(spec, panel=panel))
 
 
 def read(folder: Path, text: str) -> Any:
@@ -94,7 +116,7 @@ def problems(folder: Path, text: str) -> str:
 def test_every_key_reaches_the_job_and_the_api_takes_it(folder: Path) -> None:
     plan = read(folder, FULL)
     spec = JobBody.model_validate(plan.body).spec("net")
-    statements.check_body(spec)
+    check_signable(spec)
     assert (spec.name, spec.description, spec.tags, spec.priority) == ("full", "two\nlines", ("a", "b"), -3)
     assert (spec.run.command, spec.run.env) == (("predict", "--fast"), (("MODE", "x"),))
     assert [(f.path, f.blob) for f in spec.inputs] == [("data/weights.bin", blob_of(b"weights"))]
@@ -102,12 +124,17 @@ def test_every_key_reaches_the_job_and_the_api_takes_it(folder: Path) -> None:
     assert (limits.cpus_milli, limits.memory, limits.output) == (500, 512 << 20, 1_500_000)
     assert (limits.disk, limits.pids) == (4_000_000, 64)
     assert (limits.wall_ms, limits.idle_ms) == (5_400_000, 600_000)
-    assert (limits.gpus, limits.gpu_memory) == (1, 16 << 30)
-    assert (spec.run.checkpoint, spec.requires.gpu_capability) == ("shared", "8.0")
-    assert (spec.requires.arch, spec.requires.memory, spec.requires.gpu_model) == (("amd64",), 1 << 30, "H200")
+    assert (spec.run.checkpoint, spec.requires.arch, spec.requires.memory) == ("shared", ("amd64",), 1 << 30)
     assert (spec.validate.agree, spec.validate.max_replicas, spec.retention_ms) == (3, 6, 129_600_000)
     assert {upload.ref for upload in plan.uploads} == set(spec.blobs)
     assert plan.tasks == spec.tasks == 7
+
+
+def test_a_container_may_ask_for_gpus(folder: Path) -> None:
+    spec = JobBody.model_validate(read(folder, GPU).body).spec("net")
+    check_signable(spec)
+    assert (spec.limits.gpus, spec.limits.gpu_memory) == (1, 16 << 30)
+    assert (spec.requires.gpu_model, spec.requires.gpu_capability) == ("H200", "8.0")
 
 
 def test_a_module_that_no_worker_would_take_is_refused_before_it_is_uploaded(folder: Path) -> None:
@@ -117,7 +144,7 @@ def test_a_module_that_no_worker_would_take_is_refused_before_it_is_uploaded(fol
 
 
 def test_what_is_left_out_has_the_protocols_defaults(folder: Path) -> None:
-    from nexapod.protocol.types import Limits, Requires, Validate
+    from nexapod.protocol.v3.types import Limits, Requires, Validate
 
     spec = JobBody.model_validate(read(folder, SMALL + "[tasks]\ncount = 1").body).spec("net")
     assert (spec.limits, spec.requires, spec.validate) == (Limits(), Requires(), Validate())
@@ -126,7 +153,7 @@ def test_what_is_left_out_has_the_protocols_defaults(folder: Path) -> None:
 def test_a_docker_run_has_a_folder_to_start_in_and_a_number_of_processes(folder: Path) -> None:
     run = f'[job]\nname = "x"\n[run]\nexecutor = "docker"\nimage = "sha256:{"ab" * 32}"\nworkdir = "/output"\n'
     spec = JobBody.model_validate(read(folder, run + "[limits]\npids = 512\n[tasks]\ncount = 1").body).spec("net")
-    statements.check_body(spec)
+    check_signable(spec)
     assert (spec.run.workdir, spec.limits.pids) == ("/output", 512)
     assert "is not absolute" in problems(folder, run.replace("/output", "output") + "[tasks]\ncount = 1")
 
@@ -134,7 +161,7 @@ def test_a_docker_run_has_a_folder_to_start_in_and_a_number_of_processes(folder:
 def test_a_script_of_several_lines_may_be_a_command(folder: Path) -> None:
     text = SMALL + 'command = ["-c", """\nset -e\n\techo $X\n"""]\nenv = { X = "a\\nb" }\n[tasks]\ncount = 1'
     spec = JobBody.model_validate(read(folder, text).body).spec("net")
-    statements.check_body(spec)
+    check_signable(spec)
     assert (spec.run.command, spec.run.env) == (("-c", "set -e\n\techo $X\n"), (("X", "a\nb"),))
 
 
@@ -251,7 +278,7 @@ def test_a_split_says_how_and_its_header_is_kept(folder: Path) -> None:
     (folder / "in.csv").write_bytes(b"id,x\n1,a\n2,b\n3,c\n")
     plan = read(folder, SMALL + '[tasks]\nsplit = "in.csv"\nby = "csv"\npieces = 2')
     spec = JobBody.model_validate(plan.body).spec("net")
-    statements.check_body(spec)
+    check_signable(spec)
     assert spec.split is not None
     assert (spec.tasks, spec.split.path, spec.split.header, spec.split.bounds) == (2, "record.csv", 5, (5, 17))
     assert {upload.ref for upload in plan.uploads} == set(spec.blobs)
@@ -287,7 +314,8 @@ def test_a_job_of_as_many_tasks_as_possible_fits_its_statement(folder: Path) -> 
     bounds = [shard * SHARD_TASKS * step for shard in range(-(-TASKS_MAX // SHARD_TASKS))] + [1 << 40]
     body = read(folder, FULL).body
     split = {"path": "x", "ref": f"{'ab' * 32}:{1 << 40}", "index": f"{'cd' * 32}:{12 * TASKS_MAX}", "bounds": bounds}
-    statements.check_body(JobBody.model_validate(body | {"tasks": TASKS_MAX, "split": split}).spec("net"))
+    spec = JobBody.model_validate(body | {"tasks": TASKS_MAX, "split": split}).spec("net")
+    check_signable(spec, (bytes(512),) * PANEL_USUAL)
 
 
 # --- files and folders ---------------------------------------------------------------------------------------------
@@ -373,10 +401,8 @@ def test_a_large_file_is_not_read_for_a_job_file_that_is_wrong(folder: Path) -> 
         (('disk = "4MB"', 'disk = "1MB"'), "limits.disk: it is less than `output`"),
         (('idle = "10m"', 'idle = "2h"'), "limits.idle: it has no effect: the task is ended by `wall` before"),
         (('idle = "10m"', 'idle = "1ms"'), "limits.idle: '1ms' is not possible: from 1s to 30d is allowed"),
-        (("gpus = 1", "gpus = 1\npids = 3"), "limits.pids: it belongs to docker runs"),
-        (("gpus = 1", ""), "requires.gpu_model: it has no effect: the tasks are given no GPU"),
-        (('"8.0"', '"8"'), "requires.gpu_capability: '8' is no CUDA compute capability: write it like '8.0'"),
-        (('"8.0"', "8.0"), "requires.gpu_capability: expected text, not a number"),
+        (("[limits]", "[limits]\npids = 3"), "limits.pids: it belongs to docker runs"),
+        (("[limits]", "[limits]\ngpus = 1"), "limits.gpus: it belongs to docker runs"),
         (('"shared"', '"global"'), "run.checkpoint: 'global' is not possible"),
         (('checkpoint = "shared"', 'workdir = "/x"'), "run.workdir: it belongs to docker runs"),
         (('wall = "1h30m"', 'wall = "90"'), "'90' is not a duration"),
@@ -392,14 +418,13 @@ def test_a_large_file_is_not_read_for_a_job_file_that_is_wrong(folder: Path) -> 
         (('"data/weights.bin"', '"/weights.bin"'), "cannot be a path below /input"),
         (('env = { MODE = "x" }', 'env = { NEXAPOD_X = "x" }'), "set for each task by the mesh"),
         (('env = { MODE = "x" }', 'env = { "A=B" = "x" }'), "not the name of an environment variable"),
-        (('executor = "wasm"\ngpu', 'executor = "docker"\ngpu'), "requires.executor: [run] says 'wasm'"),
+        (('"1GiB"\nexecutor = "wasm"', '"1GiB"\nexecutor = "docker"'), "requires.executor: [run] says 'wasm'"),
         (('name = "full"', 'name = ""'), "job.name: it is empty"),
         (('name = "full"', ""), "job.name: it is missing"),
         (('name = "full"', 'name = "a\\u001bb"'), "control characters"),
         (('tags = ["a", "b"]', 'tags = ["a", 1]'), "job.tags: every entry must be text"),
         (("priority = -3", "priority = 11"), "job.priority: 11 is not possible: from -10 to 10"),
         (("[run]", "[run"), "it is not valid TOML"),
-        (("gpus = 1", "gpus = 0"), "limits.gpu_memory: it has no effect: the tasks are given no GPU"),
         (('module = "m.wasm"', 'module = "w.bin"'), "run.module: 'w.bin' is no WebAssembly module"),
         (("[run]", "[run]\nimage_held = true"), "run.image_held: it belongs to docker runs"),
         (('["predict",', '["pre\\rdict",'), "run.command: control characters"),
@@ -408,6 +433,20 @@ def test_a_large_file_is_not_read_for_a_job_file_that_is_wrong(folder: Path) -> 
 def test_each_mistake_is_named(folder: Path, change: tuple[str, str], said: str) -> None:
     assert change[0] in FULL
     assert said in problems(folder, FULL.replace(*change))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("gpus = 1", ""), "requires.gpu_model: it has no effect: the tasks are given no GPU"),
+        (("gpus = 1", "gpus = 0"), "limits.gpu_memory: it has no effect: the tasks are given no GPU"),
+        (('"8.0"', '"8"'), "requires.gpu_capability: '8' is no CUDA compute capability: write it like '8.0'"),
+        (('"8.0"', "8.0"), "requires.gpu_capability: expected text, not a number"),
+    ],
+)
+def test_each_mistake_about_gpus_is_named(folder: Path, change: tuple[str, str], said: str) -> None:
+    assert change[0] in GPU
+    assert said in problems(folder, GPU.replace(*change))
 
 
 def test_all_mistakes_are_told_at_once_in_the_order_of_their_lines(folder: Path) -> None:
