@@ -507,8 +507,10 @@ class JobView(JobRow):
     """and why."""
     rests_on: str
     placed: bool
-    """Enough other peers hold the job and its inputs: this one may go offline."""
+    """Enough stewards hold the job and its inputs."""
     placed_on: list[str]
+    may_leave: bool
+    """They go on without this machine."""
     holders: int
     """Of the shard that the fewest seats hold: how many do,"""
     holders_needed: int

@@ -226,7 +226,8 @@ def _report(view: dict[str, Any], folder: Path, tally: Tally, certificate: Path 
     for problem in tally.problems:
         note(f"not kept: {safe(problem)}")
     if certificate:
-        say(f"certificate: {safe(certificate)} (check it: nexapod verify {safe(certificate)} --results {safe(folder)})")
+        say(f"certificate: {safe(certificate)}")
+        say(f"whoever has this folder checks it: nexapod verify {safe(folder)} --submitter {safe(view['submitter'])}")
     elif view["state"] == "cancelled":
         note("the job was cancelled: what is not accepted by now will not be")
     else:

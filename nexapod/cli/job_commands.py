@@ -13,6 +13,7 @@ from nexapod.cli.safe import safe
 TASKS_SHOWN_MAX: Final = 200
 PEERS_SHOWN: Final = 4
 LOG_LINES_SHOWN: Final = 5
+ENDS: Final = frozenset({"settled", "cancelled"})
 
 
 def show_jobs(client: Client, *, as_json: bool) -> None:
@@ -82,7 +83,8 @@ def _kept(view: dict[str, Any]) -> list[tuple[str, str]]:
     pairs += [(f"seats of shard {s['shard']}", f"{_some(s['holders'])}{_moved(s)}") for s in view["seats"]]
     if not view["mine"]:
         return [*pairs, ("work here", view["work"])]
-    held = f"yes, by {len(view['placed_on'])}" if view["placed"] else "not yet: keep this machine running"
+    held = f"yes, by {len(view['placed_on'])}" if view["placed"] else "not yet"
+    held += "" if view["may_leave"] or view["state"] in ENDS else "; keep this machine running"
     pairs = [("rests on", view["rests_on"]), *pairs, ("held by stewards", held)]
     pairs += [("refused", f"{short(r['peer'])}: {r['reason']}") for r in view["refused"][:PEERS_SHOWN]]
     pairs += [("cannot settle", problem) for problem in view["problems"]]
@@ -105,15 +107,20 @@ def _failing(failing: dict[str, Any] | None, job: str) -> list[str]:
     """The first result that did not end well, and the end of what it printed."""
     if failing is None:
         return []
-    reason = f": {failing['reason']}" if failing["reason"] else ""
-    head = f"task {failing['index']} did not end well at {short(failing['peer'])}"
     printed = str(failing["log"]).strip().split("\n")[-LOG_LINES_SHOWN:] if failing["log"].strip() else []
     return [
         "",
-        safe(f"{head} ({failing['outcome']}, exit {failing['exit']}){reason}"),
+        safe(failing_line(failing)),
         *[f"  {safe(line)}" for line in printed],
         f"all that it printed: nexapod logs {short(job)} {failing['index']}",
     ]
+
+
+def failing_line(failing: dict[str, Any]) -> str:
+    """A result that did not end well, in one line that is not safe yet."""
+    reason = "" if failing["reason"] in ("", f"exit status {failing['exit']}") else f": {failing['reason']}"
+    ending = f"({failing['outcome']}, exit {failing['exit']})"
+    return f"task {failing['index']} did not end well at {short(failing['peer'])} {ending}{reason}"
 
 
 def _written(view: dict[str, Any]) -> list[tuple[str, str]]:
@@ -124,7 +131,7 @@ def _written(view: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _task_row(task: dict[str, Any]) -> tuple[object, ...]:
-    replicas = [f"{short(r['peer'])} {_ending(r)}{_mark(r['agrees'])}" for r in task["replicas"]]
+    replicas = [f"{short(r['peer'])} {_ending(r)}" for r in task["replicas"]]
     told = {r["peer"] for r in task["replicas"] if r["exit"] is not None}
     replicas += [f"{short(n['peer'])} exit {n['exit']}" for n in task["notes"] if n["peer"] not in told]
     workers = replicas or [short(w) for w in task["workers"]]
@@ -133,11 +140,9 @@ def _task_row(task: dict[str, Any]) -> tuple[object, ...]:
 
 
 def _ending(replica: dict[str, Any]) -> str:
-    return f"{replica['outcome']} (exit {replica['exit']})" if replica["exit"] else str(replica["outcome"])
-
-
-def _mark(agrees: bool | None) -> str:
-    return {True: " (agrees)", False: " (not counted)", None: ""}[agrees]
+    if replica["outcome"] != "ok":
+        return f"{replica['outcome']} (exit {replica['exit']})" if replica["exit"] else str(replica["outcome"])
+    return {True: "ok (agrees)", False: "ok (differs)", None: "ok"}[replica["agrees"]]
 
 
 def _reason(task: dict[str, Any]) -> str:

@@ -26,6 +26,7 @@ LOOK_S: Final = 0.2
 """Between two looks at whether the job is placed, ever longer ones up to this: a stream of events says nothing of how
 many hold it so far."""
 REASONS_SHOWN: Final = 6
+_NOT_AWAITED: Final = {"placed": False, "placed_on": [], "may_leave": False}
 _ENDS: Final = frozenset({"settled", "cancelled"})
 
 
@@ -54,7 +55,7 @@ def submit(client: Client, path: Path, choices: Choices, *, wait: bool, and_watc
         say(f"job {job}")
         say(f"{safe(plan.name)}: {plan.tasks} {'task' if plan.tasks == 1 else 'tasks'} submitted")
         say(safe(submitted["rests_on"]))
-    view = wait_placed(client, job, PLACED_WAIT_S, quiet=as_json) if wait else {"placed": False, "placed_on": []}
+    view = wait_placed(client, job, PLACED_WAIT_S, quiet=as_json) if wait else _NOT_AWAITED
     if as_json:
         print_json(
             {
@@ -64,6 +65,7 @@ def submit(client: Client, path: Path, choices: Choices, *, wait: bool, and_watc
                 "rests_on": submitted["rests_on"],
                 "placed": view["placed"],
                 "placed_on": view["placed_on"],
+                "may_leave": view["may_leave"],
             }
         )
     elif wait:
@@ -74,26 +76,22 @@ def submit(client: Client, path: Path, choices: Choices, *, wait: bool, and_watc
 
 def placed_lines(view: dict[str, Any], missing: Callable[[], list[str]]) -> list[str]:
     """Whether this machine may go offline, and what is missing if it may not."""
+    if view["may_leave"]:
+        return [f"its stewards hold the job and all its inputs ({_holders(view)}): this machine may go offline"]
     if view["placed"]:
-        return [
-            f"the job and all its inputs are held by {_holders(view)}: this machine may go offline, a laptop closed"
-        ]
+        return ["this machine is one of its few stewards: keep it running until the job is settled"]
     if view.get("state") in _ENDS:
         refused = [f"  {safe(r['peer'])} refuses it: {safe(r['reason'])}" for r in view.get("refused", [])]
         return [f"the job is {safe(view['state'])} already", *refused]
-    held = f"only {_holders(view)} hold" if view["placed_on"] else "no other peers hold"
+    held = f"only {_holders(view)} hold" if view["placed_on"] else "none of its stewards holds"
     first = f"{held} the job and all its inputs yet: keep this machine running"
     return [first, *(f"  {safe(sentence)}" for sentence in missing())]
 
 
 def _holders(view: dict[str, Any]) -> str:
-    """How many, of how many: of each part where the job has so many tasks that several groups keep it."""
-    count, needed = len(view["placed_on"]), int(view.get("holders_needed") or 0)
-    if not needed:
-        return f"{count} other {'peer' if count == 1 else 'peers'}"
-    if count <= needed:
-        return f"{count} of {needed} other peers"
-    return f"{count} other peers ({needed} are needed for each part)"
+    """How many of the panel hold the shards of which they have a seat."""
+    count, panel = len(view["placed_on"]), len(view["panel"])
+    return f"{count} of {panel} {'steward' if panel == 1 else 'stewards'}"
 
 
 def _missing(client: Client, job: str) -> list[str]:

@@ -25,7 +25,7 @@ def show(client: Client, job: str, task: int, *, as_json: bool) -> None:
         note("No worker of this task has shown anything yet.")
     for entry in logs:
         _say_head(entry)
-        _say_lines(str(entry["log"]))
+        _say_lines(str(entry["log"]) or "(nothing)")
 
 
 def follow(client: Client, job: str, task: int, *, as_json: bool) -> None:
@@ -61,7 +61,7 @@ def _say_more(old: dict[str, Any] | None, entry: dict[str, Any]) -> None:
 
 def _say_head(entry: dict[str, Any]) -> None:
     status = "" if entry["exit"] is None else f", exit {safe(entry['exit'])}"
-    reason = f": {safe(entry['reason'])}" if entry["reason"] else ""
+    reason = "" if entry["reason"] in ("", f"exit status {entry['exit']}") else f": {safe(entry['reason'])}"
     say(f"--- {safe(entry['peer'])}: {safe(entry['outcome'])}{status}{reason}")
 
 

@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 from nexapod.cli.client import Client
 from nexapod.cli.console import note, say, short
 from nexapod.cli.errors import FAILED, OK, ConnectionLost, Unreachable
+from nexapod.cli.job_commands import failing_line
 from nexapod.cli.safe import safe
 
 ROWS_MAX: Final = 12
@@ -114,9 +115,9 @@ class _Lines:
             case "snapshot":
                 say(f"{safe(standing.name)} ({short(standing.job_id)}): {safe(standing.state)}, {done} tasks decided")
                 if facts["failing"]:
-                    say(_failing(facts["failing"]))
+                    say(safe(failing_line(facts["failing"])))
             case "placed":
-                say("placed: other peers hold the job")
+                say("placed: its stewards hold the job")
             case "accepted":
                 say(f"task {facts['index']} accepted ({done})")
             case "failed":
@@ -132,20 +133,13 @@ def _news(standing: Standing, name: str, facts: dict[str, Any]) -> Iterator[str]
     """What a person should know at once, whatever else is shown."""
     match name:
         case "failing" if standing.failing <= FAILINGS_SHOWN:
-            yield _failing(facts)
+            yield safe(failing_line(facts))
         case "refused":
             yield f"every steward refuses the job{_reason(facts)}"
         case "ratification_needed":
             yield "caretakers decided tasks while no quorum was there: nothing settles before you `nexapod ratify` it"
         case "fault_proven":
             yield f"{safe(facts['peer'])} is proven to have signed a contradiction"
-
-
-def _failing(facts: dict[str, Any]) -> str:
-    return (
-        f"task {facts['index']} did not end well at {short(facts['peer'])} ({safe(facts['outcome'])}, "
-        f"exit {safe(facts['exit'])}){_reason(facts)}"
-    )
 
 
 def _reason(facts: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Final
 from nexapod.protocol.types import BlobRef, File
 from nexapod.protocol.v3.notices import JobAccepted, TaskFailing
 from nexapod.protocol.v3.report import JobReport, ReplicaReport, SubmissionReport, TaskReport
+from nexapod.protocol.v3.rules.succession import quorum
 
 UNSHOWN: Final = ("running", "committed")
 """Outcomes of a replica whose result was not shown yet."""
@@ -60,16 +61,18 @@ def job_view(report: JobReport, tasks: Sequence[TaskReport]) -> dict[str, Any]:
         "groups": report.groups,
         "works": report.works,
         "work": report.work,
-        **_placement(report.submission),
+        **_placement(report),
         "task_list": [task_view(task) for task in tasks],
     }
 
 
-def _placement(mine: SubmissionReport | None) -> dict[str, Any]:
+def _placement(report: JobReport) -> dict[str, Any]:
     """What only the submitter's peer knows."""
+    mine = report.submission
     if mine is None:
         return {
-            "rests_on": "", "placed": False, "placed_on": [], "holders": 0, "holders_needed": 0, "shards": None,
+            "rests_on": "", "placed": False, "placed_on": [], "may_leave": False, "holders": 0, "holders_needed": 0,
+            "shards": None,
             "refused": [], "unanswered": [], "unratified": [], "problems": [], "failing": None,
         }  # fmt: skip
     held, needed = mine.held_least
@@ -77,6 +80,7 @@ def _placement(mine: SubmissionReport | None) -> dict[str, Any]:
         "rests_on": mine.rests_on,
         "placed": mine.placed,
         "placed_on": list(mine.holders),
+        "may_leave": _may_leave(report, mine),
         "holders": held,
         "holders_needed": needed,
         "shards": {"total": mine.shards, "placed": mine.shards_placed, "finished": mine.shards_finished},
@@ -86,6 +90,15 @@ def _placement(mine: SubmissionReport | None) -> dict[str, Any]:
         "problems": list(mine.problems),
         "failing": None if mine.failing is None else failing_view(mine.failing),
     }
+
+
+def _may_leave(report: JobReport, mine: SubmissionReport) -> bool:
+    """Whether its stewards go on without this machine. It is one of them itself where few others are known: each shard
+    then has all of them as its seats."""
+    if report.submitter not in report.panel:
+        return mine.placed
+    others = [peer for peer in mine.holders if peer != report.submitter]
+    return mine.placed and len(others) >= quorum(len(report.panel))
 
 
 def failing_view(failing: TaskFailing) -> dict[str, Any]:

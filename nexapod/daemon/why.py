@@ -106,7 +106,7 @@ def why_job(
         sentences.append(f"The job is {report.standing}: nothing is left to do.")
     if mine is not None:
         sentences += _failures(mine, tasks)
-        sentences += _progress(report, mine) if report.standing == "open" else ()
+        sentences += _progress(report, mine, tasks) if report.standing == "open" else ()
     if report.standing == "open":
         sentences += _placing(report, mine, alone)
         sentences += _workers(able, groups, spec.validate.agree, report.groups)
@@ -164,21 +164,28 @@ def _failures(mine: SubmissionReport, tasks: Sequence[TaskReport]) -> Iterator[s
 
 
 def _first_failure(failing: TaskFailing) -> Iterator[str]:
-    reason = f": {failing.reason}" if failing.reason else ""
+    reason = "" if failing.reason in ("", f"exit status {failing.exit}") else f": {failing.reason}"
     yield f"Task {failing.task} did not end well at {failing.worker} ({failing.outcome}, exit {failing.exit}){reason}."
     lines = failing.log.strip().splitlines()[-LOG_LINES_SHOWN:]
     if lines:
         yield "It printed at its end: " + " / ".join(lines)
-    yield f"`nexapod logs JOB {failing.task}` shows what each worker of it printed."
+    job = failing.job.hex()[:12]
+    yield f"What each worker of that task printed: nexapod logs {job} {failing.task}"
 
 
-def _progress(report: JobReport, mine: SubmissionReport) -> Iterator[str]:
+def _progress(report: JobReport, mine: SubmissionReport, tasks: Sequence[TaskReport]) -> Iterator[str]:
     waiting = max(0, report.tasks - mine.accepted - mine.failed - mine.running)
     failed = f", {mine.failed} have failed" if mine.failed else ""
     yield (
         f"Of {_count(report.tasks, 'task')} {mine.accepted} are accepted{failed}, {mine.running} are being worked on, "
         f"{waiting} wait for a worker."
     )
+    judged = sum(task.standing == "frozen" for task in tasks)
+    if judged:
+        yield (
+            f"Of these {judged} {'has' if judged == 1 else 'have'} results that the stewards judge: where too few "
+            "agree, they wait up to a minute for another worker."
+        )
     if mine.unratified:
         shards = _count(len(mine.unratified), "shard")
         yield f"Caretakers have decided tasks of {shards} while no quorum was there: `nexapod ratify JOB` accepts that."

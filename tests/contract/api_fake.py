@@ -291,6 +291,7 @@ class FakeBackend:
             "rests_on": RESTS_ON,
             "placed": bool(found.placed_on),
             "placed_on": found.placed_on,
+            "may_leave": bool(found.placed_on),
             "holders": len(found.placed_on),
             "holders_needed": 2,
             "shards": {"total": 1, "placed": int(bool(found.placed_on)), "finished": 0},

@@ -235,7 +235,7 @@ def test_submit_uploads_waits_until_placed_and_says_so(daemon: Daemon, cli: Cli,
     thread = daemon.when(lambda: bool(backend.known), lambda: backend.place(next(iter(backend.known))))
     assert cli("submit", write_job(tmp_path)) == 0
     thread.join()
-    assert "the job and all its inputs are held by 2 of 2 other peers: this machine may go offline" in cli.out
+    assert "its stewards hold the job and all its inputs (2 of 2 stewards): this machine may go offline" in cli.out
     (job,) = backend.known.values()
     assert job.spec.name == "a sweep"
     assert RESTS_ON in cli.out
@@ -327,27 +327,32 @@ def test_submit_is_honest_when_nobody_holds_the_job(
 ) -> None:
     monkeypatch.setattr(submitting, "PLACED_WAIT_S", 0.1)
     assert cli("submit", write_job(tmp_path)) == 0
-    assert "no other peers hold the job and all its inputs yet: keep this machine running" in cli.out
+    assert "none of its stewards holds the job and all its inputs yet: keep this machine running" in cli.out
     assert "Only 1 known peer can run it." in cli.out, "what is missing"
     assert cli("submit", "--json", write_job(tmp_path)) == 0
     assert cli.json["placed_on"] == []
 
 
 @pytest.mark.parametrize(
-    ("held", "needed", "placed", "said"),
+    ("held", "panel", "placed", "said"),
     [
-        (3, 3, True, "are held by 3 of 3 other peers: this machine may go offline"),
-        (9, 3, True, "are held by 9 other peers (3 are needed for each part): this machine may go offline"),
-        (1, None, True, "are held by 1 other peer: this machine may go offline"),
-        (1, 2, False, "only 1 of 2 other peers hold the job and all its inputs yet: keep this machine running"),
-        (0, 2, False, "no other peers hold the job and all its inputs yet: keep this machine running"),
+        (3, 3, True, "its stewards hold the job and all its inputs (3 of 3 stewards): this machine may go offline"),
+        (9, 16, True, "its stewards hold the job and all its inputs (9 of 16 stewards): this machine may go offline"),
+        (1, 1, False, "only 1 of 1 steward hold the job and all its inputs yet: keep this machine running"),
+        (1, 2, False, "only 1 of 2 stewards hold the job and all its inputs yet: keep this machine running"),
+        (0, 2, False, "none of its stewards holds the job and all its inputs yet: keep this machine running"),
     ],
 )
-def test_how_many_hold_the_job_of_how_many_is_said(held: int, needed: int | None, placed: bool, said: str) -> None:
-    view: dict[str, Any] = {"placed": placed, "placed_on": ["p"] * held, "holders_needed": needed, "state": "placing"}
+def test_how_many_hold_the_job_of_how_many_is_said(held: int, panel: int, placed: bool, said: str) -> None:
+    view: dict[str, Any] = {
+        "placed": placed, "may_leave": placed, "placed_on": ["p"] * held, "panel": ["p"] * panel, "state": "placing",
+    }  # fmt: skip
     first, *more = submitting.placed_lines(view, lambda: ["It waits."])
-    assert said in first
+    assert first == said
     assert more == ([] if placed else ["  It waits."])
+    if placed:
+        (only,) = submitting.placed_lines(view | {"may_leave": False}, list)
+        assert only == "this machine is one of its few stewards: keep it running until the job is settled"
 
 
 def test_waiting_ends_although_the_daemon_pings(

@@ -84,8 +84,17 @@ def test_a_job_is_shown_with_its_panel_its_seats_and_what_it_rests_on() -> None:
     assert sorted(shown["panel"]) == sorted(told["panel"]) == sorted(mesh.names[1:])
     assert shown["seats"] == [{"shard": 0, "epoch": 0, "holders": shown["seats"][0]["holders"]}]
     assert sorted(shown["placed_on"]) == sorted(mesh.names[1:])
+    assert shown["may_leave"]
     assert shown["shards"] == {"total": 1, "placed": 1, "finished": 0}
     assert shown["failing"] is None
+
+
+@pytest.mark.parametrize(("peers", "may_leave"), [(1, False), (2, False), (3, True), (4, True)])
+def test_a_submitter_that_its_stewards_need_may_not_leave(peers: int, may_leave: bool) -> None:
+    mesh, job = submitted(peers)
+    assert (mesh.names[0] in view(mesh, job)["panel"]) == (peers <= 3)
+    assert mesh.run_until(lambda: view(mesh, job)["may_leave"], 5_000) == may_leave
+    assert view(mesh, job)["placed"]
 
 
 def test_another_peers_job_is_shown_without_what_only_its_submitter_knows() -> None:
@@ -265,6 +274,14 @@ def test_why_begins_with_the_first_failure_and_what_it_printed() -> None:
     assert text.startswith("The job is settled")
     assert "Task 0 has failed: " in text
     assert "Task 1 has failed: " in text
+
+
+@pytest.mark.usefixtures("mistyped")
+def test_why_says_that_results_which_do_not_agree_wait_for_another_worker() -> None:
+    mesh, job = submitted(2)
+    assert mesh.run_until(lambda: report(mesh, job).submission.failing is not None)  # type: ignore[union-attr]
+    look(mesh, job)
+    assert "Of these 2 have results that the stewards judge" in why_text(mesh, job)
 
 
 def test_why_says_who_could_run_a_job_and_why_others_cannot() -> None:
