@@ -11,6 +11,7 @@ import typer
 from nexapod.cli.demo_mesh import Options, run_demo
 
 SHOWN_WIDTH = 80
+RESULTS = "Results (w1 is worker-1)"
 
 
 def demo(
@@ -64,14 +65,14 @@ def _report(console: Any, figures: dict[str, Any]) -> None:
 
     names = figures["names"]
     if figures["scores"]:
-        table = Table("chain", "residues", "Q3", "computed by", "judged by", title="Results (w1 is worker-1)")
+        table = Table("chain", "residues", "Q3", "computed by", "judged by", title=RESULTS)
         for row in figures["scores"]:
             chain = row["chain"]
             computed = " ".join(_mark(names, replica) for replica in figures["replicas"][chain])
             judged = " ".join(_short(names, judge) for judge in figures["judges"][chain])
             table.add_row(chain, str(row["length"]), f"{row['q3']:.3f}", computed, judged)
     else:
-        table = Table("record", "residues", "computed by", "judged by", title="Results (w1 is worker-1)")
+        table = Table("record", "residues", "computed by", "judged by", title=RESULTS)
         for chain, labels in figures["predictions"].items():
             computed = " ".join(_mark(names, replica) for replica in figures["replicas"][chain])
             judged = " ".join(_short(names, judge) for judge in figures["judges"][chain])

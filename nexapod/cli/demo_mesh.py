@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,8 @@ from typing import Any, TypeVar
 from nexapod.cli.client import Client
 from nexapod.cli.errors import CliError, Refused
 from nexapod.cli.safe import safe
+from nexapod.mesh.identity import load_or_create, peer_id
+from nexapod.store.home import Home
 
 T = TypeVar("T")
 
@@ -110,28 +113,36 @@ class Demo:
         self.example = example_folder()
         self.daemons: list[Peer] = []
         self.killed: Peer | None = None
+        self.seats: list[str] = []
+        """Who held them when the job was submitted."""
 
     # --- the mesh --------------------------------------------------------------------------------------------------
     @contextmanager
     def mesh(self) -> Iterator[None]:
         """One bootstrap peer and the workers, which know nothing but its address."""
         try:
-            bootstrap = self._start("bootstrap", ["--no-work"])
-            self._wait_up(bootstrap)
+            home, listen = self._make_home("bootstrap"), f"/ip4/127.0.0.1/tcp/{_free_port()}"
+            # Who it is and where it will listen is known before it runs: so all of them can start at once.
+            address = f"{listen}/p2p/{peer_id(load_or_create(Home(home).identity))}"
+            self._start("bootstrap", home, listen, ["--no-work"])
             for number in range(1, self.options.peers + 1):
-                self._start(f"worker-{number}", ["--slots", "1", "--bootstrap", bootstrap.addrs[0]])
-            for peer in self.daemons[1:]:
+                name, more = f"worker-{number}", ["--slots", "1", "--bootstrap", address]
+                self._start(name, self._make_home(name), "/ip4/127.0.0.1/tcp/0", more)
+            for peer in self.daemons:
                 self._wait_up(peer)
             self._wait_met()
             yield
         finally:
             self._stop_all()
 
-    def _start(self, name: str, more: list[str]) -> Peer:
+    def _make_home(self, name: str) -> Path:
         home = self.folder / "homes" / name
-        home.mkdir(parents=True)
+        Home(home).create()
+        return home
+
+    def _start(self, name: str, home: Path, listen: str, more: list[str]) -> Peer:
         command = [sys.executable, "-m", "nexapod", "start", "--home", str(home), "--network", NETWORK]
-        command += ["--listen", "/ip4/127.0.0.1/tcp/0", *more]
+        command += ["--listen", listen, *more]
         environment = _environment(os.environ, self.folder)
         with (self.folder / f"{name}.log").open("wb") as output:
             process = subprocess.Popen(  # noqa: S603 - our own command, no shell
@@ -258,8 +269,18 @@ class Demo:
 
     def _tell_stewards(self, job_id: str) -> None:
         view = self.submitter.client.get(f"/v1/jobs/{job_id}?count=0")
-        panel, seats = (" ".join(map(self.name, peers)) for peers in (view["panel"], view["seats"][0]["holders"]))
-        self.say(f"its panel, drawn by chance: {panel}; of these hold a seat, grant its tasks and judge them: {seats}")
+        self.seats = list(view["seats"][0]["holders"])
+        panel, seats = (" ".join(map(self.name, peers)) for peers in (view["panel"], self.seats))
+        self.say(f"its panel, drawn by chance: {panel}")
+        self.say(f"of these hold its seats, grant its tasks and judge them: {seats}")
+
+    def _tell_successor(self, view: dict[str, Any]) -> None:
+        """Who has the seat of the worker that was killed, if it had one."""
+        if self.killed is None or self.killed.peer_id not in self.seats:
+            return
+        new = [self.name(peer) for peer in view["seats"][0]["holders"] if peer not in self.seats]
+        succession = f"{new[0]} has taken it" if new else "the other two, a quorum, went on without it"
+        self.say(f"{self.killed.name} held a seat: {succession}")
 
     def name(self, peer_id: str) -> str:
         """What the demo calls a peer."""
@@ -277,6 +298,7 @@ class Demo:
             if view is not None:
                 show(view)
                 if view["state"] == "settled":
+                    self._tell_successor(view)
                     return dict(view)
                 if view["state"] == "cancelled":
                     raise DemoFailed(f"The job was cancelled: {view['refused']}; the logs are in {self.folder}.")
@@ -360,6 +382,13 @@ class Demo:
         rows = [{"chain": s.name, "length": s.residues, "q3": round(s.q3, 4)} for s in scores]
         truth = {c.name: c.truth for c in chains}
         return {"q3": round(score.overall_q3(scores), 4), "scores": rows, "truth": truth}
+
+
+def _free_port() -> int:
+    """One that nothing listens on now."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
 
 
 def _fasta_names(path: Path) -> list[str]:
