@@ -27,6 +27,15 @@ CONFIG_TEMPLATE: Final = """\
 # level = "info"           # debug, info, warning, error
 # format = "auto"          # auto: for people in a terminal, else JSON lines; console, json
 
+[steward]
+# enabled = true           # false: keep no part of other peers' jobs
+# storage = "5GiB"         # what one job may take of the disk; without it: a quarter of blobs_max
+# shards = 1024            # parts of one job, of 256 tasks each, that are kept at most
+
+[submit]
+# friends = ["12D3KooW..."]   # stewards of every job submitted here; without it: as chance has it
+# accept_unknown = false   # true: submit even if all stewards are known through one peer
+
 [storage]
 # blobs_max = "20GiB"      # without it: 20 GiB, or a tenth of the disk where that is less
 # disk_free_min = "1GiB"   # what must stay free: what nobody needs goes before

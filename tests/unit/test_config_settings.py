@@ -16,9 +16,11 @@ from nexapod.config.document import Document, line_numbers
 from nexapod.config.gpus import GpuSettings
 from nexapod.config.multiaddr import parse
 from nexapod.config.settings import DEFAULT_LISTEN, config_file, loopback_address
+from nexapod.config.stewarding import StewardSettings, SubmitSettings
 from nexapod.protocol.types import peer_id_of_key
 
 PEER = peer_id_of_key(bytes(32))
+FRIEND = peer_id_of_key(bytes([7]) * 32)
 ADDR = f"/ip4/192.0.2.7/tcp/4747/p2p/{PEER}"
 GPU_UUID = "GPU-0b6f3d2e-7c1a-4e7d-9a35-1f20c84e6d11"
 OTHER = f"/dns4/peer.example.org/tcp/4747/p2p/{PEER}"
@@ -42,7 +44,7 @@ def problems(environ: dict[str, str], flags: Flags | None = None) -> str:
 
 def test_nothing_said_gives_the_defaults(environ: dict[str, str]) -> None:
     config = load(Flags(), environ)
-    assert config == Config(home=Path(environ["XDG_DATA_HOME"]) / "nexapod")
+    assert config == Config(home=Path(environ["XDG_DATA_HOME"]) / "nexapod", grouping="network")
     assert (config.network, config.listen, config.bootstrap, config.work) == ("main", DEFAULT_LISTEN, (), True)
     assert config.paths.api_socket == config.home / "api.sock"
 
@@ -116,7 +118,7 @@ def test_which_gpus_are_lent(environ: dict[str, str]) -> None:
 
 def test_the_file_that_init_writes_says_the_defaults(environ: dict[str, str]) -> None:
     write(environ, CONFIG_TEMPLATE)
-    assert load(Flags(), environ) == Config(home=default_home(environ))
+    assert load(Flags(), environ) == Config(home=default_home(environ), grouping="network")
     told = re.sub(r"(?m)^# (?=\w+ = )", "", CONFIG_TEMPLATE)
     write(environ, told.replace("12D3KooW...", PEER))
     assert load(Flags(), environ).gpu == GpuSettings(temperature_max_c=85)
@@ -143,11 +145,34 @@ def test_a_named_file_must_exist(environ: dict[str, str]) -> None:
     assert "cannot be read" in problems(environ | {"NEXAPOD_CONFIG": "/nowhere/x.toml"})
 
 
+# --- stewards ------------------------------------------------------------------------------------------------------
+def test_what_is_kept_of_others_jobs_and_whom_ones_own_rest_on(environ: dict[str, str]) -> None:
+    assert load(Flags(), environ).steward == StewardSettings(enabled=True, storage=None, shards=1024)
+    assert load(Flags(), environ).submit == SubmitSettings(friends=(), accept_unknown=False)
+    kept = '[steward]\nenabled = false\nstorage = "10GiB"\nshards = 64\n'
+    write(environ, f'{kept}[submit]\nfriends = ["{FRIEND}"]\naccept_unknown = true')
+    assert load(Flags(), environ).steward == StewardSettings(enabled=False, storage=10 << 30, shards=64)
+    assert load(Flags(), environ).submit == SubmitSettings((FRIEND,), accept_unknown=True)
+    write(environ, '[steward]\nstorage = "1kB"\n[submit]\nfriends = ["Ann"]')
+    said = problems(environ)
+    assert "steward.storage: '1kB' is not possible" in said
+    assert "submit.friends: 'Ann' is no peer's id" in said
+
+
 # --- networks ------------------------------------------------------------------------------------------------------
 def test_the_shipped_networks_are_good() -> None:
     shipped = networks.read(networks.shipped_file())
     assert {"main", "local"} <= shipped.keys()
     assert shipped["main"].bootstrap == ()
+
+
+def test_who_counts_as_one_operator_is_the_networks_to_say(environ: dict[str, str]) -> None:
+    assert load(Flags(), environ).grouping == "network"
+    assert load(Flags(network="anything"), environ).grouping == "peer"
+    write(environ, '[networks.lab]\nbootstrap = []\ngrouping = "network"', networks.FILE_NAME)
+    assert load(Flags(network="lab"), environ).grouping == "network"
+    write(environ, '[networks.lab]\nbootstrap = []\ngrouping = "/24"', networks.FILE_NAME)
+    assert "networks.lab.grouping: '/24' is not possible" in problems(environ)
 
 
 def test_an_own_file_replaces_and_adds_networks(environ: dict[str, str]) -> None:

@@ -12,13 +12,15 @@ from nexapod.blobs.room import DEFAULT_BYTES_MAX, DEFAULT_DISK_FREE_MIN, DEFAULT
 from nexapod.cli.starting import CONFIG_TEMPLATE
 from nexapod.config import Config, ConfigError, Flags, load, settings
 from nexapod.config.sizes import parse_size
+from nexapod.config.stewarding import STORAGE_MIN
 from nexapod.config.storage import BLOBS_MIN, IMAGES_MIN, RATE_MIN
 from nexapod.daemon.images import IMAGES_MAX_DEFAULT
+from nexapod.daemon.offering import JOB_PART
 from nexapod.protocol.types import peer_id_of_key
 
 TEXT = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")
 TOP = ""
-TABLES = ["log", "storage", "bandwidth", "images", "api", "gpu"]
+TABLES = ["log", "steward", "submit", "storage", "bandwidth", "images", "api", "gpu"]
 PEER = peer_id_of_key(bytes(32))
 
 
@@ -84,6 +86,10 @@ def test_the_sizes_are_those_of_the_code() -> None:
     assert DEFAULT_DISK_PART == 10
     assert f'"{BLOBS_MIN >> 20}MiB"' in told["blobs_max"][3]
     assert f'"{IMAGES_MIN >> 20}MiB"' in told["images_max"][3]
+    kept = {row[0].strip("`"): row for row in rows("steward")}
+    assert f'"{STORAGE_MIN >> 20}MiB"' in kept["storage"][3]
+    assert "a quarter of `blobs_max`" in kept["storage"][2]
+    assert JOB_PART == 4
     assert all(f'"{RATE_MIN >> 10}KiB/s"' in row[3] for row in rows("bandwidth"))
 
 
