@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from nexapod.api.backend import ApiError, Backend, JobEvent, Json
+from nexapod.api.event_buffer import EventBuffer
 from nexapod.protocol.types import BlobRef, JobId
 from nexapod.protocol.v3.limits import CHUNK_BYTES
 
@@ -20,6 +21,8 @@ log = structlog.get_logger()
 
 PING_S: Final = 15.0
 """A comment goes over a silent event stream so often: both sides learn that the other is gone."""
+WRITE_S: Final = 0.1
+"""Between two writes of an event stream: what happens meanwhile goes together, and what is overtaken not at all."""
 FINAL_STATES: Final = frozenset({"settled", "cancelled"})
 
 
@@ -140,12 +143,16 @@ class EventAnswer(Response):
         if view["state"] in FINAL_STATES:
             await self._say(send, event_text("closed", {"state": view["state"]}))
             return
-        # A generator is closed here, not when it is collected as garbage.
-        async with aclosing(cast(Any, events)):
-            async for name, facts in events:
-                await self._say(send, event_text(name, facts))
-                if name == "closed":
-                    return
+        buffer, news = EventBuffer(), _News()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_gather, events, buffer, news)
+            while not buffer.closed or len(buffer):
+                await news.wait()
+                if taken := buffer.take():
+                    await self._say(send, "".join(event_text(name, facts) for name, facts in taken))
+                if not buffer.closed:
+                    await trio.sleep(WRITE_S)
+            nursery.cancel_scope.cancel()
 
     async def _ping(self, send: Send) -> None:
         while True:
@@ -161,6 +168,32 @@ def event_text(name: str, facts: Json) -> str:
     """One server-sent event. Asserts a name that cannot break the framing; the data is ASCII JSON on one line."""
     assert name.replace("_", "").isalnum(), name
     return f"event: {name}\ndata: {json.dumps(facts, ensure_ascii=True, separators=(',', ':'))}\n\n"
+
+
+class _News:
+    """Whether there is something new since it was last waited for."""
+
+    def __init__(self) -> None:
+        self._event = trio.Event()
+
+    def tell(self) -> None:
+        self._event.set()
+
+    async def wait(self) -> None:
+        await self._event.wait()
+        self._event = trio.Event()
+
+
+async def _gather(events: AsyncIterator[JobEvent], buffer: EventBuffer, news: _News) -> None:
+    # A generator is closed here, not when it is collected as garbage.
+    async with aclosing(cast(Any, events)):
+        async for event in events:
+            buffer.add(event)
+            news.tell()
+            if buffer.closed:
+                return
+    buffer.closed = True
+    news.tell()
 
 
 async def _cancel_when_gone(receive: Callable[[], Awaitable[Message]], scope: trio.CancelScope) -> None:

@@ -200,15 +200,17 @@ async def test_a_job_is_read_strictly_and_keeps_every_field(tmp_path: Path) -> N
 
 async def test_a_certificate_comes_in_pieces_and_one_that_breaks_off_is_seen(tmp_path: Path) -> None:
     backend = FakeBackend()
-    async with served(backend, tmp_path / "api.sock") as client:
-        job = await submit(client, backend, tasks=1)
-        path = f"/v1/jobs/{job.hex()}/certificate"
-        assert_problem(await client.get(path), 409, "not-ready")
-        backend.accept(job, 0, {})
-        assert (await client.get(path)).content == b"certificate"
-        backend.known[job].broken = True
-        with pytest.raises(httpx.RemoteProtocolError):
-            await client.get(path)
+    with capture_logs() as logged:
+        async with served(backend, tmp_path / "api.sock") as client:
+            job = await submit(client, backend, tasks=1)
+            path = f"/v1/jobs/{job.hex()}/certificate"
+            assert_problem(await client.get(path), 409, "not-ready")
+            backend.accept(job, 0, {})
+            assert (await client.get(path)).content == b"certificate"
+            backend.known[job].broken = True
+            with pytest.raises(httpx.RemoteProtocolError):
+                await client.get(path)
+    assert "error" in {entry["log_level"] for entry in logged}
 
 
 async def test_a_prefix_names_a_job_when_no_other_shares_it(tmp_path: Path) -> None:
@@ -265,6 +267,7 @@ async def test_events_begin_with_where_the_job_stands_and_end_with_it(tmp_path: 
             await wait_until(lambda: seen)
             backend.place(job)
             backend.work(job, 0, 0.5)
+            await wait_until(lambda: seen[-1][0] == "task_changed")
             backend.accept(job, 0, {})
             backend.fail(job, 1, "why\nnot")
         assert [name for name, _ in seen] == ["snapshot", "placed", "task_changed", "accepted", "failed", "closed"]
@@ -274,6 +277,41 @@ async def test_events_begin_with_where_the_job_stands_and_end_with_it(tmp_path: 
         await read_events(client, job, again)
         assert [name for name, _ in again] == ["snapshot", "closed"]
         await wait_until(lambda: not backend.watchers)
+
+
+async def test_what_happens_at_once_goes_in_one_write_and_what_is_overtaken_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nexapod.api.answers.WRITE_S", 0.05)
+    backend = FakeBackend()
+    seen: list[tuple[str, Any]] = []
+    async with served(backend, tmp_path / "api.sock") as client:
+        job = await submit(client, backend)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read_events, client, job, seen)
+            await wait_until(lambda: seen)
+            for step in range(500):
+                backend.work(job, 0, step / 500)
+            await wait_until(lambda: seen[-1][1].get("progress") == 499 / 500)
+            assert len(seen) <= 4
+            backend.work(job, 0, 1.0)
+            backend.accept(job, 0, {})
+            backend.accept(job, 1, {})
+        names = [name for name, _ in seen]
+        assert names[-4:] == ["task_changed", "accepted", "accepted", "closed"]
+        assert ("task_changed", 1.0) not in [(name, facts.get("progress")) for name, facts in seen]
+
+
+async def test_a_watcher_whose_backend_falls_silent_for_good_is_let_go(tmp_path: Path) -> None:
+    backend = FakeBackend()
+    seen: list[tuple[str, Any]] = []
+    async with served(backend, tmp_path / "api.sock") as client:
+        job = await submit(client, backend)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read_events, client, job, seen)
+            await wait_until(lambda: seen)
+            backend.watchers[0][1].close()
+        assert [name for name, _ in seen] == ["snapshot"]
 
 
 async def test_a_watcher_that_goes_away_is_forgotten(tmp_path: Path) -> None:
@@ -323,13 +361,15 @@ async def test_cancel_stop_and_metrics(tmp_path: Path) -> None:
 
 async def test_a_bug_is_a_problem_without_its_innards_and_the_server_lives_on(tmp_path: Path) -> None:
     backend = FakeBackend()
-    async with served(backend, tmp_path / "api.sock") as client:
-        backend.fail_with = RuntimeError("secret innards")
-        assert "secret" not in assert_problem(await client.get("/v1/status"), 500, "internal")["detail"]
-        backend.fail_with = None
-        assert (await client.get("/v1/status")).status_code == 200
-        assert_problem(await client.get("/nothing"), 404, "http")
-        assert_problem(await client.delete("/v1/jobs"), 405, "http")
+    with capture_logs() as logged:
+        async with served(backend, tmp_path / "api.sock") as client:
+            backend.fail_with = RuntimeError("secret innards")
+            assert "secret" not in assert_problem(await client.get("/v1/status"), 500, "internal")["detail"]
+            backend.fail_with = None
+            assert (await client.get("/v1/status")).status_code == 200
+            assert_problem(await client.get("/nothing"), 404, "http")
+            assert_problem(await client.delete("/v1/jobs"), 405, "http")
+    assert "error" in {entry["log_level"] for entry in logged}
 
 
 async def test_bodies_are_bounded_announced_or_not(tmp_path: Path) -> None:
