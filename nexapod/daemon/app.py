@@ -217,6 +217,7 @@ async def _serve(
         known_addrs=[*config.bootstrap, *met],
         on_event=bridge.on_event,
         on_bulk=bridge.on_bulk,
+        said_addrs=node.addrs,
     )
     # Of the others the core has the result.
     to_go_on = frozenset(attempt.task for attempt in node.report().attempts if attempt.state in WAITING)
@@ -273,8 +274,6 @@ async def _serve(
         await pausing.restore()
         await machine.probe()
         offering.look()
-        if survivors:
-            pausing.take_up()
         nursery.start_soon(performer.run)
         nursery.start_soon(engine.run, performer)
         nursery.start_soon(machine.run)

@@ -41,8 +41,8 @@ class Keeper(Protocol):
 
 
 def monotonic_ms() -> Millis:
-    """The clock of the core."""
-    return int(trio.current_time() * 1000)
+    """The clock of the core. Rounded: whoever slept until a whole millisecond wakes in it, and not just before it."""
+    return round(trio.current_time() * 1000)
 
 
 @dataclass(slots=True)

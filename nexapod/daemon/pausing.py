@@ -17,7 +17,7 @@ from nexapod.blobs.errors import BlobError
 from nexapod.daemon.engine import Engine
 from nexapod.daemon.small_files import delete_durably, write_durably
 from nexapod.daemon.tasks import TaskRunner
-from nexapod.protocol.v3.events import Pause, Tick
+from nexapod.protocol.v3.events import Pause
 
 log = structlog.get_logger()
 
@@ -62,16 +62,6 @@ class Pausing:
             self._want(Wish(True, _at(for_s)))
             self._tell(paused=True)
             log.info("still_paused", for_s=for_s)
-
-    def take_up(self) -> None:
-        """There are sandboxes that the last daemon began, and the core has a profile. If that daemon was killed, they
-        may not stand still: even in a pause the core goes on with them, so that they are frozen, watched, and may end.
-        """
-        if self.paused:
-            # It does so at the first tick after it hears that it may. What it asks for besides, it gives back at once.
-            self._tell(paused=False)
-            self._engine.post(Tick())
-            self._tell(paused=True)
 
     async def pause(self, for_s: float | None) -> None:
         """Returns once every running task stands still. Repeated, it sets a new end. Raises BlobError when this daemon

@@ -100,8 +100,8 @@ def forget_failed_dial(host: Any, peer: str) -> None:
     host.get_network()._negative_peer_cache.evict(peer)
 
 
-def said_addrs(host: Any, identity: Any) -> Sequence[str]:
-    """Where a peer says it listens, as identify has told; nothing before."""
+def identified_addrs(host: Any, identity: Any) -> Sequence[str]:
+    """Where a peer listens, as identify has told; nothing before. It is not asked again when it has been away."""
     try:
         return [str(addr) for addr in host.get_peerstore().addrs(identity)]
     except PeerStoreError:

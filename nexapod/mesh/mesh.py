@@ -37,8 +37,8 @@ class Mesh:
     """One peer of one network. `run` serves it; everything else may be called while it runs.
 
     `on_event` is called from the mesh's tasks and must not block; `on_bulk` is awaited for every bulk frame (at most
-    links.BULK_HANDLER_S). What either raises is logged and counted, and harms nothing. Raises LocalError for malformed
-    addresses or names.
+    links.BULK_HANDLER_S). What either raises is logged and counted, and harms nothing. `said_addrs` is asked where a
+    peer says that it can be dialled. Raises LocalError for malformed addresses or names.
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class Mesh:
         known_addrs: Iterable[str] = (),
         on_event: Callable[[MeshEvent], None],
         on_bulk: Callable[[PeerId, bytes], Awaitable[None]],
+        said_addrs: Callable[[PeerId], Sequence[str]] = lambda peer: (),
         peers_min: int = 4,
         peers_max: int = 64,
     ) -> None:
@@ -66,7 +67,7 @@ class Mesh:
         self.host: Any = build_host(seed, peers_max)
         """The libp2p host, for the DHT."""
         self._book = AddressBook(self.peer_id, clock=_clock)
-        self._dialler = Dialler(self.host, self._book)
+        self._dialler = Dialler(self.host, self._book, said_addrs)
         self._links = Links(self.host, network, self._dialler, self._emit, on_bulk, self._heard)
         self._keeper = Keeper(
             self.host, self._book, self._dialler, lambda: self._presence, self._links.used_at, (peers_min, peers_max)

@@ -143,9 +143,10 @@ class AddressBook:
 class Dialler:
     """Connects to peers through the book: one dial a peer at a time, all its addresses, staggered."""
 
-    def __init__(self, host: Any, book: AddressBook) -> None:
+    def __init__(self, host: Any, book: AddressBook, said_addrs: Callable[[PeerId], Iterable[str]]) -> None:
         self._host = host
         self._book = book
+        self._said_addrs = said_addrs
         self._limit = trio.CapacityLimiter(DIALS_MAX)
         self._dials: dict[PeerId, trio.Event] = {}
 
@@ -185,7 +186,8 @@ class Dialler:
         No connection comes of it, so it may be asked of a peer that is connected already. Takes up to DIAL_S.
         """
         identity = ID.from_base58(peer)
-        addrs = dict.fromkeys((*self._book.addrs(peer), *dialable(peer, containment.said_addrs(self._host, identity))))
+        said = (*self._said_addrs(peer), *containment.identified_addrs(self._host, identity))
+        addrs = dict.fromkeys((*dialable(peer, said), *self._book.addrs(peer)))
         async with self._limit:
             with trio.move_on_after(DIAL_S):
                 for addr in list(addrs)[:ADDRS_PER_PEER_MAX]:

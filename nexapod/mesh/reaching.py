@@ -7,6 +7,7 @@ dialled in the first place needs no proof.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain, repeat
 from typing import Final
 
 import trio
@@ -27,26 +28,29 @@ class Reaching:
         self._presence = presence
         self._dialler = dialler
         self._emit = emit
-        self._under_way: set[PeerId] = set()
+        self._under_way: dict[PeerId, trio.CancelScope] = {}
 
     async def run(self) -> None:
-        """Look at everybody who comes up, until cancelled."""
+        """Look at everybody who comes up or goes, until cancelled."""
         async with trio.open_nursery() as nursery:
             while True:
                 changed = self._presence.changed
-                for peer in self._presence.unreached():
+                wanted = self._presence.unreached()
+                for peer in [peer for peer in self._under_way if peer not in wanted]:
+                    self._under_way.pop(peer).cancel()
+                for peer in wanted:
                     if peer not in self._under_way:
-                        self._under_way.add(peer)
-                        nursery.start_soon(self._reach, peer)
+                        scope = self._under_way[peer] = trio.CancelScope()
+                        nursery.start_soon(self._reach, peer, scope)
                 await changed.wait()
 
-    async def _reach(self, peer: PeerId) -> None:
-        try:
-            attempt = 0
-            while peer in self._presence.unreached():
-                await trio.sleep(PAUSES_S[min(attempt, len(PAUSES_S) - 1)])
-                attempt += 1
-                if await self._dialler.answers(peer) and self._presence.reached(peer):
-                    self._emit(Reached(peer, self._presence.up()[peer]))
-        finally:
-            self._under_way.discard(peer)
+    async def _reach(self, peer: PeerId, scope: trio.CancelScope) -> None:
+        with scope:
+            for pause_s in chain(PAUSES_S, repeat(PAUSES_S[-1])):
+                await trio.sleep(pause_s)
+                if await self._dialler.answers(peer):
+                    break
+            if self._presence.reached(peer):
+                self._emit(Reached(peer, self._presence.up()[peer]))
+        if self._under_way.get(peer) is scope:
+            del self._under_way[peer]

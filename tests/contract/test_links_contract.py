@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 
-from nexapod.mesh.events import Channel, Frame, MeshEvent, PeerDown, PeerUp, Unreachable
+from nexapod.mesh.events import Channel, Frame, MeshEvent, PeerDown, PeerUp, Reached, Unreachable
 from nexapod.mesh.framing import encode_frame
 from nexapod.mesh.identity import peer_id
 from nexapod.mesh.links import PeerUnreachable
@@ -39,6 +39,7 @@ class FakeMesh:
         self._queues: dict[tuple[PeerId, Channel], list[bytes]] = {}
         self._pumping: set[tuple[PeerId, Channel]] = set()
         self._room = trio.Condition()
+        self._banned: set[PeerId] = set()
 
     @property
     def addrs(self) -> list[str]:
@@ -63,11 +64,14 @@ class FakeMesh:
 
     def _link(self, peer: PeerId) -> bool:
         other = FakeMesh.running.get(peer)
-        if other and peer not in self._up:
+        if other is None or peer in self._banned or self.peer_id in other._banned:
+            return False
+        if peer not in self._up:
             for one, two in ((self, other), (other, self)):
                 one._up.add(two.peer_id)
-                one._on_event(PeerUp(two.peer_id, ""))
-        return other is not None
+                one._on_event(PeerUp(two.peer_id, "", dialled=one is self))
+            other._on_event(Reached(self.peer_id, ""))
+        return True
 
     def connected(self) -> dict[PeerId, str]:
         return dict.fromkeys(self._up, "")
@@ -107,10 +111,17 @@ class FakeMesh:
                 self._room.notify_all()
         self._pumping.discard((peer, channel))
 
-    def disconnect(self, peer: PeerId, reason: str) -> None:
+    def ban(self, peer: PeerId, ban_ms: int, reason: str) -> None:
+        self._banned.add(peer)
+        assert self._nursery is not None
+        self._nursery.start_soon(self._forgive, peer, ban_ms / 1000)
         if peer in self._up:
             FakeMesh.running[peer]._lose(self.peer_id)
             self._lose(peer)
+
+    async def _forgive(self, peer: PeerId, seconds: float) -> None:
+        await trio.sleep(seconds)
+        self._banned.discard(peer)
 
 
 class Side:
@@ -127,7 +138,6 @@ class Side:
             listen=["/ip4/127.0.0.1/tcp/0"],
             on_event=self.events.append,
             on_bulk=self._take,
-            validate=lambda topic, data: True,
             peers_min=0,
         )
         self.scope = trio.CancelScope()
@@ -186,6 +196,20 @@ async def test_each_side_learns_once_that_the_other_is_up_and_once_that_it_is_go
         await until(lambda: a.of(PeerDown))
         assert a.mesh.connected() == {}
         assert [type(event) for event in a.events if not isinstance(event, Frame)] == [PeerUp, PeerDown]
+        assert a.of(PeerUp)[0].dialled
+        assert not b.of(PeerUp)[0].dialled
+
+
+async def test_a_peer_that_dialled_is_dialled_back_once_and_then_counts_as_reached(kind: type[Any]) -> None:
+    async with pair(kind) as (a, b):
+        a.mesh.send_nowait(b.mesh.peer_id, "control", b"x", b.mesh.addrs)
+        await until(lambda: b.of(Reached))
+        assert [(event.peer, event.addr) for event in b.of(Reached)] == [(a.mesh.peer_id, b.of(PeerUp)[0].addr)]
+        assert a.of(Reached) == []
+        assert set(b.mesh.connected()) == {a.mesh.peer_id}
+        await b.mesh.send(a.mesh.peer_id, "control", b"back")
+        await until(lambda: a.of(Frame))
+        assert a.of(PeerDown) == b.of(PeerDown) == []
 
 
 async def test_frames_to_a_peer_that_is_not_there_end_in_unreachable(kind: type[Any]) -> None:
@@ -219,9 +243,20 @@ async def test_a_frame_out_of_bounds_is_a_local_error(kind: type[Any], size: int
             a.mesh.send_nowait(b.mesh.peer_id, "control", bytes(size), b.mesh.addrs)
 
 
-async def test_disconnecting_is_seen_on_both_sides(kind: type[Any]) -> None:
+async def test_a_banned_peer_is_cut_off_and_refused_both_ways_for_its_time(kind: type[Any]) -> None:
     async with pair(kind) as (a, b):
         await a.mesh.send(b.mesh.peer_id, "control", b"x", b.mesh.addrs)
         await until(lambda: a.of(PeerUp) and b.of(Frame))
-        b.mesh.disconnect(a.mesh.peer_id, "for the test")
+        b.mesh.ban(a.mesh.peer_id, 3_000, "for the test")
         await until(lambda: a.of(PeerDown) and b.of(PeerDown))
+        with pytest.raises(PeerUnreachable):
+            await b.mesh.send(a.mesh.peer_id, "bulk", b"not even if it is this side that dials", a.mesh.addrs)
+        a.mesh.send_nowait(b.mesh.peer_id, "control", b"again", b.mesh.addrs)
+        await trio.sleep(1)  # a pause: nothing is to come of it
+        assert len(b.of(PeerUp)) == len(b.of(Frame)) == 1
+
+        def heard() -> bool:
+            a.mesh.send_nowait(b.mesh.peer_id, "control", b"once more", b.mesh.addrs)
+            return len(b.of(Frame)) > 1
+
+        await until(heard)

@@ -32,7 +32,7 @@ class Node:
         self.bulk: list[bytes] = []
         self.on_event: Callable[[MeshEvent], None] = self.events.append
         self.on_bulk: Callable[[PeerId, bytes], Awaitable[None]] = self._keep_bulk
-        self.validate: Callable[[Any, bytes], bool] = lambda topic, data: not data.startswith(b"bad")
+        self.said_addrs: dict[PeerId, list[str]] = {}
         self.dht: Dht | None = None
         self._scope = trio.CancelScope()
         self.stopped = trio.Event()
@@ -43,7 +43,7 @@ class Node:
             known_addrs=known or [],
             on_event=lambda event: self.on_event(event),
             on_bulk=lambda peer, frame: self.on_bulk(peer, frame),
-            validate=lambda topic, data: self.validate(topic, data),
+            said_addrs=lambda peer: self.said_addrs.get(peer, ()),
             **options,
         )
 

@@ -5,7 +5,7 @@ import trio
 from mesh_nodes import Node, running, stranger, until
 
 from nexapod.mesh import links
-from nexapod.mesh.events import Foreign, Frame, Misbehaved, PeerDown, PeerUp, Unreachable, channel_protocol
+from nexapod.mesh.events import Foreign, Frame, Misbehaved, PeerDown, PeerUp, Reached, Unreachable, channel_protocol
 from nexapod.mesh.identity import peer_id
 from nexapod.mesh.library import ID
 from nexapod.protocol.errors import LocalError
@@ -153,16 +153,53 @@ async def test_a_peer_that_restarts_is_found_again_and_its_links_work() -> None:
         assert len(a.of(PeerUp)) == 2
 
 
-async def test_disconnect_closes_and_is_not_undone_at_once() -> None:
-    a, b = Node("a"), Node("b", peers_min=0)
-    async with running(b):
-        a.mesh.learn(b.id, b.mesh.addrs)
-        async with running(a):
-            await until(lambda: a.linked(b) and b.linked(a))
-            a.mesh.disconnect(b.id, "for the test")
-            await until(lambda: a.of(PeerDown) and b.of(PeerDown))
-            assert not a.mesh.connected()
-            await until(lambda: len(a.of(PeerUp)) == 2)
+async def test_a_banned_peer_that_dials_again_and_again_is_never_up_and_costs_no_connection() -> None:
+    victim = Node("victim", peers_min=0)
+    async with running(victim) as nursery:
+        pest = Node("pest", victim.mesh.addrs)
+        await nursery.start(pest.run)
+        await until(lambda: victim.linked(pest))
+        victim.mesh.ban(pest.id, 60_000, "for the test")
+        await until(lambda: victim.of(PeerDown))
+        await pest.stop()
+        for life in range(1, 3):
+            pest = Node("pest", victim.mesh.addrs)
+            await nursery.start(pest.run)
+            await until(lambda life=life: victim.mesh.counts().get("banned_refused", 0) >= life)
+            await until(lambda: not victim.mesh.host.get_connected_peers())
+            await pest.stop()
+        assert len(victim.of(PeerUp)) == len(victim.of(PeerDown)) == 1
+        assert not victim.mesh.connected()
+
+
+async def test_who_cannot_be_dialled_is_never_reached_and_who_begins_to_listen_is() -> None:
+    a = Node("a", peers_min=0)
+    async with running(a) as nursery:
+        silent = Node("b", a.mesh.addrs, listen=[])
+        await nursery.start(silent.run)
+        await until(lambda: a.linked(silent))
+        await trio.sleep(1)  # a pause: nothing is to happen
+        assert a.of(Reached) == []
+        assert a.mesh.was_dialled
+        assert not silent.mesh.was_dialled
+        await silent.stop()
+        await until(lambda: a.of(PeerDown))
+        b = Node("b", a.mesh.addrs)
+        await nursery.start(b.run)
+        a.said_addrs[b.id] = b.mesh.addrs
+        await until(lambda: a.of(Reached))
+        assert [event.peer for event in a.of(Reached)] == [b.id]
+
+
+async def test_an_address_with_another_key_behind_it_is_no_proof() -> None:
+    a, other = Node("a", peers_min=0), Node("other", peers_min=0)
+    async with running(a, other) as nursery:
+        liar = Node("liar", a.mesh.addrs, listen=[])
+        await nursery.start(liar.run)
+        await until(lambda: a.linked(liar))
+        a.mesh.learn(liar.id, [addr.partition("/p2p/")[0] for addr in other.mesh.addrs])
+        assert not await a.mesh._dialler.answers(liar.id)
+        assert a.of(Reached) == []
 
 
 async def test_a_peer_of_another_network_is_named_and_sent_away() -> None:

@@ -9,11 +9,10 @@ import trio
 from mesh_nodes import Node, running, stranger, until
 
 from nexapod.dht.containment import kad_protocol
-from nexapod.mesh.events import Frame, Gossip, PeerDown, channel_protocol
+from nexapod.mesh.events import Frame, PeerDown, channel_protocol
 from nexapod.mesh.library import ID, STREAM_ERRORS
 
 PROTOCOLS = [
-    "/meshsub/1.1.0",
     kad_protocol("test"),
     "/ipfs/id/1.0.0",
     "/ipfs/id/push/1.0.0",
@@ -78,11 +77,9 @@ async def throw_at_socket(port: int, rng: random.Random) -> None:
 
 
 async def served(good: Node, victim: Node, word: bytes) -> None:
-    """The good peer's frame and gossip arrive."""
+    """The good peer's frame arrives."""
     assert good.mesh.send_nowait(victim.id, "control", word)
-    await good.mesh.publish("job", word)
     await until(lambda: any(event.data == word for event in victim.of(Frame)))
-    await until(lambda: any(event.data == word for event in victim.of(Gossip)))
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -92,7 +89,7 @@ async def test_garbage_on_a_protocol_harms_no_one_else(protocol: str) -> None:
     async with running(victim, dht="server"):
         good = Node("good", victim.mesh.addrs)
         async with running(good):
-            await until(lambda: good.mesh._gossip.mesh_size("job") and victim.mesh._gossip.mesh_size("job"))
+            await until(lambda: good.linked(victim) and victim.linked(good))
             assert await throw(victim, protocol, rng) == STREAMS
             await served(good, victim, b"after")
             assert not any(event.peer == good.id for event in victim.of(PeerDown))
@@ -105,7 +102,7 @@ async def test_garbage_on_the_socket_and_half_handshakes_harm_no_one() -> None:
         good = Node("good", victim.mesh.addrs)
         port = int(victim.mesh.addrs[0].split("/")[4])
         async with running(good), trio.open_nursery() as nursery:
-            await until(lambda: good.mesh._gossip.mesh_size("job") and victim.mesh._gossip.mesh_size("job"))
+            await until(lambda: good.linked(victim) and victim.linked(good))
             silent = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(60)]
             async with trio.open_nursery() as throwers:
                 for n in range(SOCKETS):
@@ -131,7 +128,7 @@ async def test_garbage_under_the_multiplexer_costs_the_connection_only() -> None
     async with running(victim):
         good = Node("good", victim.mesh.addrs)
         async with running(good):
-            await until(lambda: good.mesh._gossip.mesh_size("job") and victim.mesh._gossip.mesh_size("job"))
+            await until(lambda: good.linked(victim) and victim.linked(good))
             for n in range(20):
                 async with stranger(victim, name=f"stranger {n}") as host:
                     muxed = host.get_network().get_connections()[0].muxed_conn

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -10,34 +11,36 @@ import pytest
 import structlog.testing
 import trio
 import trio.testing
-from protocol_kit import NETWORK, job_spec, pid, profile, signer, verify
+from daemon_kit import job_spec, new_node, offer, pid, profile
 
 from nexapod.daemon.engine import (
     BATCH_MAX,
+    BATCH_S,
     COMMIT_RETRY_S,
-    GOSSIP_PER_PEER_MAX,
-    GOSSIP_QUEUED_MAX,
+    QUEUED_BYTES_PER_PEER_MAX,
     QUEUED_PER_PEER_MAX,
     Engine,
 )
 from nexapod.protocol.errors import LocalError
-from nexapod.protocol.events import (
+from nexapod.protocol.records import Record
+from nexapod.protocol.types import JobId, PeerId, RunResult, TaskId
+from nexapod.protocol.v3.events import (
     Checkpointed,
     Effect,
     Event,
     Finished,
-    Gossiped,
+    OfferChanged,
+    PeerUp,
     ProfileChanged,
     Progressed,
-    Publish,
     Received,
     Save,
+    Send,
     Submit,
-    Trace,
 )
-from nexapod.protocol.node import Node
-from nexapod.protocol.records import Record
-from nexapod.protocol.types import JobId, RunResult, TaskId
+from nexapod.protocol.v3.limits import FRAME_BYTES_MAX
+from nexapod.protocol.v3.node.node import Node
+from nexapod.protocol.v3.notices import JobAccepted
 
 
 class DiskFull(LocalError):
@@ -78,7 +81,10 @@ class Core:
 
 
 def new_engine(store: FakeStore) -> Engine:
-    return Engine(Node(signer(0), verify, NETWORK, lambda n: b"\x05" * n), store)
+    """Of a node that would be a steward, so that it can submit by itself."""
+    engine = Engine(new_node(), store)
+    engine.node.handle(OfferChanged(offer()), 0)
+    return engine
 
 
 @pytest.fixture
@@ -105,6 +111,7 @@ async def test_what_must_be_kept_is_committed_at_once_and_before_anything_is_sai
     done: list[Effect] = []
     async with trio.open_nursery() as nursery:
         nursery.start_soon(engine.run, done.append)
+        engine.post(PeerUp(pid(1), "", dialled=True))
         engine.post(ProfileChanged(profile()))
         await trio.testing.wait_all_tasks_blocked()
         assert len(store.tried) == 1
@@ -113,7 +120,7 @@ async def test_what_must_be_kept_is_committed_at_once_and_before_anything_is_sai
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     assert len(store.committed) == 1
-    assert any(isinstance(effect, Publish) for effect in done)
+    assert any(isinstance(effect, Send) for effect in done)
     assert not any(isinstance(effect, Save) for effect in done)
 
 
@@ -124,9 +131,9 @@ async def test_events_that_wait_together_are_one_transaction() -> None:
     for number in range(3):
         engine.post(Submit(job_spec(nonce=bytes([number]) * 16)))
     await run_with(engine, lambda: None)
-    assert len(store.committed) == 1
-    assert len(engine.node.jobs) == 3
-    assert set(engine.node.jobs) <= {record.key for record in store.committed[0] if record.kind == "statement"}
+    jobs = engine.node.report().submissions
+    assert len(jobs) == 3
+    assert {job + job for job in jobs} <= {record.key for record in store.committed[0] if record.kind == "job"}
 
 
 async def test_a_full_disk_silences_the_node_until_there_is_room_and_nothing_is_lost(
@@ -150,6 +157,7 @@ async def test_a_full_disk_silences_the_node_until_there_is_room_and_nothing_is_
         assert engine.stalled == "the disk is full"
         assert (done, submitted) == ([], [])
         # More happens meanwhile: it waits its turn, and is not said either.
+        engine.post(PeerUp(pid(1), "", dialled=True))
         engine.post(ProfileChanged(profile()))
         with trio.fail_after(60):
             while not submitted:  # noqa: ASYNC110 - as above
@@ -160,10 +168,9 @@ async def test_a_full_disk_silences_the_node_until_there_is_room_and_nothing_is_
     assert trio.current_time() - began >= sum(COMMIT_RETRY_S[:3])
     assert engine.stalled == ""
     assert store.tried[0] == store.tried[1] == store.tried[2] == store.tried[3] == store.committed[0]
-    names = [effect.name for effect in done if isinstance(effect, Trace)]
-    assert "job_known" in names
-    assert any(isinstance(effect, Publish) and effect.topic == "profile" for effect in done)
-    assert any(record.kind == "seq" for record in store.committed[1])
+    assert any(isinstance(effect, JobAccepted) for effect in done)
+    assert any(isinstance(effect, Send) for effect in done)
+    assert any(record.key == b"profile-seq" for record in store.committed[1])
 
 
 async def test_an_act_ends_only_when_its_effects_have_run_and_a_refused_one_says_why() -> None:
@@ -178,39 +185,27 @@ async def test_an_act_ends_only_when_its_effects_have_run_and_a_refused_one_says
         nursery.cancel_scope.cancel()
 
 
-async def test_a_peer_that_floods_loses_its_own_frames_only() -> None:
-    engine = new_engine(FakeStore())
-    for _ in range(QUEUED_PER_PEER_MAX + 7):
-        engine.post(Received(pid(1), b"garbage"))
+def heard(core: Core) -> list[PeerId]:
+    """Whose frames were handled."""
+    return [event.peer for event in core.handled if isinstance(event, Received)]
+
+
+@pytest.mark.parametrize(
+    ("size", "room"), [(7, QUEUED_PER_PEER_MAX), (FRAME_BYTES_MAX, QUEUED_BYTES_PER_PEER_MAX // FRAME_BYTES_MAX)]
+)
+async def test_a_peer_that_floods_loses_its_own_frames_only(size: int, room: int) -> None:
+    core = Core()
+    engine = Engine(cast("Any", core), FakeStore())
+    for _ in range(room + 7):
+        engine.post(Received(pid(1), bytes(size)))
     engine.post(Received(pid(2), b"garbage"))
     assert engine.dropped == {"frames": 7}
-    done = await run_with(engine, lambda: None)
-    heard = [e.facts["peer"] for e in done if isinstance(e, Trace) and e.name == "penalty"]
-    assert heard.count(pid(1)) == QUEUED_PER_PEER_MAX
-    assert heard.count(pid(2)) == 1
+    await run_with(engine, lambda: None)
+    assert heard(core).count(pid(1)) == room
+    assert heard(core).count(pid(2)) == 1
     # The places are free again.
-    engine.post(Received(pid(1), b"garbage"))
+    engine.post(Received(pid(1), bytes(size)))
     assert engine.dropped == {"frames": 7}
-
-
-async def test_gossip_that_waits_is_bounded_for_each_publisher_and_for_all() -> None:
-    engine = new_engine(FakeStore())
-    for _ in range(GOSSIP_PER_PEER_MAX + 7):
-        engine.post(Gossiped(pid(0), "job", b"garbage"))
-    assert engine.dropped == {"gossip": 7}
-    publishers = GOSSIP_QUEUED_MAX // GOSSIP_PER_PEER_MAX
-    for peer in range(1, publishers + 1):
-        for _ in range(GOSSIP_PER_PEER_MAX):
-            engine.post(Gossiped(pid(peer), "job", b"garbage"))
-    assert engine.dropped == {"gossip": 7 + GOSSIP_PER_PEER_MAX}
-    engine.post(Received(pid(publishers), b"garbage"))
-    done = await run_with(engine, lambda: None)
-    heard = [e.facts["peer"] for e in done if isinstance(e, Trace) and e.name == "penalty"]
-    assert heard.count(pid(0)) == GOSSIP_PER_PEER_MAX
-    assert heard.count(pid(publishers)) == 1
-    # The places are free again.
-    engine.post(Gossiped(pid(publishers), "job", b"garbage"))
-    assert engine.dropped == {"gossip": 7 + GOSSIP_PER_PEER_MAX}
 
 
 async def test_of_how_a_task_stands_only_the_newest_waits() -> None:
@@ -231,8 +226,26 @@ async def test_of_how_a_task_stands_only_the_newest_waits() -> None:
     assert core.handled == [*waited, Progressed(first, 5)]
 
 
-async def test_a_flood_does_not_keep_the_rest_of_the_daemon_from_its_turn() -> None:
-    engine = new_engine(FakeStore())
+@dataclass
+class Slow(Core):
+    """Takes its time for each frame."""
+
+    each_s: float = 0.0
+
+    def handle(self, event: Event, now: int) -> list[Effect]:
+        time.sleep(self.each_s)  # the core's own work, which does not wait
+        return super().handle(event, now)
+
+
+@pytest.mark.parametrize(
+    ("each_s", "frames", "batches"),
+    [(0.0, QUEUED_PER_PEER_MAX, 4 * QUEUED_PER_PEER_MAX // BATCH_MAX), (BATCH_S / 3, 16, 4 * 16 // 4)],
+)
+async def test_a_flood_does_not_keep_the_rest_of_the_daemon_from_its_turn(
+    each_s: float, frames: int, batches: int
+) -> None:
+    core = Slow(each_s=each_s)
+    engine = Engine(cast("Any", core), FakeStore())
     turns = 0
 
     async def another_task() -> None:
@@ -242,17 +255,16 @@ async def test_a_flood_does_not_keep_the_rest_of_the_daemon_from_its_turn() -> N
             turns += 1
 
     for peer in range(1, 5):
-        for _ in range(QUEUED_PER_PEER_MAX):
+        for _ in range(frames):
             engine.post(Received(pid(peer), b"garbage"))
-    handled: list[Effect] = []
     async with trio.open_nursery() as nursery:
         nursery.start_soon(another_task)
-        nursery.start_soon(engine.run, handled.append)
+        nursery.start_soon(engine.run, lambda effect: None)
         with trio.fail_after(20):
-            while len(handled) < 2 * 4 * QUEUED_PER_PEER_MAX:  # a trace and a penalty each
+            while len(core.handled) < 4 * frames:
                 await trio.lowlevel.checkpoint()
         nursery.cancel_scope.cancel()
-    assert turns >= QUEUED_PER_PEER_MAX // BATCH_MAX
+    assert turns >= batches - 1
 
 
 async def test_the_deadline_of_the_core_is_met_without_any_event(clock: trio.testing.MockClock) -> None:

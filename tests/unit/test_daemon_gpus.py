@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from daemon_kit import job_spec, profile
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from nvml_fake import readings
-from protocol_kit import job_spec, profile
 
 from nexapod.config.gpus import GpuSettings
 from nexapod.daemon.gpus import (
@@ -22,7 +22,7 @@ from nexapod.daemon.gpus import (
 )
 from nexapod.profile.gpus import GpuReading, told
 from nexapod.protocol.matching import satisfies
-from nexapod.protocol.types import Limits, Requires
+from nexapod.protocol.v3.types import Limits, Requires
 
 [LAPTOP] = readings("laptop")
 [A100] = readings("A100, not split")

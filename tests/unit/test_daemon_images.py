@@ -21,13 +21,14 @@ from nexapod.api.backend import Busy
 from nexapod.blobs.errors import BlobError, BlobUnavailable, DiskFull, QuotaExceeded
 from nexapod.blobs.room import Quota
 from nexapod.blobs.store import BlobStore
+from nexapod.daemon.image_service import image_errors
 from nexapod.daemon.image_shelf import Shelf, UnknownImage
 from nexapod.daemon.images import Images
-from nexapod.daemon.service import image_errors
 from nexapod.executor.images.errors import BadImage, ImageUnavailable
 from nexapod.executor.images.inventory import EngineRoom, ImageNotHere
 from nexapod.executor.images.oci import Platform
-from nexapod.protocol.types import BlobRef, Run, blob_of
+from nexapod.protocol.types import BlobRef, blob_of
+from nexapod.protocol.v3.types import Run
 
 BASE = tar({"usr/lib/base": bytes(range(256)) * 12_000})
 """Three chunks: its blob's name is not the plain hash of its bytes."""

@@ -10,13 +10,13 @@ from typing import Any, cast
 import pytest
 import trio
 import trio.testing
-from protocol_kit import NETWORK, Mesh, job_spec, pid, profile, signer, verify
 
 from nexapod.blobs.errors import BlobError
 from nexapod.daemon.pausing import Pausing
-from nexapod.protocol.events import Event, Pause, ProfileChanged, Run, Submit, Tick
-from nexapod.protocol.node import Node
-from nexapod.protocol.records import Record
+from nexapod.protocol.v3.events import BlobReady, Event, Fetch, Pause, ProfileChanged, Run, Submit, Tick
+from nexapod.protocol.v3.node.node import Node
+from nexapod.sim.v3.keys import verify
+from tests.protocol3.mesh import NETWORK, Mesh, job_spec, profile
 
 
 class Daemon:
@@ -147,30 +147,27 @@ async def test_of_requests_that_come_together_the_last_one_is_what_the_next_daem
         assert not daemon.told or daemon.told[-1] == Pause(daemon.pausing.paused)
 
 
-@pytest.mark.parametrize("survivors", [True, False])
-async def test_a_core_goes_on_in_a_pause_with_what_the_last_daemon_left_running_and_with_nothing_else(
-    kept: Path, survivors: bool
+async def test_a_core_resumes_in_a_pause_what_the_last_daemon_left_running_and_begins_nothing(
+    kept: Path,
 ) -> None:
-    mesh = Mesh(range(2))
-    mesh.result = lambda peer, run: None
-    mesh.do(0, Submit(job_spec()))
-    assert mesh.run(5_000, lambda: bool(mesh.running[pid(1)]))
-    (task,) = mesh.running[pid(1)]
-    saved = [Record(kind, key, value) for (kind, key), value in sorted(mesh.records[pid(1)].items())]
-    core = Node(signer(1), verify, NETWORK, lambda n: b"\x06" * n, records=saved, now=mesh.now)
+    mesh = Mesh(2, run_ms=60_000)
+    mesh.start(slots=1)
+    mesh.run_for(200)
+    mesh.give(mesh.names[0], Submit(job_spec(tasks=4), accept_unknown=True))
+    worker = mesh[1]
+    assert mesh.run_until(lambda: bool(worker.running))
+    (task,) = worker.running
+    records = list(worker.records.values())
+    core = Node(worker.signer, verify, NETWORK, "peer", lambda n: b"\x06" * n, records=records, now=mesh.now)
     await Daemon(kept).pausing.pause(None)
     daemon = await restarted(kept)
-    daemon.post(ProfileChanged(profile(stamp=mesh.now + 10)))
-    if survivors:
-        daemon.pausing.take_up()
+    daemon.post(ProfileChanged(profile(slots=4, stamp=mesh.now + 10)))
     effects = [effect for event in daemon.told for effect in core.handle(event, mesh.now)]
+    ready = [BlobReady(effect.part) for effect in effects if isinstance(effect, Fetch)]
+    effects += [effect for event in ready for effect in core.handle(event, mesh.now)]
     effects += [effect for later in (1, 2_000) for effect in core.handle(Tick(), mesh.now + later)]
-    assert [effect.task for effect in effects if isinstance(effect, Run)] == ([task] if survivors else [])
-    assert core.worker.paused
-    assert [attempt.task for attempt in core.worker.attempts.values()] == [task]
-
-
-async def test_a_daemon_that_is_not_paused_says_nothing_of_what_it_goes_on_with(kept: Path) -> None:
-    daemon = await restarted(kept)
-    daemon.pausing.take_up()
-    assert daemon.told == []
+    # Its sandbox may be there: only the daemon can see to it that it stands still, and is watched.
+    assert [effect.task for effect in effects if isinstance(effect, Run)] == [task]
+    report = core.report()
+    assert report.paused
+    assert [attempt.task for attempt in report.attempts] == [task]

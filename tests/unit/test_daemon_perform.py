@@ -13,8 +13,8 @@ from nexapod.blobs.errors import BlobUnavailable
 from nexapod.blobs.store import BlobStore
 from nexapod.daemon.perform import FETCHES_AT_ONCE, Performer
 from nexapod.daemon.providers import Providers
-from nexapod.protocol.events import BlobFailed, BlobReady, Event, Fetch
 from nexapod.protocol.types import Digest, Part, PeerId, blob_of
+from nexapod.protocol.v3.events import BlobFailed, BlobReady, Event, Fetch
 
 DEADLINE_S = 30.0
 HOLDER = PeerId("holder")

@@ -14,7 +14,7 @@ from typing import Any, cast
 import pytest
 import trio
 import trio.testing
-from protocol_kit import job_spec, pid
+from daemon_kit import job_spec, pid
 
 from nexapod.blobs.errors import BlobUnavailable
 from nexapod.blobs.room import Quota
@@ -27,7 +27,6 @@ from nexapod.daemon.staging import INDEX_ENTRY, End, Staging, label_of, write_en
 from nexapod.daemon.tasks import TaskRunner
 from nexapod.executor.contract import Availability, Ended, OnReport, Report, TaskRun
 from nexapod.profile.gpus import GpuLook
-from nexapod.protocol.events import Checkpointed, Event, Finished, Pause, Progressed, Run, Vacated
 from nexapod.protocol.limits import CHUNK_BYTES
 from nexapod.protocol.types import (
     BlobRef,
@@ -35,18 +34,17 @@ from nexapod.protocol.types import (
     ExecutorName,
     File,
     JobId,
-    JobSpec,
-    Limits,
     Part,
     PeerId,
     RunOutcome,
     RunResult,
-    Split,
     TaskId,
     Usage,
     blob_of,
 )
-from nexapod.protocol.types import Run as RunSpec
+from nexapod.protocol.v3.events import Checkpointed, Event, Finished, Pause, Progressed, Run, Vacated
+from nexapod.protocol.v3.types import JobSpec, Limits, Split
+from nexapod.protocol.v3.types import Run as RunSpec
 
 HEADER = b"head\n"
 JOB = JobId(b"\x0a" * 32)

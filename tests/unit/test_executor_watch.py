@@ -26,7 +26,8 @@ from nexapod.executor.watch import (
     set_aside,
 )
 from nexapod.executor.writes import Writes
-from nexapod.protocol.types import Limits, Usage
+from nexapod.protocol.types import Usage
+from nexapod.protocol.v3.types import Limits
 
 
 @pytest.fixture

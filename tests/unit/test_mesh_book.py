@@ -1,10 +1,9 @@
-"""Addresses as text, the address book and its backoff, gossip's token buckets: all without a network."""
+"""Addresses as text, the address book and its backoff and bans: all without a network."""
 
 import pytest
 
 from nexapod.mesh import addresses, identity
-from nexapod.mesh.gossip import Buckets
-from nexapod.mesh.peers import ADDRS_PER_PEER_MAX, BACKOFF_MAX_S, PEERS_MAX, AddressBook
+from nexapod.mesh.peers import ADDRS_PER_PEER_MAX, BACKOFF_MAX_S, BANS_MAX, PEERS_MAX, AddressBook
 from nexapod.protocol.errors import LocalError
 from nexapod.protocol.types import peer_id_of_key
 
@@ -116,14 +115,30 @@ def test_a_new_address_shortens_the_backoff_and_a_foreign_peer_is_left_alone() -
     assert not book.ready(OTHER)
 
 
-def test_buckets_admit_a_burst_then_the_rate_and_forget_old_peers() -> None:
+def test_a_ban_holds_for_its_time_whatever_is_learnt_meanwhile() -> None:
     clock = Clock()
-    buckets = Buckets(rate=10, burst=5, clock=clock)
-    assert [buckets.admit("a") for _ in range(6)] == [True] * 5 + [False]
-    assert buckets.admit("b")
-    clock.now += 0.11
-    assert buckets.admit("a")
-    assert not buckets.admit("a")
-    for n in range(3000):
-        buckets.admit(str(n))
-    assert len(buckets._levels) <= 1024
+    book = AddressBook(OWN, clock=clock)
+    book.learn(PEER, ["/ip4/1.2.3.4/tcp/4"])
+    book.ban(PEER, 60)
+    book.learn(PEER, ["/ip4/1.2.3.4/tcp/5"])
+    book.succeeded(PEER)
+    assert book.banned(PEER)
+    assert not book.ready(PEER)
+    assert book.candidates([]) == []
+    clock.now += 59
+    assert book.banned(PEER)
+    book.ban(PEER, 60)
+    clock.now += 59
+    assert book.banned(PEER), "said again, it lasts longer"
+    clock.now += 1
+    assert not book.banned(PEER)
+    assert book.candidates([]) == [PEER]
+
+
+def test_bans_are_bounded_and_the_oldest_is_forgotten() -> None:
+    book = AddressBook(OWN, clock=Clock())
+    peers = [peer_id_of_key(n.to_bytes(32, "big")) for n in range(BANS_MAX + 1)]
+    for peer in peers:
+        book.ban(peer, 60)
+    assert not book.banned(peers[0])
+    assert all(book.banned(peer) for peer in peers[1:])

@@ -47,6 +47,6 @@ def test_another_release_of_libp2p_is_refused(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_missing_private_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(library.Pubsub, "push_msg")
-    with pytest.raises(LocalError, match="push_msg"):
+    monkeypatch.delattr(library.Swarm, "add_conn")
+    with pytest.raises(LocalError, match="add_conn"):
         library.check_pin()

@@ -20,7 +20,7 @@ from nexapod.profile import gpus
 from nexapod.profile.gpus import MISMATCH, NO_DRIVER, NOT_ALLOWED, REOPEN_S, SILENT, GpuReader, GpuReading, told
 from nexapod.protocol import statements
 from nexapod.protocol.limits import GPUS_MAX, TEXT_MAX
-from nexapod.protocol.types import Gpu
+from nexapod.protocol.v3.types import Gpu
 
 LOST = {"error": "NVML_ERROR_GPU_IS_LOST"}
 NOT_SUPPORTED = {"error": "NVML_ERROR_NOT_SUPPORTED"}
