@@ -8,14 +8,18 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from nexapod.config.document import Document, Table
 from nexapod.config.multiaddr import parse
-from nexapod.protocol.v3.types import Grouping
+
+if TYPE_CHECKING:
+    # For its name alone: every command loads this module.
+    from nexapod.protocol.v3.types import Grouping
 
 FILE_NAME: Final = "bootstrap_peers.toml"
 BOOTSTRAP_MAX: Final = 64
+PUBLIC: Final = "main"
 GROUPINGS: Final = ("peer", "network")
 NETWORK_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}\Z")
 NETWORK_NAME_RULE: Final = "small letters, digits, '.', '_' and '-', at most 63 of them"
@@ -28,8 +32,13 @@ class Network:
     name: str
     description: str
     bootstrap: tuple[str, ...]
-    grouping: Grouping = "peer"
+    grouping: Grouping
     """Who counts as one operator: each peer, where the network's owner vouches for all, or each block of addresses."""
+
+
+def default_grouping(network: str) -> Grouping:
+    """Of a network whose entry does not say: nobody vouches for who joins the public one."""
+    return "network" if network == PUBLIC else "peer"
 
 
 def shipped_file() -> Path:
@@ -65,7 +74,7 @@ def _network(parent: Table, name: str) -> Network:
         name,
         table.text("description", bytes_max=1024),
         addresses(table, "bootstrap"),
-        cast(Grouping, table.choice("grouping", GROUPINGS, "peer")),
+        cast("Grouping", table.choice("grouping", GROUPINGS, default_grouping(name))),
     )
     table.end()
     return network

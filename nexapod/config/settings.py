@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal, cast
+from typing import TYPE_CHECKING, Final, Literal, cast
 
 from nexapod.config import networks
 from nexapod.config.document import Document, Table, nearest
@@ -19,15 +19,18 @@ from nexapod.config.stewarding import StewardSettings, SubmitSettings, read_stew
 from nexapod.config.storage import Bandwidth, Storage, read_bandwidth, read_storage
 from nexapod.protocol.image_names import registry_host
 from nexapod.protocol.v3.limits import REGISTRIES_MAX
-from nexapod.protocol.v3.types import Grouping
 from nexapod.store.home import Home
+
+if TYPE_CHECKING:
+    # For its name alone: every command loads this module.
+    from nexapod.protocol.v3.types import Grouping
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "console", "json"]
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 LOG_FORMATS: Final = ("auto", "console", "json")
 
-DEFAULT_NETWORK: Final = "main"
+DEFAULT_NETWORK: Final = networks.PUBLIC
 DEFAULT_LISTEN: Final = ("/ip4/0.0.0.0/tcp/4747",)
 SLOTS_MAX: Final = 4096
 LISTEN_MAX: Final = 16
@@ -163,7 +166,7 @@ def load(flags: Flags, environ: Mapping[str, str]) -> Config:
         tell_images=file.tell_images,
         storage=file.storage,
         bandwidth=file.bandwidth,
-        grouping=known.grouping if known else "peer",
+        grouping=known.grouping if known else networks.default_grouping(network),
         steward=file.steward,
         submit=file.submit,
     )

@@ -76,6 +76,24 @@ def dialable(peer: PeerId, addrs: Iterable[str]) -> list[str]:
     return list(found)
 
 
+def same_host(one: str, other: str) -> bool:
+    """Whether two multiaddrs name the same IP address, whatever the port; a name is no address."""
+    hosts = [_host(addr) for addr in (one, other)]
+    return hosts[0] is not None and hosts[0] == hosts[1]
+
+
+def _host(addr: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    parts = addr.split("/")
+    if len(parts) < 3 or parts[1] not in ("ip4", "ip6"):
+        return None
+    try:
+        host = ipaddress.ip_address(parts[2].partition("%")[0])
+    except ValueError:
+        return None
+    mapped = host.ipv4_mapped if isinstance(host, ipaddress.IPv6Address) else None
+    return mapped or host
+
+
 def parse_listen(texts: Sequence[str]) -> list[tuple[str, int]]:
     """(host, port) of each listen address. Raises LocalError; a wildcard host and port 0 are allowed."""
     found = []

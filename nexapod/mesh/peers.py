@@ -15,7 +15,7 @@ import structlog
 import trio
 
 from nexapod.mesh import containment
-from nexapod.mesh.addresses import dialable
+from nexapod.mesh.addresses import dialable, same_host
 from nexapod.mesh.library import DIAL_ERRORS, ID, STREAM_ERRORS, Multiaddr
 from nexapod.protocol.types import PeerId
 
@@ -29,6 +29,8 @@ FOREIGN_S: Final = 600.0
 DIAL_S: Final = 5.0
 DIAL_STAGGER_S: Final = 0.25
 DIALS_MAX: Final = 16
+DIAL_BACKS_MAX: Final = 4
+"""Addresses at which a peer that has dialled this one is looked for, at a time."""
 BANS_MAX: Final = 4096
 _ADDR_TTL_S: Final = 3600
 
@@ -180,17 +182,19 @@ class Dialler:
         self._book.failed(peer)
         return False
 
-    async def answers(self, peer: PeerId) -> bool:
-        """Whether a peer can be dialled: it answers at one of the addresses where it says it is, with its own key.
+    async def answers(self, peer: PeerId, seen: str) -> bool:
+        """Whether a peer can be dialled: it answers at an address where it says it is, with its own key.
 
-        No connection comes of it, so it may be asked of a peer that is connected already. Takes up to DIAL_S.
+        Only on the host that its own link comes from (`seen`, a multiaddr): or a peer could have any machine dialled by
+        everybody that it links to. No connection comes of it, so it may be asked of a peer that is connected already.
+        Takes up to DIAL_S.
         """
         identity = ID.from_base58(peer)
-        said = (*self._said_addrs(peer), *containment.identified_addrs(self._host, identity))
-        addrs = dict.fromkeys((*dialable(peer, said), *self._book.addrs(peer)))
+        said = (*self._said_addrs(peer), *containment.identified_addrs(self._host, identity), *self._book.addrs(peer))
+        addrs = [addr for addr in dialable(peer, said) if same_host(addr, seen)]
         async with self._limit:
             with trio.move_on_after(DIAL_S):
-                for addr in list(addrs)[:ADDRS_PER_PEER_MAX]:
+                for addr in addrs[:DIAL_BACKS_MAX]:
                     try:
                         await containment.shake_hands(self._host, Multiaddr(f"{addr}/p2p/{peer}"), identity)
                     except DIAL_ERRORS as error:

@@ -15,7 +15,7 @@ import structlog
 import trio
 
 from nexapod.mesh import containment
-from nexapod.mesh.events import Foreign, MeshEvent, PeerDown, PeerUp, Reached, channel_protocol
+from nexapod.mesh.events import CHANNELS, Foreign, MeshEvent, PeerDown, PeerUp, Reached, channel_protocol
 from nexapod.mesh.library import ID, STREAM_ERRORS, Direction
 from nexapod.mesh.links import Links
 from nexapod.mesh.peers import AddressBook
@@ -159,7 +159,7 @@ class Presence:
         if spoken is None:
             self._book.failed(peer)
         elif channel_protocol(self._network, "control") not in spoken:
-            theirs = _network_of(spoken)
+            theirs = network_of(spoken, self._network)
             log.warning("foreign_network", peer=peer, theirs=theirs, ours=self._network)
             self._book.foreign(peer)
             self._emit(Foreign(peer, theirs))
@@ -177,12 +177,14 @@ class Presence:
         return None
 
 
-def _network_of(protocols: list[str]) -> str:
-    """The network named in a peer's protocol ids, safe to log; "" when it is none of NEXAPod's."""
+def network_of(protocols: list[str], ours: str) -> str:
+    """The network named in a peer's protocol ids, safe to log; "" when it is none of NEXAPod's. One of our own network
+    that speaks another version of the protocol is told with that version."""
     for protocol in protocols:
         parts = protocol.split("/")
-        if len(parts) == 5 and parts[1] == "nexapod":
-            return ascii(parts[2][:64])[1:-1]
+        if len(parts) == 5 and parts[1] == "nexapod" and parts[3] in CHANNELS:
+            name = ascii(parts[2][:64])[1:-1]
+            return name if parts[2] != ours else f"{name} (version {ascii(parts[4][:8])[1:-1]} of the protocol)"
     return ""
 
 

@@ -1,7 +1,7 @@
 """Learns of peers that have dialled this one whether they can be dialled: by dialling them back, until it works.
 
 A steward has to be found by whoever needs it, and an address that only its owner names proves nothing. A peer that was
-dialled in the first place needs no proof.
+dialled in the first place needs no proof. One whose link comes from elsewhere than it can be dialled at is not reached.
 """
 
 from __future__ import annotations
@@ -45,12 +45,13 @@ class Reaching:
                 await changed.wait()
 
     async def _reach(self, peer: PeerId, scope: trio.CancelScope) -> None:
+        seen = self._presence.up()[peer]
         with scope:
             for pause_s in chain(PAUSES_S, repeat(PAUSES_S[-1])):
                 await trio.sleep(pause_s)
-                if await self._dialler.answers(peer):
+                if await self._dialler.answers(peer, seen):
                     break
             if self._presence.reached(peer):
-                self._emit(Reached(peer, self._presence.up()[peer]))
+                self._emit(Reached(peer, seen))
         if self._under_way.get(peer) is scope:
             del self._under_way[peer]

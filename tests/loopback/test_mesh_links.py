@@ -198,8 +198,30 @@ async def test_an_address_with_another_key_behind_it_is_no_proof() -> None:
         await nursery.start(liar.run)
         await until(lambda: a.linked(liar))
         a.mesh.learn(liar.id, [addr.partition("/p2p/")[0] for addr in other.mesh.addrs])
-        assert not await a.mesh._dialler.answers(liar.id)
+        assert not await a.mesh._dialler.answers(liar.id, a.mesh.connected()[liar.id])
         assert a.of(Reached) == []
+
+
+async def test_nobody_has_another_machine_dialled_by_naming_its_address() -> None:
+    a = Node("a", peers_min=0)
+    victim = await trio.open_tcp_listeners(0, host="127.0.0.2")
+    port = victim[0].socket.getsockname()[1]
+    calls: list[trio.SocketStream] = []
+
+    async def take(stream: trio.SocketStream) -> None:
+        calls.append(stream)
+
+    async with running(a) as nursery:
+        nursery.start_soon(trio.serve_listeners, take, victim)
+        liar = Node("liar", a.mesh.addrs, listen=[])
+        await nursery.start(liar.run)
+        await until(lambda: a.linked(liar))
+        a.said_addrs[liar.id] = [f"/ip4/127.0.0.2/tcp/{port}"]
+        seen = a.mesh.connected()[liar.id]
+        assert not await a.mesh._dialler.answers(liar.id, seen)
+        assert calls == []
+        assert not await a.mesh._dialler.answers(liar.id, "/ip4/127.0.0.2/tcp/1"), "nobody's key is there"
+        assert len(calls) == 1, "where it comes from itself, it is looked for"
 
 
 async def test_a_peer_of_another_network_is_named_and_sent_away() -> None:

@@ -4,6 +4,7 @@ import pytest
 
 from nexapod.mesh import addresses, identity
 from nexapod.mesh.peers import ADDRS_PER_PEER_MAX, BACKOFF_MAX_S, BANS_MAX, PEERS_MAX, AddressBook
+from nexapod.mesh.presence import network_of
 from nexapod.protocol.errors import LocalError
 from nexapod.protocol.types import peer_id_of_key
 
@@ -142,3 +143,29 @@ def test_bans_are_bounded_and_the_oldest_is_forgotten() -> None:
         book.ban(peer, 60)
     assert not book.banned(peers[0])
     assert all(book.banned(peer) for peer in peers[1:])
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("/ip4/1.2.3.4/tcp/4", "/ip4/1.2.3.4/tcp/5", True),
+        ("/ip4/1.2.3.4/tcp/4", "/ip4/1.2.3.5/tcp/4", False),
+        ("/ip4/1.2.3.4/tcp/4", "/ip6/::ffff:1.2.3.4/tcp/4", True),
+        ("/ip6/2001:db8::1/tcp/4", "/ip6/2001:db8:0::1/tcp/5", True),
+        ("/dns4/x.org/tcp/4", "/dns4/x.org/tcp/4", False),
+        ("/dns4/1.2.3.4/tcp/4", "/ip4/1.2.3.4/tcp/4", False),
+        ("", "", False),
+    ],
+)
+def test_two_addresses_are_of_one_host_when_their_ip_is_the_same(one: str, other: str, same: bool) -> None:
+    assert addresses.same_host(one, other) is same
+
+
+def test_a_peer_of_another_network_or_version_is_named() -> None:
+    theirs = ["/ipfs/ping/1.0.0", "/nexapod/other/control/3"]
+    assert network_of(theirs, "ours") == "other"
+    assert network_of(["/ipfs/ping/1.0.0", "/nexapod/ours/kad/1.0.0"], "ours") == ""
+    assert network_of(["/nexapod/ours/kad/1.0.0", "/nexapod/ours/bulk/1"], "ours") == (
+        "ours (version 1 of the protocol)"
+    )
+    assert network_of(["/nexapod/a\x1b[31m/control/\x1b[31m"], "ours") == "a\\x1b[31m"

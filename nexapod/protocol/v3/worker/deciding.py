@@ -90,7 +90,7 @@ class Deciding:
             prospect.judge(shard, item.task)
             attempt = self._attempts.get(TaskId(prospect.job, item.task))
             if attempt is not None:
-                self._ctx.trace("task_decided", job=prospect.job, task=item.task, outcome=item.outcome)
+                self._ctx.trace("task_over", job=prospect.job, task=item.task, outcome=item.outcome)
                 over.append(attempt)
         return over
 
