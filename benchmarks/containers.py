@@ -37,7 +37,7 @@ from nexapod.cli.client import Client  # noqa: E402
 from nexapod.executor.contract import TaskRun  # noqa: E402
 from nexapod.executor.docker.engine import connect as connect_engine  # noqa: E402
 from nexapod.executor.docker.settings import container_settings  # noqa: E402
-from nexapod.protocol.types import Limits  # noqa: E402
+from nexapod.protocol.v3.types import Limits  # noqa: E402
 
 BAR = 1.10
 HOME = "00000000be9c0000"
@@ -101,7 +101,7 @@ class ByHand:
 
 
 def through_the_mesh(submitter: Daemon, image: str, tasks: int, seconds: float) -> float:
-    """Seconds from the submission to the last settled task."""
+    """Seconds from the submission to the settlement."""
     body = {
         "name": "sleep",
         "tasks": tasks,
@@ -118,8 +118,8 @@ def through_the_mesh(submitter: Daemon, image: str, tasks: int, seconds: float) 
     job_id = json.loads(submitter.ask("POST", "/v1/jobs", json.dumps(body).encode()))["job_id"]
     # As `nexapod watch` does it: a look at the whole job twenty times a second would be measured with it.
     events = Client(submitter.home / "api.sock").events(job_id, JOB_S)
-    if not any(name == "complete" for name, _ in events):
-        raise SystemExit("the job's events ended before it was complete")
+    if not any(name == "closed" for name, _ in events):
+        raise SystemExit("the events of the job ended before it was settled")
     took = time.monotonic() - began
     if any(len(task["replicas"]) != 1 for task in submitter.job(job_id)["task_list"]):
         raise SystemExit("the mesh ran a task more than once: this is no comparison")

@@ -27,7 +27,7 @@ from typing import Any, get_args
 
 from nexapod.cli.records import By
 from nexapod.cli.splitting import Cut, split_file
-from nexapod.protocol.limits import CHUNK_BYTES, SHARD_TASKS
+from nexapod.protocol.v3.limits import CHUNK_BYTES, SHARD_TASKS
 
 ROOT = Path(__file__).parents[1]
 TASKS = 10_000
@@ -181,12 +181,12 @@ def through_mesh(folder: Path, workers: int) -> dict[str, Any]:
         began = time.perf_counter()
         job_id = json.loads(submitter.command_line("submit", "--json", str(folder / "job.toml")))["job_id"]
         submitted = time.perf_counter() - began
-        mesh.wait_state(submitter, job_id, "complete", MESH_S)
+        mesh.wait_state(submitter, job_id, "settled", MESH_S)
         took = time.perf_counter() - began
-        settled = submitter.job(job_id)["settled"]
+        accepted = submitter.job(job_id)["accepted"]
         size = (folder / "data.fasta").stat().st_size
         rows = [_traffic(daemon, size) for daemon in mesh.daemons[1:]]
-    return {"bytes": size, "submitted_s": submitted, "took_s": took, "settled": settled, "workers": rows}
+    return {"bytes": size, "submitted_s": submitted, "took_s": took, "accepted": accepted, "workers": rows}
 
 
 def _traffic(daemon: Any, size: int) -> dict[str, Any]:
@@ -257,7 +257,7 @@ def main() -> None:
         )
     if mesh:
         print(
-            f"mesh: submitted in {mesh['submitted_s']:.1f} s (replicated included), {mesh['settled']} tasks settled "
+            f"mesh: submitted in {mesh['submitted_s']:.1f} s (replicated included), {mesh["accepted"]} tasks accepted "
             f"after {mesh['took_s']:.0f} s; a file of {mesh['bytes'] / 1e6:.0f} MB"
         )
         for one in mesh["workers"]:
