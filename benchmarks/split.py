@@ -257,7 +257,7 @@ def main() -> None:
         )
     if mesh:
         print(
-            f"mesh: submitted in {mesh['submitted_s']:.1f} s (replicated included), {mesh["accepted"]} tasks accepted "
+            f"mesh: submitted in {mesh['submitted_s']:.1f} s (replicated included), {mesh['accepted']} tasks accepted "
             f"after {mesh['took_s']:.0f} s; a file of {mesh['bytes'] / 1e6:.0f} MB"
         )
         for one in mesh["workers"]:
