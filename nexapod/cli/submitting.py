@@ -26,6 +26,8 @@ LOOK_S: Final = 0.2
 """Between two looks at whether the job is placed, ever longer ones up to this: a stream of events says nothing of how
 many hold it so far."""
 REASONS_SHOWN: Final = 6
+PANEL_TO_LEAVE: Final = 3
+"""With fewer stewards, one of them the submitter, the others are no quorum of them."""
 _NOT_AWAITED: Final = {"placed": False, "placed_on": [], "may_leave": False}
 _ENDS: Final = frozenset({"settled", "cancelled"})
 
@@ -103,13 +105,15 @@ def _missing(client: Client, job: str) -> list[str]:
 
 
 def wait_placed(client: Client, job: str, seconds: float, *, quiet: bool) -> dict[str, Any]:
-    """Wait until other peers hold the job, at most so long. Returns the job's view. Raises CliError."""
+    """Wait until its stewards hold the job and this machine may leave, at most so long; not for that where it is one of
+    so few that it never may. Returns the job's view. Raises CliError."""
     end = time.monotonic() + seconds
     pause = LOOK_FIRST_S
     with waiting("placing the job", quiet=quiet) as show:
         while True:
             view: dict[str, Any] = client.get(f"/v1/jobs/{job}?count=0")
-            if view["placed"] or view["state"] in _ENDS or (left := end - time.monotonic()) <= 0:
+            done = view["may_leave"] or (view["placed"] and len(view["panel"]) < PANEL_TO_LEAVE)
+            if done or view["state"] in _ENDS or (left := end - time.monotonic()) <= 0:
                 return view
             show(f"placing the job: held by {_holders(view)}")
             time.sleep(min(pause, left))
