@@ -15,6 +15,12 @@ from nexapod.protocol.v3.rules.matching import satisfies
 LOG_LINES_SHOWN: Final = 5
 FAILURES_SHOWN: Final = 3
 PEERS_SHOWN: Final = 4
+ADMITTED_MS: Final = 10_000
+"""So long after a job became known whoever would work for it has been admitted."""
+BY_ADDRESS: Final = (
+    "In this network all peers in one block of addresses (a /24 or /48) count as one operator, and those on this very "
+    "machine for none: for machines of your own start the daemons in a network of your own, --network NAME."
+)
 
 
 # --- this node -----------------------------------------------------------------------------------------------------
@@ -109,7 +115,7 @@ def why_job(
         sentences += _progress(report, mine, tasks) if report.standing == "open" else ()
     if report.standing == "open":
         sentences += _placing(report, mine, alone)
-        sentences += _workers(able, groups, spec.validate.agree, report.groups)
+        sentences += _workers(report, able, groups)
         sentences += [f"{count} excluded: {reason}." for reason, count in excluded.most_common()]
         if mine is None:
             sentences.append(f"This peer: {report.work}.")
@@ -209,13 +215,20 @@ def _placing(report: JobReport, mine: SubmissionReport | None, alone: Sequence[s
         yield f"{_count(len(mine.unanswered), 'steward')} of it said nothing so far: {_some(mine.unanswered)}."
 
 
-def _workers(able: int, groups: int, agree: int, admitted: int) -> Iterator[str]:
+def _workers(report: JobReport, able: int, groups: int) -> Iterator[str]:
+    """`groups`: as this peer guesses, which cannot see in which one others count itself."""
+    agree, admitted = report.spec.validate.agree, report.groups
     needs = f"each task needs {_count(agree, 'group')} that {'agrees' if agree == 1 else 'agree'}"
-    counted = f"{_count(able, 'known peer')} can run it, in {_count(groups, 'operator group')}"
-    if max(groups, admitted) >= agree:
-        yield f"{counted}; {needs}."
+    known = f"{_count(able, 'known peer')} can run it"
+    if admitted >= agree:
+        yield f"{known}; workers in {_count(admitted, 'operator group')} are admitted; {needs}."
+    elif groups >= agree and not (report.workable and report.age_ms >= ADMITTED_MS):
+        yield f"{known}, in up to {_count(groups, 'operator group')}; {needs}."
     else:
-        yield f"Only {counted}, and {needs}: it waits for more peers."
+        counted = min(groups, admitted) if report.workable and report.age_ms >= ADMITTED_MS else groups
+        yield f"Only {known}, in {_count(counted, 'operator group')}, and {needs}: it waits for more peers."
+        if report.spec.policy.grouping == "network":
+            yield BY_ADDRESS
 
 
 # --- words ---------------------------------------------------------------------------------------------------------

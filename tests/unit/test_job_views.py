@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from nexapod.daemon import job_views, peer_views, why
 from nexapod.daemon.job_events import event_of
 from nexapod.daemon.node_metrics import node_metrics
 from nexapod.protocol.types import JobId, RunResult, TaskId, blob_of
-from nexapod.protocol.v3.events import AskShard, AskTask, CancelJob, Pause, Progressed, Submit
+from nexapod.protocol.v3.events import AskShard, AskTask, CancelJob, Pause, PeerUp, Progressed, Submit
 from nexapod.protocol.v3.notices import JobAccepted, JobLearned, JobSettled, TaskFailing
 from nexapod.protocol.v3.report import JobReport, TaskReport
 from tests.protocol3 import mesh as meshes
@@ -289,8 +290,23 @@ def test_why_says_who_could_run_a_job_and_why_others_cannot() -> None:
     look(mesh, job)
     text = why_text(mesh, job)
     assert "Of 2 tasks 0 are accepted, 2 are being worked on, 0 wait for a worker." in text
-    assert "4 known peers can run it, in 4 operator groups; each task needs 2 groups that agree." in text
+    assert "4 known peers can run it; workers in 4 operator groups are admitted; each task needs 2 groups that" in text
     assert "This peer: " in why_text(mesh, job, 1)
+
+
+def test_why_says_that_peers_of_one_block_of_addresses_are_one_operator() -> None:
+    mesh = Mesh(3, grouping="network")
+    mesh.start()
+    for one, other in permutations(mesh.names, 2):
+        mesh.give(one, PeerUp(other, f"/ip4/192.168.1.{mesh.names.index(other)}/tcp/4001", dialled=True))
+    mesh.run_for(200)
+    mesh.give(mesh.names[0], Submit(job_spec(tasks=1), accept_unknown=True))
+    job = job_of(mesh[0])
+    assert "3 known peers can run it, in up to 2 operator groups" in why_text(mesh, job)
+    mesh.run_for(12_000)
+    text = why_text(mesh, job)
+    assert "in 1 operator group, and each task needs 2 groups that agree: it waits for more peers." in text
+    assert "--network NAME" in text
 
 
 def test_why_says_that_nobody_can_be_reached_and_what_the_job_rests_on() -> None:
