@@ -65,26 +65,29 @@ def show_peers(client: Client, *, as_json: bool) -> None:
         (
             p["peer_id"],
             _link(p),
-            "yes" if p["steward"] else "no",
+            _steward(p),
             p.get("slots", "?"),
             p.get("cpus", ""),
             show_size(p["memory"]) if p.get("memory") else "",
-            p.get("arch", ""),
             ", ".join(str(e["name"]) for e in p.get("executors", [])),
-            p["address"],
         )
         for p in peers
     ]
-    columns = ("peer", "state", "steward", "slots", "cores", "memory", "arch", "runs", "address")
-    table(columns, rows, right=(3, 4, 5))
+    # As wide as a terminal with whole peer ids allows; --json has the rest, addresses among it.
+    table(("peer", "state", "steward", "slots", "cores", "memory", "runs"), rows, right=(3, 4, 5))
 
 
 def _link(peer: dict[str, Any]) -> str:
     if peer["connected"]:
-        return "connected" if peer["dialled"] else "connected by itself"
-    if peer["gone_s"] is not None:
-        return f"gone for {show_duration(peer['gone_s'] * 1000)}"
-    return "heard of"
+        return "connected"
+    return "heard of" if peer["gone_s"] is None else f"gone {show_duration(peer['gone_s'] * 1000)}"
+
+
+def _steward(peer: dict[str, Any]) -> str:
+    """Whether a job submitted here could name it as a steward: only one that this daemon has got through to."""
+    if not peer["steward"]:
+        return "no"
+    return "yes" if peer["dialled"] or not peer["connected"] else "not dialled"
 
 
 def show_profile(client: Client, *, as_json: bool) -> None:
