@@ -24,11 +24,11 @@ WATCHERS_MAX = 64
 WATCHER_NOTICES_MAX = 512
 _QUIET = frozenset(
     {
-        *("lease_granted", "claim_sent", "bid_sent", "task_begun", "tasks_committed", "tasks_released"),
-        *("results_revealed", "task_viewed", "task_logged", "result_stored"),
+        *("lease_granted", "claim_sent", "tasks_released", "results_revealed", "task_over"),
+        *("task_viewed", "task_logged", "result_stored"),
     }
 )
-"""What would fill a log, a line or more a task: shown at the level debug."""
+"""What would fill a log: shown at the level debug."""
 
 
 class TooManyWatchers(Exception):

@@ -30,7 +30,9 @@ from typing import Any
 import psutil
 import wasmtime
 
-from nexapod.protocol.limits import SHARD_TASKS
+from nexapod.mesh import identity
+from nexapod.protocol.v3.certificate.check import check_bytes
+from nexapod.protocol.v3.limits import SHARD_TASKS
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "secondary-structure"
 LIAR_DAEMON = Path(__file__).with_name("liar_daemon.py")
@@ -214,8 +216,8 @@ class Daemon:
         ref: str = json.loads(self.ask("POST", "/v1/blobs", data, "application/octet-stream"))["ref"]
         return ref
 
-    def submit(self, job: Job) -> str:
-        """Upload a job's blobs and submit it; its id."""
+    def submit(self, job: Job, friends: Sequence[str] = ()) -> str:
+        """Upload a job's blobs and submit it, with `friends` among its stewards; its id."""
         index, at, bounds = b"", 0, []
         for number, piece in enumerate(job.pieces):
             bounds += [at] if number % SHARD_TASKS == 0 else []
@@ -234,6 +236,8 @@ class Daemon:
             },
             "limits": {"wall_ms": job.wall_ms},
             "validate": {"agree": job.agree},
+            "friends": list(friends),
+            "accept_unknown": True,
         }
         job_id: str = json.loads(self.ask("POST", "/v1/jobs", json.dumps(body).encode()))["job_id"]
         return job_id
@@ -322,17 +326,14 @@ class Cluster:
         self.wait_met()
 
     def wait_met(self, seconds: float = MEET_S) -> float:
-        """Until every living daemon answers, and knows and is linked to all others that live."""
+        """Until every living daemon answers, knows all others that live, and could name most of them as stewards."""
         alive = [daemon for daemon in self.daemons if daemon.alive]
         for daemon in alive:
             daemon.wait_up()
         ids = {daemon.peer_id for daemon in alive}
 
         def met() -> bool:
-            return all(
-                ids - {daemon.peer_id} <= {p["peer_id"] for p in daemon.get("/v1/peers") if p["live"] and p.get("cpus")}
-                for daemon in alive
-            )
+            return all(knows(daemon, ids - {daemon.peer_id}) for daemon in alive)
 
         return wait_until(met, seconds, "all daemons know each other")
 
@@ -355,7 +356,7 @@ class Cluster:
             return bool(seen["state"] == state)
 
         def told() -> str:
-            return f"{seen.get('settled')} of {seen.get('tasks')} settled, state {seen.get('state')}"
+            return f"{seen.get('accepted')} of {seen.get('tasks')} accepted, state {seen.get('state')}"
 
         try:
             wait_until(reached, seconds, f"job {job_id[:12]} is {state}")
@@ -380,6 +381,28 @@ class Cluster:
         for process in alive:
             process.kill()
         return [str(process) for process in alive]
+
+
+def assert_right(daemon: Daemon, job_id: str, job: Job) -> None:
+    """Every task accepted, none failed, every output what its task should have written, and the certificate holds."""
+    view = daemon.job(job_id)
+    assert (view["accepted"], view["failed"]) == (len(job.pieces), 0)
+    assert daemon.outputs(job_id, "out.txt") == dict(enumerate(job.pieces))
+    assert_certified(daemon, job_id)
+
+
+def assert_certified(daemon: Daemon, job_id: str) -> None:
+    """The certificate of a settled job holds."""
+    data = daemon.ask("GET", f"/v1/jobs/{job_id}/certificate")
+    report = check_bytes(data, identity.verify)
+    assert report.ok, report.problems
+
+
+def knows(daemon: Daemon, others: set[str]) -> bool:
+    """Whether a daemon has the profiles of the others, and a link to enough of them that it has got through to."""
+    peers = {peer["peer_id"]: peer for peer in daemon.get("/v1/peers") if peer["live"]}
+    stewards = [peer for peer in peers.values() if peer["connected"] and peer["dialled"] and peer["steward"]]
+    return others <= {name for name, peer in peers.items() if peer.get("cpus")} and len(stewards) >= min(4, len(others))
 
 
 def _is_guard(process: psutil.Process) -> bool:

@@ -2,18 +2,16 @@
 
     wrong      its executor runs every task, then changes the outputs
     hoard      it takes leases and renews them, and its executor never ends
-    copycat    it computes nothing: it commits to junk, asks everybody for results, and claims the first that it sees
+    copycat    it computes nothing: it commits to junk, asks everybody for results, and claims whatever it sees
 
-The copycat accepts no connections, so that it is never a steward: a steward sees the results of a task before its
-tie-break runs, and one that lies in the tie-break colludes with the first liar, which two-of-two agreement does not
-claim to withstand.
+and every other liar of the simulator (nexapod/sim/v3/liars) around an honest executor: `two-faced-seat`, `mute-seat`...
+Each of those says in its log, as `lied`, how often it has done what an honest peer would not.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +20,14 @@ import trio
 from nexapod.config import Config
 from nexapod.daemon.app import Parts, make_executors, run
 from nexapod.executor.contract import Availability, Ended, Executor, OnReport, TaskRun
-from nexapod.protocol import messages, statements
-from nexapod.protocol.errors import PeerError
-from nexapod.protocol.events import Effect, Event, Received, Send, Tick
-from nexapod.protocol.messages import Collect, Have, Offer, Query
-from nexapod.protocol.node import Node
-from nexapod.protocol.statements import Bid, Commit, Reveal, commitment
-from nexapod.protocol.types import ExecutorName, Millis, StatementId, TaskId
+from nexapod.mesh import identity
+from nexapod.protocol.types import ExecutorName, Millis
+from nexapod.protocol.v3.events import Effect, Event, Trace
+from nexapod.protocol.v3.node.node import Node
+from nexapod.sim.rng import Rng
+from nexapod.sim.v3.liars import KINDS, envelopes
+from nexapod.sim.v3.liars.base import Gang, Target
 from nexapod.store.home import Home
-
-PRY_MS = 200
 
 
 class Wrapped:
@@ -92,67 +88,30 @@ class Junk(Wrapped):
         return Ended("ok", 0)
 
 
-class CopycatNode(Node):
-    """Looks for results that others have shown, and claims them as its own."""
+class LyingNode(Node):
+    """The core of a daemon, as one of the simulator's liars has it hear and speak."""
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
+    def __init__(self, kind: str, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self._signer = arguments[0]
-        self._copied: set[TaskId] = set()
-        self._pried: Millis = 0
-
-    @property
-    def deadline(self) -> Millis | None:
-        own = super().deadline
-        return self._pried + PRY_MS if own is None else min(own, self._pried + PRY_MS)
+        signer = arguments[0]
+        gang = Gang(1, [signer])
+        self._liar = KINDS[kind](signer, Rng(int.from_bytes(signer.sign(b"liar")[:8], "big")), (), gang)
+        self._told = 0
 
     def handle(self, event: Event, now: Millis) -> list[Effect]:
-        effects = super().handle(event, now)
-        if isinstance(event, Received):
-            effects += self._copies(event.frame)
-        if isinstance(event, Tick) and self._pried + PRY_MS <= now:
-            self._pried = now
-            effects += self._questions()
+        liar = self._liar
+        liar.others = tuple(Target(peer, "") for peer in sorted(link.peer for link in self.link_reports()))
+        own = liar.hears(self, event, now)
+        heard = [] if liar.swallows(self, event) else super().handle(event, now)
+        effects = [*own, *liar.speaks(self, heard)]
+        if liar.attacks > self._told:
+            self._told = liar.attacks
+            effects.append(Trace("lied", {"attacks": liar.attacks}))
         return effects
-
-    def _questions(self) -> list[Effect]:
-        found: list[Effect] = []
-        for job, entry in self.jobs.items():
-            for shard in range(entry.spec.shards):
-                for peer in self.ctx.stewards(job, shard):
-                    for question in (Have(job, shard, (), True), Collect(job, shard, ()), Query(job, shard)):
-                        found.append(Send(peer, messages.encode(question), ()))
-        return found
-
-    def _copies(self, frame: bytes) -> list[Effect]:
-        try:
-            message = messages.decode(frame)
-            shown = [statements.decode(e, self.verify) for e in message.envelopes] if isinstance(message, Offer) else []
-        except PeerError:
-            return []  # somebody else's garbage: nothing to copy
-        found: list[Effect] = []
-        for statement in shown:
-            if isinstance(statement.body, Reveal) and statement.author != self.me:
-                found += self._claim(statement.body)
-        return found
-
-    def _claim(self, seen: Reveal) -> list[Effect]:
-        """Bid, commit and reveal in one breath."""
-        task = TaskId(seen.job, seen.task)
-        if task in self._copied:
-            return []
-        self._copied.add(task)
-        bid = statements.make(Bid(task.job, task.shard, (task.index,), 0, StatementId(task.job), 1), self._signer)
-        salt = self.ctx.entropy(32)
-        sealed = commitment(task.job, task.index, self.me, salt, seen.root)
-        commit = statements.make(Commit(task.job, task.index, bid.id, sealed), self._signer)
-        reveal = statements.make(replace(seen, commit=commit.id, salt=salt), self._signer)
-        offer = messages.encode(Offer((bid.envelope, commit.envelope, reveal.envelope)))
-        self.ctx.trace("copied", job=task.job, task=task.index)
-        return [Send(peer, offer, ()) for peer in self.ctx.stewards(task.job, task.shard)]
 
 
 EXECUTORS: dict[str, type[Wrapped]] = {"wrong": Wrong, "hoard": Hoard, "copycat": Junk}
+LIES = sorted({*EXECUTORS, *KINDS})
 
 
 def parts_of(lie: str) -> Parts:
@@ -160,14 +119,19 @@ def parts_of(lie: str) -> Parts:
 
     def executors(home: Home, seed: bytes) -> dict[str, Executor]:
         honest = make_executors(home, seed)
-        return {"wasm": EXECUTORS[lie](honest["wasm"])}
+        return {"wasm": EXECUTORS.get(lie, Wrapped)(honest["wasm"])}
 
-    return Parts(executors, CopycatNode if lie == "copycat" else Node)
+    def node(*arguments: Any, **named: Any) -> Node:
+        if lie in ("wrong", "hoard"):
+            return Node(*arguments, **named)
+        return LyingNode(lie, *arguments, **named)
+
+    return Parts(executors, node)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("lie", choices=sorted(EXECUTORS))
+    parser.add_argument("lie", choices=LIES)
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--network", required=True)
     parser.add_argument("--listen", action="append", default=[])
@@ -175,10 +139,11 @@ def main() -> int:
     parser.add_argument("--slots", type=int, default=1)
     parser.add_argument("--log-format", default="json")
     options = parser.parse_args()
+    envelopes.verify = identity.verify  # a liar of the simulator reads what is signed with the simulator's keys
     config = Config(
         home=options.home,
         network=options.network,
-        listen=() if options.lie == "copycat" else tuple(options.listen),
+        listen=tuple(options.listen),
         bootstrap=tuple(options.bootstrap),
         slots=options.slots,
         log_format=options.log_format,

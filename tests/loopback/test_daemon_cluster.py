@@ -1,51 +1,39 @@
-"""A mesh of five real daemons that loses some of them, and is attacked: nothing is lost, nothing is left running."""
+"""A mesh of five real daemons that loses some of them: nothing is lost, nothing is left running."""
 
 from __future__ import annotations
 
 import json
-import secrets
-import socket
 import subprocess
 import time
 from pathlib import Path
 
 import psutil
-import trio
-from harness import NETWORK, Cluster, Daemon, Job, copying_job, gone, wait_until
+from harness import Cluster, Daemon, Refused, assert_right, copying_job, gone, wait_until
 
-from nexapod.mesh import identity
-from nexapod.mesh.events import Frame, Gossip, MeshEvent, PeerDown, PeerUp
-from nexapod.mesh.mesh import Mesh
-from nexapod.protocol import certificate, limits, messages
-from nexapod.protocol.messages import Offer, Query
+from nexapod.protocol.v3 import limits
 
 JOB_S = 60.0
 DOWN_S = 5.0
-RSS_GROWTH_MAX = 64 << 20
 
 
-def assert_right(daemon: Daemon, job_id: str, job: Job) -> None:
-    """Every task settled, none failed, every output what its task should have written, and the certificate holds."""
-    view = daemon.job(job_id)
-    assert (view["settled"], view["failed"]) == (len(job.pieces), 0)
-    assert daemon.outputs(job_id, "out.txt") == dict(enumerate(job.pieces))
-    report = certificate.check(daemon.ask("GET", f"/v1/jobs/{job_id}/certificate"), identity.verify)
-    assert report.ok, report
-
-
-def settled_by(daemon: Daemon, job_id: str) -> set[int]:
-    """The tasks of a job that this daemon, as a steward, saw settle."""
-    return {event["task"] for event in daemon.events("settled") if event["job"] == job_id}
+def decided_at(daemon: Daemon, job_id: str) -> int:
+    """Tasks of a job that this daemon, as a steward, knows to be accepted."""
+    try:
+        view = daemon.job(job_id)
+    except Refused:
+        return 0  # it has never heard of it, or has let go of it already
+    return sum(task["state"] == "accepted" for task in view["task_list"])
 
 
 def test_a_first_bid_follows_a_submission_within_half_a_second(mesh: Cluster) -> None:
     job = copying_job(1, 0.01)
+    submitter = mesh.daemons[1]
     began = time.time()
-    job_id = mesh.daemons[1].submit(job)
-    mesh.wait_state(mesh.daemons[1], job_id, "complete", JOB_S)
-    first = min(event["at"] for daemon in mesh.daemons for event in daemon.stamped("run") if event["job"] == job_id)
-    assert first - began < 0.5
-    assert_right(mesh.daemons[1], job_id, job)
+    job_id = submitter.submit(job)
+    mesh.wait_state(submitter, job_id, "settled", JOB_S)
+    bids = [event for daemon in mesh.daemons for event in daemon.stamped("bid_sent") if event["job"] == job_id]
+    assert min(event["at"] for event in bids) - began < 0.5
+    assert_right(submitter, job_id, job)
 
 
 def test_a_job_settles_without_its_submitter_and_the_results_wait_for_its_return(mesh: Cluster, tmp_path: Path) -> None:
@@ -53,17 +41,18 @@ def test_a_job_settles_without_its_submitter_and_the_results_wait_for_its_return
     submitter = mesh.daemons[1]
     job_id = submitter.submit(job)
     wait_until(lambda: bool(submitter.job(job_id)["placed"]), 10, "the job is placed")
-    assert submitter.job(job_id)["settled"] < len(job.pieces)
+    assert submitter.job(job_id)["accepted"] < len(job.pieces)
     submitter.kill()
     others = [daemon for daemon in mesh.daemons if daemon is not submitter]
 
     def settled_elsewhere() -> bool:
-        return sum(settled_by(daemon, job_id) == set(range(len(job.pieces))) for daemon in others) >= 2
+        return sum(decided_at(daemon, job_id) == len(job.pieces) for daemon in others) >= 2
 
-    wait_until(settled_elsewhere, JOB_S, "two stewards have seen every task settle")
+    wait_until(settled_elsewhere, JOB_S, "two stewards have seen every task decided")
     submitter.start()
     submitter.wait_up()
-    mesh.wait_state(submitter, job_id, "complete", 15)
+    mesh.wait_state(submitter, job_id, "settled", 15)
+    wait_until(lambda: len(submitter.outputs(job_id, "out.txt")) == len(job.pieces), 15, "the outputs are here")
     assert_right(submitter, job_id, job)
     fetched = tmp_path / "fetched"
     submitter.command_line("results", job_id, "-o", str(fetched))
@@ -87,7 +76,7 @@ def test_a_job_settles_though_every_daemon_is_killed_in_its_turn(mesh: Cluster) 
         daemon.start()
     for daemon in mesh.daemons:
         daemon.wait_up()
-    mesh.wait_state(submitter, job_id, "complete", JOB_S + 2 * limits.LEASE_TTL_MS / 1000)
+    mesh.wait_state(submitter, job_id, "settled", JOB_S + 2 * limits.LEASE_TTL_MS / 1000)
     assert_right(submitter, job_id, job)
     assert gone(runners)
     assert not [event for daemon in mesh.daemons for event in daemon.events("fault_proven")]
@@ -112,14 +101,16 @@ def test_a_worker_that_is_asked_to_end_hands_over_the_task_that_it_runs(mesh: Cl
     submitter, worker = mesh.daemons[1], mesh.daemons[3]
     job_id = submitter.submit(job)
     wait_until(lambda: worker.status()["running_tasks"] == 1, 10, "the worker runs a task")
-    running = {event["task"] for event in worker.events("run") if event["job"] == job_id}
+    running = {task["index"] for task in worker.get("/v1/tasks") if task["job_id"] == job_id}
     below = worker.below()
     worker.terminate()
     assert worker.wait_end(40) == 0
     wait_until(lambda: gone(below), 5, "its runners are gone")
-    judged = {event["task"]: event["agreed"] for event in worker.events("result_judged") if event["job"] == job_id}
-    assert judged == dict.fromkeys(running, True)
-    mesh.wait_state(submitter, job_id, "complete", JOB_S)
+    view = mesh.wait_state(submitter, job_id, "settled", JOB_S)
+    agreed = {
+        t["index"] for t in view["task_list"] for r in t["replicas"] if r["peer"] == worker.peer_id and r["agrees"]
+    }
+    assert running <= agreed
     assert_right(submitter, job_id, job)
 
 
@@ -149,101 +140,3 @@ def test_a_daemon_of_another_network_does_not_link(mesh: Cluster) -> None:
     finally:
         stranger.kill()
         mesh.daemons.remove(stranger)
-
-
-# --- a hostile peer --------------------------------------------------------------------------------------------------
-class Hostile:
-    """A peer of this process: a real libp2p host of the same network that says whatever it likes."""
-
-    def __init__(self, target: Daemon) -> None:
-        self.target = target
-        self.up = False
-        self._changed = trio.Event()
-        self.mesh = Mesh(
-            seed=secrets.token_bytes(32),
-            network=NETWORK,
-            listen=(),
-            known_addrs=target.listen[:1],
-            on_event=self._on_event,
-            on_bulk=self._on_bulk,
-            validate=lambda _topic, _data: True,
-            peers_min=1,
-        )
-
-    def _on_event(self, event: MeshEvent) -> None:
-        match event:
-            case PeerUp(peer, _) if peer == self.target.peer_id:
-                self._set(True)
-            case PeerDown(peer) if peer == self.target.peer_id:
-                self._set(False)
-            case Frame() | Gossip() | _:
-                pass
-
-    def _set(self, up: bool) -> None:
-        self.up = up
-        self._changed.set()
-        self._changed = trio.Event()
-
-    async def _on_bulk(self, _peer: str, _frame: bytes) -> None:
-        await trio.lowlevel.checkpoint()
-
-    async def wait_up(self, wanted: bool, seconds: float) -> None:
-        with trio.fail_after(seconds):
-            while self.up != wanted:
-                await self._changed.wait()
-
-
-def malformed_frames() -> list[bytes]:
-    """A thousand frames: random bytes, damaged and truncated messages, statements that are none."""
-    honest = messages.encode(Query(secrets.token_bytes(32), 0))  # type: ignore[arg-type]
-    frames = [secrets.token_bytes(size % 700 + 1) for size in range(400)]
-    frames += [honest[:at] for at in range(1, len(honest))]
-    frames += [messages.encode(Offer((secrets.token_bytes(300),) * 20)) for _ in range(200)]
-    while len(frames) < 990:
-        at = secrets.randbelow(len(honest))
-        frames.append(honest[:at] + secrets.token_bytes(1) + honest[at + 1 :])
-    frames += [secrets.token_bytes(limits.FRAME_BYTES_MAX) for _ in range(10)]
-    return frames
-
-
-def throw_garbage(port: int) -> None:
-    """Connections to the daemon's TCP port that do not speak libp2p."""
-    half_polite = b"\x13/multistream/1.0.0\n" + b"\xff" * 4096
-    for data in (b"", b"GET / HTTP/1.1\r\n\r\n", secrets.token_bytes(65536), half_polite):
-        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
-            try:
-                connection.sendall(data)
-                connection.shutdown(socket.SHUT_WR)
-            except OSError:
-                continue  # it hung up on us in the middle: as it should
-
-
-async def test_garbage_from_a_hostile_peer_harms_nothing_and_has_it_sent_away(mesh: Cluster) -> None:
-    target, submitter = mesh.daemons[2], mesh.daemons[1]
-    for _ in range(10):
-        throw_garbage(target.port)
-    before = target.rss()
-    for channel in ("control", "bulk", "gossip"):
-        hostile = Hostile(target)
-        async with trio.open_nursery() as nursery:
-            await nursery.start(hostile.mesh.run)
-            await hostile.wait_up(True, 15)
-            for frame in malformed_frames():
-                if channel == "gossip":
-                    await hostile.mesh.publish("job", frame[: limits.ENVELOPE_BYTES_MAX])
-                else:
-                    hostile.mesh.send_nowait(target.peer_id, channel, frame)  # type: ignore[arg-type]
-                    await trio.sleep(0.001)
-            if channel != "gossip":
-                # Gossip is not held against who forwards it: its author may be anybody.
-                await hostile.wait_up(False, 20)
-            nursery.cancel_scope.cancel()
-        assert target.alive
-        assert (await trio.to_thread.run_sync(target.status))["state"] == "running"
-    assert target.rss() - before < RSS_GROWTH_MAX
-    counts = target.counts()
-    assert counts["penalty"] > 0
-    job = copying_job(4, 0.05)
-    job_id = submitter.submit(job)
-    mesh.wait_state(submitter, job_id, "complete", JOB_S)
-    assert_right(submitter, job_id, job)

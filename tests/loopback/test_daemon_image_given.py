@@ -97,7 +97,7 @@ def test_a_mesh_in_which_no_other_peer_has_the_image_settles_the_job(
         engine.forget(image)
         assert not engine.holds(image), "from here on it is in the giver's blob store alone"
         job_id = giver.command_line("submit", str(tmp_path / "job.toml"), "--no-wait").split()[1]
-        mesh.wait_state(giver, job_id, "complete", JOB_S)
+        mesh.wait_state(giver, job_id, "settled", JOB_S)
         assert engine.holds(image)
         # One daemon brought it into the shared engine, from blobs that it had from its peers: as steward or as worker.
         size = giver.get("/v1/images")[0]["size"]
@@ -113,4 +113,4 @@ def test_a_mesh_in_which_no_other_peer_has_the_image_settles_the_job(
         assert score.overall_q3(scores) > Q3_MEASURED
         # All replicas agreed byte for byte: no task needed more than two.
         replicas = [task["replicas"] for task in giver.job(job_id)["task_list"]]
-        assert {replica["agreed"] for each in replicas for replica in each} == {True}
+        assert {replica["agrees"] for each in replicas for replica in each} == {True}
