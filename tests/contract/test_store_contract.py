@@ -8,8 +8,8 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ import trio
 from nexapod.protocol.records import Record
 from nexapod.store.driver import Settings, open_driver
 from nexapod.store.errors import StoreError
+from nexapod.store.reading import open_reader
 from nexapod.store.schema import MIGRATIONS, SCHEMA_VERSION
 from nexapod.store.store import PEERS_MAX, KnownPeer, Store
 
@@ -43,9 +44,10 @@ class MemoryStore:
             else:
                 self._records[record.kind, record.key] = record.value
 
-    async def load(self, kind: str | None = None) -> list[Record]:
+    async def load(self, kind: str | None = None, *, but: Collection[str] = ()) -> list[Record]:
         await trio.lowlevel.checkpoint()
-        return [Record(*key, value) for key, value in sorted(self._records.items()) if kind in (None, key[0])]
+        found = [Record(*key, value) for key, value in sorted(self._records.items())]
+        return [record for record in found if kind in (None, record.kind) and (kind or record.kind not in but)]
 
     async def peers(self) -> list[KnownPeer]:
         return sorted(self._peers.values(), key=lambda peer: (-peer.last_seen_wall_ms, peer.peer_id))
@@ -76,6 +78,13 @@ async def test_records_come_back_in_order_after_reopening(kind_of_store, tmp_pat
         ]
         assert await store.load("bid") == [Record("bid", b"", b"")]
         assert await store.load("absent") == []
+
+
+async def test_kinds_that_nobody_wants_are_not_loaded(kind_of_store, tmp_path):
+    async with kind_of_store.open(tmp_path / "nexapod.db") as store:
+        await store.commit([Record(kind, b"k", b"v") for kind in ("a", "b'", "c")])
+        assert [record.kind for record in await store.load(but=frozenset({"b'", "absent"}))] == ["a", "c"]
+        assert [record.kind for record in await store.load(but=("a", "c"))] == ["b'"]
 
 
 async def test_the_last_record_of_a_key_wins_and_none_deletes(kind_of_store, tmp_path):
@@ -113,6 +122,42 @@ async def test_peers_are_bounded_and_the_newest_news_count(kind_of_store, tmp_pa
 
 
 # --- the real one only ---------------------------------------------------------------------------------------------
+
+
+async def test_records_of_the_protocol_before_are_set_aside_and_its_peers_stay(tmp_path):
+    path = tmp_path / "nexapod.db"
+    with closing(sqlite3.connect(path)) as old:
+        for step in MIGRATIONS[0]:
+            old.execute(step)
+        old.executemany("INSERT INTO records VALUES (?, ?, ?)", [("job", b"k", b"old"), ("seq", b"", b"7")])
+        old.execute("INSERT INTO peers VALUES ('p', '[]', 1)")
+        old.execute("PRAGMA user_version = 1")
+        old.commit()
+    for _ in range(2):
+        async with Store.open(path) as store:
+            assert await store.load("seq") == []
+            assert await store.set_aside() == 2
+            assert await store.peers() == [KnownPeer("p", [], 1)]
+            await store.commit([Record("job", b"k", b"new")])
+            assert await store.load() == [Record("job", b"k", b"new")]
+
+
+async def test_a_new_store_has_set_nothing_aside(tmp_path):
+    async with Store.open(tmp_path / "nexapod.db") as store:
+        assert await store.set_aside() == 0
+
+
+async def test_a_reader_sees_what_is_committed_while_a_writer_goes_on_and_writes_nothing(tmp_path):
+    path = tmp_path / "nexapod.db"
+    async with Store.open(path) as store:
+        with open_reader(path) as reader:
+            for number in range(20):
+                await store.commit([Record("n", bytes([number]), b"v")])
+                assert [record.key for record in reader.records("n", b"")] == [bytes([n]) for n in range(number + 1)]
+            with pytest.raises(sqlite3.OperationalError):
+                reader._connection.execute("DELETE FROM records")
+        with pytest.raises(StoreError, match="nowhere"), open_reader(tmp_path / "nowhere" / "nexapod.db"):
+            pass
 
 
 async def test_it_is_set_up_for_durability(tmp_path):
