@@ -16,6 +16,7 @@ from nexapod.cli.errors import OK, BadFile, CliError, FileChanged
 from nexapod.cli.image_commands import with_image
 from nexapod.cli.jobfile import Plan, read_job
 from nexapod.cli.jobfile_files import Upload
+from nexapod.cli.peer_ids import peer_of
 from nexapod.cli.safe import safe
 from nexapod.cli.watching import watch
 from nexapod.config import ConfigError
@@ -42,6 +43,7 @@ class Choices:
 
 def submit(client: Client, path: Path, choices: Choices, *, wait: bool, and_watch: bool, as_json: bool) -> int:
     """Returns the exit status. Raises CliError."""
+    friends = [peer_of(friend) for friend in choices.friends]
     try:
         plan = read_job(path, partial(byte_progress, quiet=as_json))
     except ConfigError as error:
@@ -50,7 +52,7 @@ def submit(client: Client, path: Path, choices: Choices, *, wait: bool, and_watc
         note(safe(remark))
     plan = with_image(client, plan, quiet=as_json)
     upload(client, plan, quiet=as_json)
-    about_stewards = {"friends": list(choices.friends), "accept_unknown": choices.accept_unknown}
+    about_stewards = {"friends": friends, "accept_unknown": choices.accept_unknown}
     submitted = client.post("/v1/jobs", plan.body | about_stewards)
     job = str(submitted["job_id"])
     if not as_json:

@@ -16,8 +16,9 @@ from nexapod.cli.acquaintances import known_here
 from nexapod.cli.collecting import MANIFEST, PART, hash_of
 from nexapod.cli.console import note, print_json, say
 from nexapod.cli.errors import FAILED, OK, NothingThere, Refused
+from nexapod.cli.peer_ids import peer_of
 from nexapod.cli.safe import is_plain_name, safe
-from nexapod.protocol.types import BlobRef, PeerId, key_of_peer_id
+from nexapod.protocol.types import BlobRef
 from nexapod.protocol.v3.certificate.check import OnTask, check
 from nexapod.protocol.v3.certificate.report import Pins, Report, TaskReport, lines
 from nexapod.protocol.v3.certificate.tally import Problems
@@ -31,25 +32,13 @@ class NoCertificate(Refused):
     """Name the .cert file of a job's results, or the folder that `nexapod results` made."""
 
 
-class NoPeer(Refused):
-    """A peer's id begins with 12D3KooW: `nexapod status` shows a daemon's own, `nexapod peers` those that it knows."""
-
-
 def whom(home: Path, submitter: str | None, known: Sequence[str], *, strict: bool) -> Pins:
     """What this verifier brings along: the submitter that it named, and whom it knows: those whom its user names, the
     friends of its configuration, and the peer whose home folder this is. Raises NoPeer.
     """
-    named = [_peer_of(text) for text in known]
-    pinned = None if submitter is None else _peer_of(submitter)
+    named = [peer_of(text) for text in known]
+    pinned = None if submitter is None else peer_of(submitter)
     return Pins(pinned, known_here(home, os.environ) | frozenset(named), strict)
-
-
-def _peer_of(text: str) -> PeerId:
-    try:
-        key_of_peer_id(PeerId(text))
-    except ValueError:
-        raise NoPeer(f"{safe(text)!r} is not the id of a peer") from None
-    return PeerId(text)
 
 
 def verify_file(path: Path, results: Path | None, pins: Pins, *, as_json: bool) -> int:

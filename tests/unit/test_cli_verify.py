@@ -12,7 +12,8 @@ from signed_mesh import certified
 
 from nexapod.cli.collecting import MANIFEST
 from nexapod.cli.errors import NothingThere
-from nexapod.cli.verifying import NoCertificate, NoPeer, verify_file, whom
+from nexapod.cli.peer_ids import NoPeer
+from nexapod.cli.verifying import NoCertificate, verify_file, whom
 from nexapod.mesh.identity import load_or_create, peer_id
 from nexapod.protocol.v3.certificate.report import Pins
 from tests.protocol3.mesh import job_of
