@@ -26,6 +26,9 @@ from nexapod.protocol.v3.node.node import Node
 log = structlog.get_logger()
 
 BATCH_MAX = 256
+GATHER_S = 0.01
+"""From one batch to the next at least: what comes meanwhile is handled, committed and sent together. Who has been idle
+waits for nothing, and neither does a user."""
 BATCH_S = 0.025
 """No batch takes longer than this and one more event: the others of the loop, the API among them, have their turn."""
 QUEUED_PER_PEER_MAX = 1024
@@ -72,6 +75,10 @@ class Engine:
         self._newest: dict[tuple[type[Event], TaskId], Progressed | Checkpointed] = {}
         """How each task stands, of which the queue holds the first one's place: the latest says it all."""
         self._wake = trio.Event()
+        self._acts = 0
+        """Events in the queue whose senders wait."""
+        self._began = float("-inf")
+        """When the last batch began."""
 
     def post(self, event: Event) -> None:
         """Hand over an event; never waits. A peer that floods loses its own frames only, and a store that stalls does
@@ -101,6 +108,7 @@ class Engine:
         """Hand over an event and wait until all its effects have run. Raises the core's LocalError."""
         waiting = Act(event)
         self._queue.append(waiting)
+        self._acts += 1
         self._wake.set()
         await waiting.done.wait()
         if waiting.error is not None:
@@ -129,6 +137,11 @@ class Engine:
             while not self._queue:
                 self._wake = trio.Event()
                 await self._wake.wait()
+        with trio.move_on_at(self._began + GATHER_S):
+            while not self._acts:
+                self._wake = trio.Event()
+                await self._wake.wait()
+        self._began = trio.current_time()
 
     def _take(self, acts: list[Act]) -> list[Effect]:
         now = monotonic_ms()
@@ -140,6 +153,7 @@ class Engine:
             item = self._queue.popleft()
             before = len(effects)
             if isinstance(item, Act):
+                self._acts -= 1
                 effects += self._act(item, now)
                 acts.append(item)
             else:

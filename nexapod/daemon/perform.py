@@ -39,6 +39,9 @@ FETCHES_AT_ONCE = 32
 """A submitter may wait for ten thousand results. Each search has a deadline, and asks ever more peers until then: begun
 all at once, all would be late, and fill the mesh with questions."""
 PROVIDE_WAITING_MAX = 256
+PROVIDE_BYTES_MIN = 1 << 20
+"""To tell the DHT of a blob costs both sides a tenth of a second of work. The core names who has what a task needs, and
+left: further sources are worth that for large blobs alone."""
 PROVIDE_PAUSE_S = 2.0
 """py-libp2p's peers accept ten provider records in ten seconds from one peer."""
 
@@ -113,7 +116,7 @@ class Performer:
         try:
             if not await self._blobs.touch(part):
                 await self._providers.fetch(part, effect.sources)
-                if part.is_whole:
+                if part.is_whole and part.blob.size >= PROVIDE_BYTES_MIN:
                     self._provide(part.blob)
         except BlobError as error:
             log.info("fetch_failed", blob=str(part.blob), first=part.first, count=part.count, error=str(error))
