@@ -80,6 +80,11 @@ class Engine:
         self._began = float("-inf")
         """When the last batch began."""
 
+    @property
+    def waiting(self) -> int:
+        """Events that are not handled yet."""
+        return len(self._queue)
+
     def post(self, event: Event) -> None:
         """Hand over an event; never waits. A peer that floods loses its own frames only, and a store that stalls does
         not let the queue grow for ever.

@@ -17,6 +17,7 @@ from nexapod.daemon.engine import (
     BATCH_MAX,
     BATCH_S,
     COMMIT_RETRY_S,
+    GATHER_S,
     QUEUED_BYTES_PER_PEER_MAX,
     QUEUED_PER_PEER_MAX,
     Engine,
@@ -26,6 +27,7 @@ from nexapod.protocol.records import Record
 from nexapod.protocol.types import JobId, PeerId, RunResult, TaskId
 from nexapod.protocol.v3.events import (
     Checkpointed,
+    Drain,
     Effect,
     Event,
     Finished,
@@ -100,6 +102,9 @@ async def run_with(engine: Engine, act: Callable[[], object]) -> list[Effect]:
         nursery.start_soon(engine.run, done.append)
         act()
         await trio.testing.wait_all_tasks_blocked()
+        while engine.waiting:
+            await trio.sleep(GATHER_S)
+            await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     return done
 
@@ -224,6 +229,37 @@ async def test_of_how_a_task_stands_only_the_newest_waits() -> None:
     engine.post(Progressed(first, 5))
     await run_with(engine, lambda: None)
     assert core.handled == [*waited, Progressed(first, 5)]
+
+
+async def test_what_comes_soon_after_a_batch_is_handled_together_and_a_user_does_not_wait(
+    clock: trio.testing.MockClock,
+) -> None:
+    core, at = Core(), []
+    engine = Engine(cast("Any", core), FakeStore())
+    handle = core.handle
+
+    def timed(event: Event, now: int) -> list[Effect]:
+        at.append(round(trio.current_time() - began, 4))
+        return handle(event, now)
+
+    core.handle = timed  # type: ignore[method-assign]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(engine.run, lambda effect: None)
+        await trio.sleep(1)  # a pause: virtual time
+        began = trio.current_time()
+        engine.post(Received(pid(1), b"first"))
+        await trio.sleep(GATHER_S / 4)  # a pause: virtual time
+        engine.post(Received(pid(1), b"second"))
+        await trio.sleep(GATHER_S / 4)  # a pause: virtual time
+        engine.post(Received(pid(1), b"third"))
+        await trio.sleep(2 * GATHER_S)  # a pause: virtual time
+        assert at == [0.0, GATHER_S, GATHER_S]
+        began = trio.current_time()
+        engine.post(Received(pid(1), b"fourth"))
+        await trio.sleep(GATHER_S / 4)  # a pause: virtual time
+        await engine.act(Drain())
+        assert at[3:] == [0.0, GATHER_S / 4]
+        nursery.cancel_scope.cancel()
 
 
 @dataclass
