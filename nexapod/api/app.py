@@ -152,7 +152,7 @@ def _about_jobs(app: FastAPI, backend: Backend) -> None:
 
     @app.get("/v1/jobs/{job}/events", response_model=None)
     async def events(name: JobName) -> Response:
-        """Server-sent events: snapshot first, then those of backend.EventName; `closed` is the last."""
+        """What happens to it from now on, as server-sent events: `snapshot` first, `closed` last (docs/api.md)."""
         return EventAnswer(backend, _resolve(backend, name))
 
     @app.get("/v1/jobs/{job}/results", response_model=None, responses={200: {"model": models.Results}})
