@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from signed_mesh import certified
@@ -123,7 +124,7 @@ def test_the_manifest_is_only_a_hint(results: Path, capsys: pytest.CaptureFixtur
     (results / "0").rename(results / "chain_A")
     (results / MANIFEST).write_text(json.dumps({"job_id": job_id(), "tasks": {"0": "chain_A"}}))
     assert verify_file(results / "job.cert", results, NOBODY, as_json=False) == 0
-    lies = [
+    lies: list[Any] = [
         {"job_id": "00", "tasks": {"0": "chain_A"}},
         [],
         *({"job_id": job_id(), "tasks": {"0": name}} for name in ("../chain_A", 7, [])),

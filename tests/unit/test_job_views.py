@@ -17,6 +17,7 @@ from nexapod.protocol.types import JobId, RunResult, TaskId, blob_of
 from nexapod.protocol.v3.events import AskShard, AskTask, CancelJob, Pause, PeerUp, Progressed, Submit
 from nexapod.protocol.v3.notices import JobAccepted, JobLearned, JobSettled, TaskFailing
 from nexapod.protocol.v3.report import JobReport, TaskReport
+from nexapod.sim.v3.keys import HashSigner
 from tests.protocol3 import mesh as meshes
 from tests.protocol3.mesh import Mesh, job_of, job_spec
 
@@ -207,7 +208,7 @@ def test_a_watcher_is_told_of_the_first_failure_before_the_verdict() -> None:
 
 
 def test_what_is_not_about_a_watched_job_is_no_event() -> None:
-    assert event_of(JobLearned(JobId(bytes(32)), meshes.HashSigner(1, "x").peer)) is None
+    assert event_of(JobLearned(JobId(bytes(32)), HashSigner(1, "x").peer)) is None
 
 
 # --- peers, this node, metrics -------------------------------------------------------------------------------------
@@ -328,7 +329,7 @@ def test_why_names_the_network_of_whoever_answered() -> None:
     mesh = Mesh(1)
     mesh.start()
     node = mesh[0].node.report()
-    stranger = meshes.HashSigner(1, "stranger").peer
+    stranger = HashSigner(1, "stranger").peer
     assert (
         f"Peer {stranger} belongs to the network other, this one to net"
         in why.why_alone(node, ["x"], {stranger: "other"})[1]
