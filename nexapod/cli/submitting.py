@@ -87,7 +87,8 @@ def placed_lines(view: dict[str, Any], missing: Callable[[], list[str]]) -> list
     if view.get("state") in _ENDS:
         refused = [f"  {safe(r['peer'])} refuses it: {safe(r['reason'])}" for r in view.get("refused", [])]
         return [f"the job is {safe(view['state'])} already", *refused]
-    held = f"only {_holders(view)} hold" if view["placed_on"] else "none of its stewards holds"
+    verb = "holds" if len(view["placed_on"]) == 1 else "hold"
+    held = f"only {_holders(view)} {verb}" if view["placed_on"] else "none of its stewards holds"
     first = f"{held} the job and all its inputs yet: keep this machine running"
     return [first, *(f"  {safe(sentence)}" for sentence in missing())]
 

@@ -44,7 +44,7 @@ def why_node(report: NodeReport, jobs: Sequence[JobReport], stalled: str) -> dic
     sentences += [f"Job {job['job_id'][:12]} ({job['name']}): {job['reason']}." for job in told]
     more = len(report.jobs) - len(told)
     if more > 0:
-        sentences.append(f"{_count(more, 'more open job')} {'is' if more == 1 else 'are'} known.")
+        sentences.append(f"{_count(more, 'more open job')} {_verb(more, 'is')} known.")
     return {"working": bool(states["running"]), "sentences": sentences, "jobs": told}
 
 
@@ -58,7 +58,7 @@ def _work(report: NodeReport, states: Mapping[str, int], *, idle: bool) -> Itera
         yield "No task is running here."
     for state, why in _WAITS.items():
         if states[state]:
-            yield f"{_count(states[state], 'task')} {'waits' if states[state] == 1 else 'wait'} {why}."
+            yield f"{_count(states[state], 'task')} {_verb(states[state], 'waits')} {why}."
 
 
 _WAITS: Final = {
@@ -89,8 +89,9 @@ def why_alone(report: NodeReport, bootstrap: Sequence[str], foreign: Mapping[Pee
         )
     if bootstrap and not foreign:
         sentences.append(
-            f"None of the {_count(len(bootstrap), 'bootstrap address', 'bootstrap addresses')} answers: check that a "
-            "daemon runs there."
+            "The only bootstrap address does not answer: check that a daemon runs there."
+            if len(bootstrap) == 1
+            else f"None of the {len(bootstrap)} bootstrap addresses answers: check that a daemon runs there."
         )
     if not bootstrap:
         sentences.append("No bootstrap peer is named: give a running daemon's address with --bootstrap.")
@@ -166,7 +167,7 @@ def _failures(mine: SubmissionReport, tasks: Sequence[TaskReport]) -> Iterator[s
     for task in failed[:FAILURES_SHOWN]:
         yield f"Task {task.task} has failed: {task.reason}."
     if mine.failed > len(failed[:FAILURES_SHOWN]) > 0:
-        yield f"{mine.failed} tasks have failed in all."
+        yield f"{_count(mine.failed, 'task')} {_verb(mine.failed, 'has')} failed in all."
 
 
 def _first_failure(failing: TaskFailing) -> Iterator[str]:
@@ -181,15 +182,15 @@ def _first_failure(failing: TaskFailing) -> Iterator[str]:
 
 def _progress(report: JobReport, mine: SubmissionReport, tasks: Sequence[TaskReport]) -> Iterator[str]:
     waiting = max(0, report.tasks - mine.accepted - mine.failed - mine.running)
-    failed = f", {mine.failed} have failed" if mine.failed else ""
+    failed = f", {mine.failed} {_verb(mine.failed, 'has')} failed" if mine.failed else ""
     yield (
-        f"Of {_count(report.tasks, 'task')} {mine.accepted} are accepted{failed}, {mine.running} are being worked on, "
-        f"{waiting} wait for a worker."
+        f"Of {_count(report.tasks, 'task')} {mine.accepted} {_verb(mine.accepted, 'is')} accepted{failed}, "
+        f"{mine.running} {_verb(mine.running, 'is')} being worked on, {waiting} {_verb(waiting, 'waits')} for a worker."
     )
     judged = sum(task.standing == "frozen" for task in tasks)
     if judged:
         yield (
-            f"Of these {judged} {'has' if judged == 1 else 'have'} results that the stewards judge: where too few "
+            f"Of these {judged} {_verb(judged, 'has')} results that the stewards judge: where too few "
             "agree, they wait up to a minute for another worker."
         )
     if mine.unratified:
@@ -206,8 +207,8 @@ def _placing(report: JobReport, mine: SubmissionReport | None, alone: Sequence[s
     yield from alone
     held, needed = mine.held_least
     yield (
-        f"{mine.shards_placed} of {_count(mine.shards, 'shard')} are held by enough stewards ({held} of {needed} hold "
-        "the one that fewest do): keep this daemon running."
+        f"{mine.shards_placed} of {_count(mine.shards, 'shard')} {_verb(mine.shards_placed, 'is')} held by enough "
+        f"stewards ({held} of {needed} {_verb(held, 'holds')} the one that fewest do): keep this daemon running."
     )
     for peer, reason in mine.refused[:PEERS_SHOWN]:
         yield f"Steward {peer} refuses it: {reason}."
@@ -218,10 +219,10 @@ def _placing(report: JobReport, mine: SubmissionReport | None, alone: Sequence[s
 def _workers(report: JobReport, able: int, groups: int) -> Iterator[str]:
     """`groups`: as this peer guesses, which cannot see in which one others count itself."""
     agree, admitted = report.spec.validate.agree, report.groups
-    needs = f"each task needs {_count(agree, 'group')} that {'agrees' if agree == 1 else 'agree'}"
+    needs = f"each task needs {_count(agree, 'group')} that {_verb(agree, 'agrees')}"
     known = f"{_count(able, 'known peer')} can run it"
     if admitted >= agree:
-        yield f"{known}; workers in {_count(admitted, 'operator group')} are admitted; {needs}."
+        yield f"{known}; {_count(admitted, 'operator group')} {_verb(admitted, 'is')} admitted; {needs}."
     elif groups >= agree and not (report.workable and report.age_ms >= ADMITTED_MS):
         yield f"{known}, in up to {_count(groups, 'operator group')}; {needs}."
     else:
@@ -232,8 +233,15 @@ def _workers(report: JobReport, able: int, groups: int) -> Iterator[str]:
 
 
 # --- words ---------------------------------------------------------------------------------------------------------
-def _count(number: int, noun: str, plural: str = "") -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {plural or noun + 's'}"
+_PLURALS: Final = {"is": "are", "has": "have"}
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _verb(number: int, singular: str) -> str:
+    return singular if number == 1 else _PLURALS.get(singular, singular.removesuffix("s"))
 
 
 def _some(peers: Sequence[PeerId]) -> str:

@@ -339,8 +339,8 @@ def test_submit_is_honest_when_nobody_holds_the_job(
     [
         (3, 3, True, "its stewards hold the job and all its inputs (3 of 3 stewards): this machine may go offline"),
         (9, 16, True, "its stewards hold the job and all its inputs (9 of 16 stewards): this machine may go offline"),
-        (1, 1, False, "only 1 of 1 steward hold the job and all its inputs yet: keep this machine running"),
-        (1, 2, False, "only 1 of 2 stewards hold the job and all its inputs yet: keep this machine running"),
+        (1, 1, False, "only 1 of 1 steward holds the job and all its inputs yet: keep this machine running"),
+        (1, 2, False, "only 1 of 2 stewards holds the job and all its inputs yet: keep this machine running"),
         (0, 2, False, "none of its stewards holds the job and all its inputs yet: keep this machine running"),
     ],
 )

@@ -291,7 +291,7 @@ def test_why_says_who_could_run_a_job_and_why_others_cannot() -> None:
     look(mesh, job)
     text = why_text(mesh, job)
     assert "Of 2 tasks 0 are accepted, 2 are being worked on, 0 wait for a worker." in text
-    assert "4 known peers can run it; workers in 4 operator groups are admitted; each task needs 2 groups that" in text
+    assert "4 known peers can run it; 4 operator groups are admitted; each task needs 2 groups that agree." in text
     assert "This peer: " in why_text(mesh, job, 1)
 
 
@@ -318,7 +318,7 @@ def test_why_says_that_nobody_can_be_reached_and_what_the_job_rests_on() -> None
     alone = why.why_alone(mesh[0].node.report(), ["/ip4/192.0.2.7/tcp/1"], {})
     assert alone == [
         "No peer is connected.",
-        "None of the 1 bootstrap address answers: check that a daemon runs there.",
+        "The only bootstrap address does not answer: check that a daemon runs there.",
     ]
     text = why_text(mesh, job, alone=alone)
     assert "Only 1 known peer can run it, in 1 operator group, and each task needs 2 groups that agree" in text
