@@ -221,8 +221,8 @@ def _report(view: dict[str, Any], folder: Path, tally: Tally, certificate: Path 
     say(f"{tally.written} {'file' if tally.written == 1 else 'files'} written to {safe(folder)}{kept}")
     if tally.awaited:
         note(f"{tally.awaited} accepted {'file is' if tally.awaited == 1 else 'files are'} still on the way here")
-    if view["failing"] is not None and not tally.accepted:
-        note(f"why: nexapod why {safe(view['job_id'][:12])}")
+    if tally.failed or (view["failing"] is not None and not tally.accepted):
+        note(f"what went wrong: nexapod why {safe(view['job_id'][:12])}")
     for problem in tally.problems:
         note(f"not kept: {safe(problem)}")
     if certificate:
