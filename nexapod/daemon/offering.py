@@ -22,8 +22,9 @@ RENEW_MS: Final = 18 * 3_600_000
 """With so long left it is made anew: whoever chooses by it has most of a day before it runs out."""
 LOOK_S: Final = 60.0
 OFFER_ADDRS_MAX: Final = 8
-JOB_PART: Final = 4
-"""One job may have this part of what all blobs may take, unless the owner says otherwise."""
+JOB_PART: Final = 2
+"""One job may have this part of what all blobs may take, unless the owner says otherwise: what is promised is far more
+than what tasks usually leave, and what does not fit in the end is refused blob by blob."""
 NO_QUOTA_BYTES: Final = 64 << 30
 """... of a store without a quota."""
 

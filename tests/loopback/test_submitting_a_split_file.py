@@ -39,7 +39,7 @@ def test_a_file_is_stored_once_whatever_is_made_of_it(tmp_path: Path) -> None:
     (tmp_path / "data.csv").write_bytes(data)
     (tmp_path / "m.wasm").write_bytes(b"\0asm\1\0\0\0")
     (tmp_path / "job.toml").write_text(JOB)
-    with Cluster() as alone:
+    with Cluster('[steward]\nstorage = "32GiB"\n') as alone:  # it keeps all of its job itself
         daemon = alone.add("submitter", "--no-work")
         said = daemon.command_line("submit", "--no-wait", str(tmp_path / "job.toml"))
         assert "10000 tasks submitted" in said
