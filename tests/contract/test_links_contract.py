@@ -120,7 +120,7 @@ class FakeMesh:
             self._lose(peer)
 
     async def _forgive(self, peer: PeerId, seconds: float) -> None:
-        await trio.sleep(seconds)
+        await trio.sleep(seconds)  # a pause: the fake peer's own time
         self._banned.discard(peer)
 
 

@@ -269,7 +269,7 @@ class Slow(Core):
     each_s: float = 0.0
 
     def handle(self, event: Event, now: int) -> list[Effect]:
-        time.sleep(self.each_s)  # the core's own work, which does not wait
+        time.sleep(self.each_s)  # a pause: the work of a core, which does not wait
         return super().handle(event, now)
 
 
