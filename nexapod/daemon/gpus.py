@@ -64,8 +64,8 @@ class GpuLeases:
     ) -> tuple[str, ...] | None:
         """`count` free GPUs that fit, for the run of this label; None when there are not so many: then it holds none.
 
-        The least that fits goes first, so that a large one stays free for who needs it. What fits is the rule of
-        nexapod.protocol.matching, by which the task came here.
+        The least that fits goes first, so that a large one stays free for who needs it. What fits is the rule by
+        which the task came here (protocol/v3/rules/matching.py).
         """
         assert label not in self._leases, f"{label} holds GPUs already"
         holders = self._holders()

@@ -5,7 +5,7 @@ Seats answer who asks and tell nobody else: a submission that nobody looks at co
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from typing import Final
 
 import trio
@@ -20,8 +20,6 @@ from nexapod.protocol.v3.report import JobReport
 
 SHARDS_MAX: Final = 4
 """The core keeps in mind so many at a time."""
-SHARDS_SEEN_MAX: Final = 16
-"""Shards of which it is found out, at a look, whether anything of them is open."""
 FIRST_ANSWER_S: Final = 0.2
 LOOK_S: Final = 1.0
 REMEMBERED_MAX: Final = 1024
@@ -56,12 +54,12 @@ class Looking:
 
     async def again_and_again(self, job: JobId) -> None:
         """Somebody watches a job of this daemon's own, until cancelled or the job is over."""
-        first = 0
+        left: deque[int] | None = None
         while (report := self._node.job_report(job)) is not None and report.standing == "open":
-            total = report.spec.shards
-            turn = [(first + n) % total for n in range(min(total, SHARDS_SEEN_MAX))]
-            shards = [shard for shard in turn if self._is_open(report, shard)][:SHARDS_MAX]
-            first = (shards[-1] + 1) % total if len(shards) == SHARDS_MAX else (turn[-1] + 1) % total
+            left = deque(range(report.spec.shards)) if left is None else left
+            turn = [left.popleft() for _ in range(min(len(left), SHARDS_MAX))]
+            shards = [shard for shard in turn if self._is_open(report, shard)]
+            left += shards
             self._post(job, shards)
             await trio.sleep(LOOK_S)
 

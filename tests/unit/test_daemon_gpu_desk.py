@@ -240,7 +240,6 @@ def machine(tmp_path: Path) -> tuple[Machine, Bench, list[Event]]:
             addrs=list,
             slots=1,
             work=True,
-            serves=True,
             post=posted.append,
             images=no_images,
             registries=(),
