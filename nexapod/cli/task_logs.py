@@ -66,7 +66,7 @@ def _say_head(entry: dict[str, Any]) -> None:
 
 
 def _say_lines(log: str) -> None:
-    for line in safe_lines(log):
+    for line in safe_lines(log.removesuffix("\n")) if log else ():
         say(f"  {line}")
 
 
