@@ -20,9 +20,9 @@ from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.context import Context
 from nexapod.protocol.v3.job import GATE, JobState
 from nexapod.protocol.v3.steward.ballots import TENURE_RECORD
-from nexapod.protocol.v3.steward.gate import Gate
+from nexapod.protocol.v3.steward.gate.gate import Gate
+from nexapod.protocol.v3.steward.gate.pledges import GATE_RECORD, Pledges
 from nexapod.protocol.v3.steward.inputs import Inputs
-from nexapod.protocol.v3.steward.pledges import GATE_RECORD, Pledges
 from nexapod.protocol.v3.steward.steward import Steward
 from nexapod.protocol.v3.steward.tenure import Tenure
 from nexapod.protocol.v3.tables import TableReport, fullest, in_turn
