@@ -47,6 +47,7 @@ def chosen(
     seed: int = 0,
     friends: tuple[PeerId, ...] = (),
     accept_unknown: bool = False,
+    bytes_max: int = limits.ENVELOPE_BYTES_MAX,
 ) -> Choice:
     return choose(
         candidates,
@@ -56,6 +57,7 @@ def chosen(
         draw=entropy(seed),
         friends=friends,
         accept_unknown=accept_unknown,
+        bytes_max=bytes_max,
     )
 
 
@@ -152,3 +154,12 @@ def test_a_large_job_is_given_more_stewards_and_one_that_does_not_fit_is_refused
         chosen(small[:10], wide)
     with pytest.raises(LocalError, match="raise their stewardship quota"):
         chosen([candidate(i, storage=10 * MIB) for i in range(20)])
+
+
+def test_a_panel_fits_into_what_its_job_leaves_of_the_envelope() -> None:
+    known = [candidate(i) for i in range(40)]
+    each = len(known[0].offer.envelope) + 3
+    assert len(chosen(known, bytes_max=5 * each).panel) == 5
+    friends = tuple(one.peer for one in known[:6])
+    with pytest.raises(LocalError, match="fewer of them"):
+        chosen(known, friends=friends, bytes_max=5 * each)

@@ -198,14 +198,17 @@ def _with(statement: Statement, *added: tuple[PeerId, bytes]) -> Statement:
     return replace(statement, signatures=tuple(pairs))
 
 
+BODY_BYTES_MAX: Final = limits.ENVELOPE_BYTES_MAX - 256
+"""Of a statement with one author: what its envelope has room for beside version, kind and signature."""
+
+
 def check_body(body: Body) -> None:
     """Raises PeerError naming the field when a body that we are about to sign would be refused by others."""
     schema = SCHEMAS[_KIND_OF[type(body)]]
     raw = fields.pack(schema.encode(body))
-    most = limits.ENVELOPE_BYTES_MAX - 256
-    if len(raw) > most:
-        raise PeerError("too-large", f"{len(raw)} bytes, at most {most} allowed")
-    schema.decode(fields.unpack(raw, most))
+    if len(raw) > BODY_BYTES_MAX:
+        raise PeerError("too-large", f"{len(raw)} bytes, at most {BODY_BYTES_MAX} allowed")
+    schema.decode(fields.unpack(raw, BODY_BYTES_MAX))
 
 
 def body_size(body: Body) -> int:
