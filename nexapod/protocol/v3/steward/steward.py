@@ -84,14 +84,17 @@ class Steward:
         """Not before: assignments and looks at what could be assigned. None: nobody has claimed yet."""
         self._gathering: Gathering | None = None
         """Until the first assignment."""
+        self._begun = False
+        """Whether anybody has spoken of its tasks: before that nothing is kept of any of them."""
         self._replication.with_seats(self._state.others, ctx.now)
-        self._state.mark(*self.evidence.tasks)
         self._settle()
 
     # --- messages --------------------------------------------------------------------------------------------------
     def on_message(self, peer: PeerId, message: Message) -> None:
         """Of this job and shard. Raises PeerError on what no honest peer says."""
         state, holders = self._state, self._state.seats.holders
+        if isinstance(message, messages.Claim | messages.Renew | messages.Release | messages.Lease):
+            self._begin()
         match message:
             case messages.Claim():
                 if state.active and not self._answer_over(peer, message):
@@ -122,6 +125,13 @@ class Steward:
             case _:
                 raise PeerError("not-for-a-seat", type(message).__name__)
         self._settle()
+
+    def _begin(self) -> None:
+        """Look at every task: of a large job's shards most wait long for the first worker, and cost nothing before."""
+        if not self._begun:
+            self._begun = True
+            self._state.mark(*self.evidence.tasks)
+            self._refresh_dirty()
 
     def _on_renew(self, worker: PeerId, message: messages.Renew) -> None:
         answers = self._granting.on_renew(worker, message)
@@ -161,6 +171,7 @@ class Steward:
     # --- statements ------------------------------------------------------------------------------------------------
     def on_statement(self, statement: Statement, sender: PeerId) -> None:
         """Of this shard; `sender` is the link that it came on. Raises PeerError when it cannot be true."""
+        self._begin()
         match statement.kind:
             case "commit":
                 self._on_commit(statement, sender)
@@ -450,7 +461,7 @@ class Steward:
         if was_holder:
             self._tell_workers([peer for peer in state.seats.holders if peer not in newcomers])
         self._ctx.trace("seats_changed", job=state.job.job, shard=state.shard, epoch=state.seats.epoch)
-        self._touch(self.evidence.tasks)
+        self._touch(self.evidence.tasks if self._begun else ())
 
     def _hand_on(self) -> None:
         """What was decided while those who hold the seats now were away can be adopted only if they hear of it."""
@@ -656,7 +667,7 @@ class Steward:
                     for item in statement.body.items:
                         self._collecting.decided(item.task)
                         gather(self._state, self._outputs, item.task)
-        self._state.mark(*self.evidence.tasks)
+        self._begin()
         self._settle()
 
     def close(self) -> None:
@@ -685,6 +696,8 @@ class Steward:
     @property
     def open_places(self) -> int:
         """Places of open tasks that nobody has."""
+        if not self._begun:
+            return len(self.evidence.tasks) * self._state.job.spec.validate.agree
         return sum(task.places for task in self._state.open.values())
 
     @property

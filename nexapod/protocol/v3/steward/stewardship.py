@@ -80,6 +80,8 @@ class Stewardship:
         self._timers = Timers()
         self._cursor = 0
         """The next shard to be looked at; all have been when it is the number of shards."""
+        self._seats_seen = job.seats_version
+        """The seats as of which they are looked at."""
         self._dirty: deque[int] = deque()
         """Shards whose stewards have not been told yet that the job has changed."""
         self._unsaid: dict[int, None] = {}
@@ -229,7 +231,8 @@ class Stewardship:
         self._tenure.job_changed()
         # Few are told at once, many a few at a time.
         self._dirty = deque(self._stewards)
-        self._cursor = 0
+        if self._seats_seen != self._job.seats_version:
+            self._seats_seen, self._cursor = self._job.seats_version, 0
         self._look_on()
 
     def _open_gate(self) -> None:

@@ -1,0 +1,98 @@
+"""What a node holds and does grows with what happens there, not with the size of the jobs that it knows."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+
+from bus import Bus
+from kit import JobKit, make_kit
+
+from nexapod.protocol.v3 import limits
+from nexapod.protocol.v3.job import JobState
+from nexapod.protocol.v3.rules.succession import Seats
+from nexapod.protocol.v3.steward.steward import Steward
+from nexapod.protocol.v3.steward.stewardship import Stewardship
+from nexapod.protocol.v3.wire.messages import Claim, Collect, Inspect, Reconcile
+from nexapod.protocol.v3.wire.reconcile import opening
+
+IDLE_SEAT_BYTES_MAX = 24 * 1024
+"""Of the machine of one seat before anybody has spoken of its tasks."""
+
+
+def big_kit(shards: int) -> JobKit:
+    return make_kit(tasks=shards * limits.SHARD_TASKS)
+
+
+def held_by(action: Callable[[], object]) -> tuple[int, object]:
+    """Bytes that are there because of what this has made, and that."""
+    tracemalloc.start()
+    try:
+        made = action()
+        return tracemalloc.get_traced_memory()[0], made
+    finally:
+        tracemalloc.stop()
+
+
+# --- seats ---------------------------------------------------------------------------------------------------------
+def test_a_seat_costs_little_before_anybody_speaks_of_its_tasks() -> None:
+    shards = 32
+    kit = big_kit(shards)
+    host = Bus(kit).host(kit.seats()[0])
+    other = kit.seats()[1].peer
+
+    def idle_seats() -> list[Steward]:
+        stewards = [Steward(host.ctx, host.job, shard, lambda: True) for shard in range(shards)]
+        for shard, steward in enumerate(stewards):
+            steward.on_message(kit.submitter.peer, Collect(kit.job, shard, 0))
+            steward.on_message(other, Reconcile(kit.job, shard, b"", opening([])))
+            steward.on_message(other, Inspect(kit.job, shard, (shard * limits.SHARD_TASKS,)))
+            host.ctx.effects.clear()
+        return stewards
+
+    idle_seats()  # what is shared is made once
+    size, _ = held_by(idle_seats)
+    assert size < shards * IDLE_SEAT_BYTES_MAX
+
+
+def test_a_seat_that_nobody_has_claimed_from_yet_counts_all_its_places_as_open() -> None:
+    kit = big_kit(2)
+    host = Bus(kit).host(kit.seats(1)[0])
+    steward = Steward(host.ctx, host.job, 1, lambda: True)
+    wanted = limits.SHARD_TASKS * kit.spec.validate.agree
+    assert steward.open_places == wanted
+    steward.on_message(kit.workers[0].peer, Claim(kit.job, 1, 1, 1, (), (), 0))
+    assert steward.open_places == wanted
+
+
+def test_workers_that_are_admitted_make_no_member_look_at_all_shards_again() -> None:
+    shards = 4 * limits.SCAN_SHARDS
+    kit = big_kit(shards)
+    host = Bus(kit).host(kit.seats()[0])
+    looked_at: list[int] = []
+
+    class Watching(JobState):
+        def seats(self, shard: int) -> Seats:
+            looked_at.append(shard)
+            return super().seats(shard)
+
+    job = Watching(kit.job_statement, host.ctx.verify)
+    stewardship = Stewardship(host.ctx, job, lambda state: "")
+
+    def settle() -> int:
+        looked_at.clear()
+        for _ in range(20):
+            host.ctx.now += limits.STEP_MS
+            stewardship.tick()
+        return len(set(looked_at))
+
+    assert settle() == shards
+    for statement in kit.round():
+        assert job.add(statement) == "new"
+    stewardship.job_changed()
+    assert settle() < 4
+    holders = kit.seats(shards - 1)
+    moved = kit.succession(holders[:1], [kit.submitter], "submitter", shard=shards - 1)
+    assert job.add(moved) == "new"
+    stewardship.job_changed()
+    assert settle() == shards
