@@ -15,13 +15,13 @@ from nexapod.protocol.records import Record
 from nexapod.protocol.types import Millis, Part, PeerId, StatementId
 from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.context import Context
-from nexapod.protocol.v3.evidence import Contradiction
 from nexapod.protocol.v3.job import JobState
 from nexapod.protocol.v3.steward import leases, restoring, viewing
 from nexapod.protocol.v3.steward.assigning import Assigned
 from nexapod.protocol.v3.steward.checkpoints import Checkpoints
 from nexapod.protocol.v3.steward.collecting import Collecting
 from nexapod.protocol.v3.steward.granting import Granting
+from nexapod.protocol.v3.steward.intake import Intake
 from nexapod.protocol.v3.steward.leading import Leading
 from nexapod.protocol.v3.steward.outputs import Outputs
 from nexapod.protocol.v3.steward.refreshing import gather, refresh
@@ -31,7 +31,6 @@ from nexapod.protocol.v3.steward.telling import Telling
 from nexapod.protocol.v3.steward.voting import Voting
 from nexapod.protocol.v3.tables import TableReport
 from nexapod.protocol.v3.wire import messages
-from nexapod.protocol.v3.wire.bodies import Fault
 from nexapod.protocol.v3.wire.messages import Message, Status, TaskView
 from nexapod.protocol.v3.wire.statements import Statement
 
@@ -66,6 +65,9 @@ class Steward:
         self._voting = Voting(self._state, self._outputs, self._leading, self._fold)
         self._telling = Telling(self._state)
         self._collecting = Collecting(ctx, job, shard, self.evidence, lambda: self.leased)
+        self._intake = Intake(
+            self._state, self._granting, self._voting, self._telling, self._collecting, self._checkpoints, self._touch
+        )
         self._replication = Replication(job.job, shard, self._ids, self._send, self._hand_over)
         self._seats = job.seats(shard)
         self._adopted = job.adopted(shard)
@@ -172,83 +174,14 @@ class Steward:
     def on_statement(self, statement: Statement, sender: PeerId) -> None:
         """Of this shard; `sender` is the link that it came on. Raises PeerError when it cannot be true."""
         self._begin()
-        match statement.kind:
-            case "commit":
-                self._on_commit(statement, sender)
-            case "reveal":
-                self._on_reveal(statement, sender)
-            case "freeze" | "verdict":
-                self._on_cosigned(statement, sender)
-            case "adoption":
-                self._on_adoption(statement, sender)
-            case "checkpoint":
-                self._on_checkpoint(statement, sender)
-            case _:
-                raise PeerError("not-for-a-seat", statement.kind)
+        if statement.kind in ("freeze", "verdict") and statement.body.epoch > self._state.seats.epoch:
+            self._want_job(sender)
+        self._intake.take(statement, sender)
         self._settle()
 
-    def _on_commit(self, statement: Statement, sender: PeerId) -> None:
-        state, worker = self._state, statement.author
-        if sender != worker:
-            if self._keeps_evidence(sender) and state.job.groups_seen(worker):
-                self._added(statement, state.evidence.add(statement))
-            return
-        tasks = [item.task for item in statement.body.items if item.task in state.evidence.tasks]
-        leased = [task for task in tasks if state.present(worker) is not None and self._granting.regrow(worker, task)]
-        if not leased:
-            self._answer(worker, tasks)
-            return
-        for task in tasks:
-            was = state.evidence.commit_of(task, worker)
-            if task not in leased and (was is None or not was.direct):
-                state.unleased[task, worker] = None
-        added = state.evidence.add(statement, direct=True)
-        if added == "new":
-            for task in leased:
-                self._granting.committed(task, worker)
-        self._added(statement, added)
-
-    def _keeps_evidence(self, peer: PeerId) -> bool:
-        """Members hand evidence on; so does the submitter, to seats that came after those that judged."""
-        return self._state.job.was_member(peer) or peer in self._state.job.owners
-
-    def _answer(self, worker: PeerId, tasks: Sequence[int], stage: messages.Stage = "running") -> None:
-        """How tasks of a worker stand, where it may be in error."""
-        answers = [(task, self._granting.standing(worker, task, stage)) for task in dict.fromkeys(tasks)]
-        if answers:
-            self._telling.prove(worker, answers)
-            self._ctx.send(worker, Status(self._state.job.job, self._state.shard, tuple(answers)))
-
-    def _on_reveal(self, statement: Statement, sender: PeerId) -> None:
-        state, worker = self._state, statement.author
-        if sender != worker and not self._keeps_evidence(sender):
-            return
-        added = state.evidence.add(statement)
-        if added == "orphan" and sender == worker:
-            tasks = [item.task for item in statement.body.items if item.task in state.evidence.tasks]
-            self._answer(worker, tasks, "revealed")
-        if added == "new":
-            for item in statement.body.items:
-                if item.task in state.evidence.tasks:
-                    self._granting.ended(item.task, worker)
-                    self._note_failure(statement, item.task)
-        self._added(statement, added)
-
-    def _note_failure(self, statement: Statement, task: int) -> None:
-        reveal = self.evidence.reveal_of(task, statement.author)
-        commit = self.evidence.commit_of(task, statement.author)
-        if reveal is not None and commit is not None and reveal.item.outcome != "ok":
-            reason = reveal.item.reason or reveal.item.outcome
-            self._state.note(task, statement.author, reveal.item.exit, reason)
-            self._collecting.failing(commit.statement, statement)
-
-    def _added(self, statement: Statement, added: object) -> None:
-        """What follows from a commit or reveal."""
-        if isinstance(added, Contradiction):
-            self._prove(added)
-        elif added == "new":
-            self._state.save(statement)
-            self._touch(item.task for item in statement.body.items)
+    def _fold(self, statement: Statement) -> None:
+        """What this seat has signed itself."""
+        self._intake.fold(statement)
 
     def _touch(self, tasks: Iterable[int]) -> None:
         """Something new is known of these."""
@@ -258,119 +191,6 @@ class Steward:
         self._state.mark(*some)
         self._replication.changed(self._ctx.now)
         self._news = True
-
-    def _prove(self, found: Contradiction) -> None:
-        """A worker has signed two results of one task: all who rely on it are to know."""
-        worker = found.first.author
-        job = self._state.job
-        most = limits.ENVELOPE_BYTES_MAX // 3
-        if worker in job.faults() or max(len(found.first.envelope), len(found.second.envelope)) > most:
-            return
-        proof = self._ctx.sign(Fault(job.job, worker, found.first.envelope, found.second.envelope))
-        self._ctx.trace("fault_proven", job=job.job, worker=worker)
-        for peer in dict.fromkeys((self._ctx.me, *self._state.others, job.submitter)):
-            self._ctx.deliver(peer, [proof])
-
-    # --- cosigned --------------------------------------------------------------------------------------------------
-    def _on_cosigned(self, statement: Statement, sender: PeerId) -> None:
-        counted = self._state.job.counts(statement)
-        if statement.body.epoch > self._state.seats.epoch:
-            self._want_job(sender)
-        if not counted and sender != self._ctx.me and not self._keeps_evidence(sender):
-            return
-        known = self.evidence.get(statement.id)
-        self._fold(statement)
-        # What is not kept because something that it names is missing is waited for like that itself.
-        merged = self.evidence.get(statement.id) or statement
-        if self._state.job.counts(merged):
-            self._answer_late(known, statement, sender)
-            return
-        if self._ctx.me in merged.signers and self._ctx.me not in statement.signers:
-            # Sent again: the answer was lost.
-            self._ctx.deliver(sender, [merged])
-        self._voting.merged(merged)
-        self._voting.on_proposal(merged, sender)
-
-    def _answer_late(self, known: Statement | None, statement: Statement, sender: PeerId) -> None:
-        """A seat still proposes what counts here already: it has missed the signatures."""
-        if known is not None and sender in self._state.others and not self._state.job.counts(statement):
-            whole = self.evidence.get(statement.id)
-            if whole is not None:
-                self._ctx.deliver(sender, [whole])
-
-    def _fold(self, statement: Statement) -> None:
-        """Add a freeze, verdict or adoption, save it if this seat has signed it, and do what follows if it counts."""
-        if statement.kind == "adoption":
-            self._fold_adoption(statement)
-            return
-        added = self.evidence.add(statement)
-        if isinstance(added, Contradiction):
-            self._prove(added)
-            return
-        merged = self.evidence.get(statement.id)
-        if merged is None:
-            # A table had no room for what this seat signs: on record all the same.
-            merged = statement if self._ctx.me in statement.signers else None
-        if merged is not None and added in ("new", "proposal") and (added == "new" or self._ctx.me in merged.signers):
-            self._state.save(merged)
-        if added == "new":
-            assert merged is not None
-            self._counts(merged)
-
-    def _counts(self, statement: Statement) -> None:
-        """A freeze or verdict counts from now on."""
-        self._voting.adopting.note(statement)
-        mine = self._voting.counted(statement)
-        tasks = [item.task for item in statement.body.items if item.task in self.evidence.tasks]
-        self._telling.counts(statement, mine=mine)
-        if statement.kind == "verdict":
-            for task in tasks:
-                self._decided(task)
-        self._ctx.trace(f"{statement.kind}_counted", job=self._state.job.job, tasks=tuple(tasks))
-        self._touch(tasks)
-
-    def _decided(self, task: int) -> None:
-        if self._state.decided(task):
-            self._granting.clear(task)
-            self._checkpoints.drop(task)
-            self._collecting.decided(task)
-
-    def _on_adoption(self, statement: Statement, sender: PeerId) -> None:
-        if sender == self._ctx.me or sender in self._state.others:
-            self._fold_adoption(statement)
-            whole = self._voting.adoption(statement.id)
-            if whole is not None and not self._state.seats.signed_by_quorum(whole.signers):
-                self._voting.on_proposal(whole, sender)
-
-    def _fold_adoption(self, statement: Statement) -> None:
-        """Signatures gather here; when there are enough the statement is the job's."""
-        seats = self._state.seats
-        if statement.body.epoch != seats.epoch or self._adopted.issuperset(statement.body.statements):
-            return
-        whole = self._voting.merge_adoption(statement)
-        if seats.signed_by_quorum(whole.signers):
-            self._voting.counted(whole)
-            workers = self._telling.workers(self.evidence.tasks)
-            for peer in dict.fromkeys((self._ctx.me, *self._state.others, self._state.job.submitter, *workers)):
-                self._ctx.deliver(peer, [whole])
-
-    # --- checkpoints -----------------------------------------------------------------------------------------------
-    def _on_checkpoint(self, statement: Statement, sender: PeerId) -> None:
-        """A worker has kept something of a task that it holds; or another seat passes that on."""
-        state, task, worker = self._state, statement.body.task, statement.author
-        if task not in self.evidence.tasks or not state.active or state.decided(task):
-            return
-        if sender != worker and sender in state.others:
-            self._keep_checkpoint(statement)
-            self._checkpoints.relayed(statement, sender, max(1, state.seats.witnesses - 1))
-        elif sender == worker and state.leases[task].of(worker) is not None:
-            self._keep_checkpoint(statement)
-            self._checkpoints.add(statement)
-
-    def _keep_checkpoint(self, statement: Statement) -> None:
-        """Who resumes it says so in its result: then it is evidence, too."""
-        self.evidence.add(statement)
-        self._replication.changed(self._ctx.now)
 
     # --- blobs -----------------------------------------------------------------------------------------------------
     def blob_ready(self, part: Part) -> None:
@@ -489,7 +309,7 @@ class Steward:
         self._voting.adopted()
         found = [self.evidence.get(id) for id in sorted(new)]
         for statement in sorted((s for s in found if s is not None), key=lambda s: (s.kind, s.id)):
-            self._counts(statement)
+            self._intake.counts(statement)
 
     # --- time ------------------------------------------------------------------------------------------------------
     @property
