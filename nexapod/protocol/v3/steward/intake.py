@@ -149,7 +149,7 @@ class Intake:
         if self._state.job.counts(merged):
             self._answer_late(known, statement, sender)
             return
-        if self._state.ctx.me in merged.signers and self._state.ctx.me not in statement.signers:
+        if self._is_mine(merged) and not self._is_mine(statement):
             # Sent again: the answer was lost.
             self._state.ctx.deliver(sender, [merged])
         self._voting.merged(merged)
@@ -174,12 +174,8 @@ class Intake:
         merged = self._state.evidence.get(statement.id)
         if merged is None:
             # A table had no room for what this seat signs: on record all the same.
-            merged = statement if self._state.ctx.me in statement.signers else None
-        if (
-            merged is not None
-            and added in ("new", "proposal")
-            and (added == "new" or self._state.ctx.me in merged.signers)
-        ):
+            merged = statement if self._is_mine(statement) else None
+        if merged is not None and (added == "new" or (added == "proposal" and self._is_mine(merged))):
             self._state.save(merged)
         if added == "new":
             assert merged is not None
