@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import tracemalloc
 from collections.abc import Callable
+from types import FrameType
 
 from bus import Bus
 from kit import JobKit, make_kit
@@ -13,11 +15,26 @@ from nexapod.protocol.v3.job import JobState
 from nexapod.protocol.v3.rules.succession import Seats
 from nexapod.protocol.v3.steward.steward import Steward
 from nexapod.protocol.v3.steward.stewardship import Stewardship
+from nexapod.protocol.v3.submitter.placing import Placing
+from nexapod.protocol.v3.submitter.seating import Moved
 from nexapod.protocol.v3.wire.messages import Claim, Collect, Inspect, Reconcile
 from nexapod.protocol.v3.wire.reconcile import opening
+from nexapod.sim.v3.keys import verify
 
 IDLE_SEAT_BYTES_MAX = 24 * 1024
 """Of the machine of one seat before anybody has spoken of its tasks."""
+
+
+class Watching(JobState):
+    """Notes which shards' seats are asked for."""
+
+    def __init__(self, kit: JobKit, looked_at: list[int]) -> None:
+        super().__init__(kit.job_statement, verify)
+        self.looked_at = looked_at
+
+    def seats(self, shard: int) -> Seats:
+        self.looked_at.append(shard)
+        return super().seats(shard)
 
 
 def big_kit(shards: int) -> JobKit:
@@ -32,6 +49,22 @@ def held_by(action: Callable[[], object]) -> tuple[int, object]:
         return tracemalloc.get_traced_memory()[0], made
     finally:
         tracemalloc.stop()
+
+
+def calls(action: Callable[[], object]) -> int:
+    """How many functions it calls: its work, on any machine."""
+    made = 0
+
+    def count(frame: FrameType, event: str, arg: object) -> None:
+        nonlocal made
+        made += event == "call"
+
+    sys.setprofile(count)
+    try:
+        action()
+    finally:
+        sys.setprofile(None)
+    return made
 
 
 # --- seats ---------------------------------------------------------------------------------------------------------
@@ -71,12 +104,7 @@ def test_workers_that_are_admitted_make_no_member_look_at_all_shards_again() -> 
     host = Bus(kit).host(kit.seats()[0])
     looked_at: list[int] = []
 
-    class Watching(JobState):
-        def seats(self, shard: int) -> Seats:
-            looked_at.append(shard)
-            return super().seats(shard)
-
-    job = Watching(kit.job_statement, host.ctx.verify)
+    job = Watching(kit, looked_at)
     stewardship = Stewardship(host.ctx, job, lambda state: "")
 
     def settle() -> int:
@@ -96,3 +124,25 @@ def test_workers_that_are_admitted_make_no_member_look_at_all_shards_again() -> 
     assert job.add(moved) == "new"
     stewardship.job_changed()
     assert settle() == shards
+
+
+# --- the submitter -------------------------------------------------------------------------------------------------
+def test_members_that_say_shard_by_shard_that_they_are_ready_cost_as_much_for_each() -> None:
+    def readies(shards: int) -> int:
+        kit = big_kit(shards)
+        host = Bus(kit).host(kit.submitter)
+        placing = Placing(host.ctx, host.job)
+        for shard in range(shards):
+            placing.moved(Moved(None, host.job.seats(shard)))
+        said = [(seat.peer, shard) for shard in range(shards) for seat in kit.seats(shard)]
+
+        def say() -> None:
+            for peer, shard in said:
+                placing.on_ready(peer, shard)
+
+        made = calls(say)
+        assert placing.placed
+        assert not placing.delivered
+        return made
+
+    assert readies(400) < 5 * readies(100)
