@@ -146,3 +146,23 @@ def test_members_that_say_shard_by_shard_that_they_are_ready_cost_as_much_for_ea
         return made
 
     assert readies(400) < 5 * readies(100)
+
+
+# --- the draw ------------------------------------------------------------------------------------------------------
+def admitted_kit(shards: int, workers: int) -> tuple[JobKit, JobState]:
+    kit = make_kit(tasks=shards * limits.SHARD_TASKS, workers=workers)
+    return kit, kit.state(*kit.round())
+
+
+def test_a_worker_that_asks_in_which_rosters_it_is_draws_no_tickets() -> None:
+    shards = 64
+    _, job = admitted_kit(shards, limits.ROSTER_MAX)
+    size, _ = held_by(lambda: [job.lottery.roster(shard) for shard in range(shards)])
+    assert size < shards * 12 * 1024
+
+
+def test_the_draws_of_all_tasks_of_a_shard_take_little_room() -> None:
+    _, job = admitted_kit(1, limits.ROSTER_MAX)
+    size, draws = held_by(lambda: [job.lottery.draw(task) for task in range(limits.SHARD_TASKS)])
+    assert size < 360 * 1024
+    assert len(set(draws)) == limits.SHARD_TASKS  # type: ignore[call-overload]

@@ -135,12 +135,12 @@ class BeaconAborter(Liar):
         self.attacks += 1
         return []
 
-    def _worth(self, admission: Statement, values: dict[PeerId, bytes]) -> int:
+    def _worth(self, admission: Statement, values: dict[PeerId, bytes]) -> bytes:
         """The first task's ticket of its own group by such a beacon: the smaller, the better."""
         body = Beacon(
             admission.body.job, admission.body.epoch, admission.body.round, admission.id, beacons.ordered(values)
         )
-        return lottery.tickets(Digest(beacons.value(body)), body.job, 0, self.me, 1)[0]
+        return lottery.tickets(Digest(beacons.value(body)), body.job, 0, self.me, 1)
 
 
 class Inventor(Liar):
