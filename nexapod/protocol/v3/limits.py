@@ -203,11 +203,6 @@ BATCH_MS: Final = 200
 """What becomes ready within so long of the last batch goes together; after a pause the first goes at once."""
 ASSIGN_MS: Final = 40
 """Between two assignments of one shard by its leader: what claims say meanwhile goes together."""
-ASSIGN_FIRST_MS: Final = 400
-"""The first assignment of a shard waits until no further worker has claimed for so long, which is longer than from one
-round of admissions to the next: who is early is present alone, and every task would be its own."""
-ASSIGN_FIRST_MAX_MS: Final = 1_200
-"""... but not for longer than so long after the first claim."""
 WATCH_MS: Final = 500
 """Between two looks of another seat at whether the leader assigns what could be."""
 LEASE_TTL_MS: Final = 60_000
@@ -215,6 +210,11 @@ RENEW_MS: Final = 20_000
 RETRY_MIN_MS: Final = 1_000
 LEADER_MUTE_MS: Final = 2_000
 """A seat that has left a claim or a proposal unanswered for so long is passed over as leader."""
+GATHER_QUIET_MS: Final = LEADER_MUTE_MS + VALUE_MS
+"""Where groups are blocks of addresses, the first assignment of a shard waits until nobody new has come for so long: a
+seat of the gate that is mute, or withholds its value, holds a round up for no longer."""
+GATHER_MOST_MS: Final = 2 * GATHER_QUIET_MS
+"""... but not for longer than so long after the first claim, or whoever comes one by one would hold the job up."""
 PATIENCE_MIN_MS: Final = 200
 PATIENCE_MAX_MS: Final = 30_000
 """Between two widenings of a shard's draw: half of what its tasks take of late, within these."""

@@ -44,6 +44,8 @@ class Checkers:
     def __init__(self, world: World) -> None:
         self.world = world
         self.violations: list[Violation] = []
+        self.violations_max = VIOLATIONS_MAX
+        """So many are enough to stop; a measurement may count more."""
         self.decided: dict[TaskId, str] = {}
         self._calls = 0
         self._ticks: dict[int, tuple[Millis, int]] = {}
@@ -52,11 +54,11 @@ class Checkers:
     @property
     def hopeless(self) -> bool:
         """Enough has gone wrong to stop."""
-        return len(self.violations) >= VIOLATIONS_MAX
+        return len(self.violations) >= self.violations_max
 
     def violated(self, invariant: str, detail: str) -> None:
         found = Violation(invariant, detail, self.world.now)
-        if len(self.violations) < VIOLATIONS_MAX and found not in self.violations:
+        if len(self.violations) < self.violations_max and found not in self.violations:
             self.violations.append(found)
 
     # --- online ------------------------------------------------------------------------------------------------------

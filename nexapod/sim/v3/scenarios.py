@@ -304,12 +304,15 @@ def liars(seed: int) -> Plan:
 
 
 def colluders(seed: int, peers: int = 40, share: int = 100, tasks: int = 256) -> Plan:
-    """A tenth of the peers are one gang of eager workers: how many tasks do they get both replicas of?"""
+    """A tenth of the peers, each in a block of addresses of its own, are one gang of eager workers: how many tasks do
+    they get both replicas of?"""
     rng = Rng(seed).fork("colluders")
     count = max(2, peers * share // 1000)
     places = rng.shuffled(range(1, peers))[:count]
     chosen = [replace(p, liar="colluder", gang=1) if i in places else p for i, p in enumerate(_peers(rng, peers))]
-    return Plan("colluders", seed, tuple(chosen), (JobPlan(0, 3_000, tasks, 1_000),))
+    apart = [replace(p, addr=f"/ip4/{30 + i // 250}.{i % 250}.0.1/tcp/4001") for i, p in enumerate(chosen)]
+    network = Network(grouping="network")
+    return Plan("colluders", seed, tuple(apart), (JobPlan(0, 3_000, tasks, 1_000),), network)
 
 
 def big(seed: int, peers: int = 500, tasks: int = 2_000) -> Plan:

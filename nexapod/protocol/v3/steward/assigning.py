@@ -37,7 +37,7 @@ class OpenTask:
     refused: frozenset[PeerId]
     """Workers that may not have it: barred, or at fault."""
     shown: bool = False
-    """Results of it may have been shown: nobody is let in beyond the places."""
+    """Results of it may have been shown: nobody is let in beyond the places, nor, at first, beyond the draw."""
 
     def room(self, slack: int) -> int:
         """Places, and as many again as groups are wanted where another seat may count differently."""
@@ -46,7 +46,7 @@ class OpenTask:
     @property
     def reach(self) -> int:
         """How many of the groups present may have it at all."""
-        return entitlement.reach(self.wanted, self.width)
+        return entitlement.reach(self.wanted, self.width, shown=self.shown)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from nexapod.protocol.v3.steward import assigning, leases
 from nexapod.protocol.v3.steward.assigning import Assigned, OpenTask, Room
 from nexapod.protocol.v3.steward.checkpoints import Checkpoints
 from nexapod.protocol.v3.steward.claims import Standing as Claim
+from nexapod.protocol.v3.steward.ledger import Account
 from nexapod.protocol.v3.steward.state import ShardState
 from nexapod.protocol.v3.types import Group
 from nexapod.protocol.v3.wire import messages
@@ -219,15 +220,21 @@ class Granting:
         if message.epoch != state.seats.epoch or not self._has_inputs():
             return
         present = state.present_groups()
+        workers = dict.fromkeys(item.worker for item in message.items)
+        groups = {group for group in map(state.present, workers) if group is not None}
+        account = state.ledger.account(present | groups)
         fitting: list[LeaseItem] = []
         named: dict[tuple[int, PeerId], None] = {}
         for item in message.items:
-            if (item.task, item.worker) not in named and self._passes(item, present, fitting):
+            if (item.task, item.worker) not in named and self._passes(item, present, fitting, account):
                 named[item.task, item.worker] = None
                 fitting.append(item)
         self._grant(fitting)
 
-    def _passes(self, item: LeaseItem, present: frozenset[Group], fitting: Sequence[LeaseItem]) -> bool:
+    def _passes(
+        self, item: LeaseItem, present: frozenset[Group], fitting: Sequence[LeaseItem], account: Account
+    ) -> bool:
+        """`account`: what the groups present were given, and what those have of `fitting` that pass."""
         state = self._state
         held = state.leases[item.task].of(item.worker) if item.task in state.evidence.tasks else None
         if held is not None:
@@ -238,15 +245,28 @@ class Granting:
         if self._is_full(item.worker, sum(1 for task in theirs if state.leases[task].of(item.worker) is None)):
             return False
         already = [other for other in fitting if other.task == item.task]
-        return self._may_have(item.task, item.worker, present, len(already), 1)
+        if not self._may_have(item.task, item.worker, present, len(already), 1, account):
+            return False
+        group = state.present(item.worker)
+        assert group is not None
+        account.given(group, own=self._is_own(item.task, group))
+        return True
 
     def _is_full(self, worker: PeerId, more: int = 0) -> bool:
         """Whether a worker has, with so many more, as many tasks of the shard as it may."""
         return len(self._state.leases.tasks_of(worker)) + more >= limits.CLAIM_TASKS_MAX
 
-    def _may_have(self, task: int, worker: PeerId, present: frozenset[Group], others: int, slack: int) -> bool:
+    def _may_have(
+        self,
+        task: int,
+        worker: PeerId,
+        present: frozenset[Group],
+        others: int,
+        slack: int,
+        account: Account | None = None,
+    ) -> bool:
         """Whether this seat lets a worker have a task. `slack`: widths beyond its own, and as much for places: presence
-        is seen differently from seat to seat."""
+        is seen differently from seat to seat. `account`: of all who come into question; None: what the ledger says."""
         state = self._state
         opened = state.wanting.get(task)
         group = state.present(worker)
@@ -254,13 +274,15 @@ class Granting:
             return False
         if others >= opened.room(min(slack, 1)):
             return False
-        return self._entitled(opened, group, present, slack)
-
-    def _entitled(self, opened: OpenTask, group: Group, present: frozenset[Group], slack: int) -> bool:
         known = present | {group}
+        account = account or state.ledger.account(known)
+        return self._entitled(opened, group, known, slack, account)
+
+    def _entitled(self, opened: OpenTask, group: Group, known: frozenset[Group], slack: int, account: Account) -> bool:
         rank = self._state.job.lottery.rank(opened.task, group, known.__contains__)
-        share = self._state.ledger.account(known).share(group)
-        return rank is not None and entitlement.entitled(rank, opened.wanted, opened.width + slack, share)
+        share = account.share(group)
+        width = opened.width + slack
+        return rank is not None and entitlement.entitled(rank, opened.wanted, width, share, shown=opened.shown)
 
     # --- renewing and giving back ----------------------------------------------------------------------------------
     def on_renew(self, worker: PeerId, message: messages.Renew) -> list[tuple[int, Standing]]:
@@ -297,11 +319,12 @@ class Granting:
             return False
         if state.evidence.reveal_of(task, worker) is not None and state.counts(task, worker):
             return False
+        if not state.grows_back and state.gathered_at() > self._ctx.now:
+            return False
         committed = worker in state.committed(task)
-        grace = state.began + limits.LEASE_TTL_MS > self._ctx.now
         known = state.present_groups() if present is None else present
         # What the widths were before a restart is not known, so for a while entitlement is not asked for.
-        slack = limits.SEATS * 2 if grace else 1
+        slack = limits.SEATS * 2 if state.grows_back else 1
         free = committed and not state.leases[task].barred(worker, self._ctx.now)
         if not free and not self._may_have(task, worker, known, 0, slack):
             return False

@@ -6,8 +6,8 @@ nothing changes any more.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from typing import Final
 
 from nexapod.protocol.errors import PeerError
@@ -34,21 +34,9 @@ from nexapod.protocol.v3.wire import messages
 from nexapod.protocol.v3.wire.messages import Message, Status, TaskView
 from nexapod.protocol.v3.wire.statements import Statement
 
+EARLY_MAX: Final = 8
 PASSES_MAX: Final = 1_000
 """Passes of one `_settle`: a bug would show as this assertion rather than as a node that stands still."""
-
-
-@dataclass(frozen=True, slots=True)
-class Gathering:
-    """When the first and the latest of so many workers claimed."""
-
-    first: Millis
-    latest: Millis
-    workers: int
-
-    @property
-    def over_at(self) -> Millis:
-        return min(self.latest + limits.ASSIGN_FIRST_MS, self.first + limits.ASSIGN_FIRST_MAX_MS)
 
 
 class Steward:
@@ -84,10 +72,10 @@ class Steward:
         """When another seat leased something last."""
         self._assign_at: Millis | None = None
         """Not before: assignments and looks at what could be assigned. None: nobody has claimed yet."""
-        self._gathering: Gathering | None = None
-        """Until the first assignment."""
         self._begun = False
         """Whether anybody has spoken of its tasks: before that nothing is kept of any of them."""
+        self._early: deque[tuple[PeerId, messages.Lease]] = deque(maxlen=EARLY_MAX)
+        """What other seats leased while this one still waits for more groups; the oldest makes room."""
         self._replication.with_seats(self._state.others, ctx.now)
         self._settle()
 
@@ -109,9 +97,7 @@ class Steward:
                 if message.epoch > state.seats.epoch or not state.active:
                     self._want_job(peer)
                 if peer in holders and state.active:
-                    self._leading.spoke(peer)
-                    self._leased_at = self._ctx.now
-                    self._granting.on_lease(message)
+                    self._on_lease(peer, message)
             case messages.Object():
                 if peer in holders:
                     self._voting.on_object(peer, message)
@@ -134,6 +120,25 @@ class Steward:
             self._begun = True
             self._state.mark(*self.evidence.tasks)
             self._refresh_dirty()
+
+    def _on_lease(self, seat: PeerId, message: messages.Lease) -> None:
+        """Grant it, once this seat would give out anything itself."""
+        self._leading.spoke(seat)
+        self._leased_at = self._ctx.now
+        if self._state.gathered_at() > self._ctx.now:
+            if len(self._early) == EARLY_MAX:
+                self._ctx.trace("early_lease_dropped", job=self._state.job.job, shard=self._state.shard)
+            self._early.append((seat, message))
+            self._state.wake(("early", 0), self._state.gathered_at())
+        else:
+            self._granting.on_lease(message)
+
+    def _grant_early(self) -> None:
+        early = list(self._early)
+        self._early.clear()
+        for seat, message in early:
+            if seat in self._state.others and self._state.active:
+                self._on_lease(seat, message)
 
     def _on_renew(self, worker: PeerId, message: messages.Renew) -> None:
         answers = self._granting.on_renew(worker, message)
@@ -350,6 +355,8 @@ class Steward:
                 self._state.assignable = True
             case "assign":
                 pass
+            case "early":
+                self._grant_early()
             case "cosign":
                 self._news = True
             case "tell":
@@ -414,25 +421,16 @@ class Steward:
         state, now = self._state, self._ctx.now
         if not state.assignable or not len(state.claims):
             return False
-        if self._assign_at is None or self._gathering is not None:
-            self._gather()
-        assert self._assign_at is not None
-        if now < self._assign_at:
-            state.wake(("assign", 0), self._assign_at)
+        if self._assign_at is None:
+            # Those who were admitted together claim at the same moment.
+            self._assign_at = now + limits.ASSIGN_MS
+        due = max(self._assign_at, state.gathered_at())
+        if now < due:
+            state.wake(("assign", 0), due)
             return False
         state.assignable = False
-        self._gathering = None
         self._assign_at = now + pause_ms
         return True
-
-    def _gather(self) -> None:
-        """Those who come first wait a little for others."""
-        now, workers = self._ctx.now, len(self._state.claimants())
-        if self._gathering is None:
-            self._gathering = Gathering(now, now, workers)
-        elif self._gathering.workers < workers:
-            self._gathering = replace(self._gathering, latest=now, workers=workers)
-        self._assign_at = self._gathering.over_at
 
     def _watch(self, leader: PeerId | None) -> bool:
         undone: list[tuple[object, ...]] = [*self._voting.undone()]
@@ -478,6 +476,10 @@ class Steward:
         found.sort(key=lambda statement: (restoring.RANK.get(statement.kind, 9), statement.id))
         self._ctx.deliver(peer, [*about, *found], self._state.job.addrs(peer))
 
+    def resume(self) -> None:
+        """A former process of this node had this seat: what it had leased it may hear of again."""
+        self._state.began = self._ctx.now
+
     def restore(self, records: Sequence[Record]) -> None:
         """What a former process of this node had saved of this shard: `state.record_prefix` begins their keys."""
         for statement in restoring.restore(self._state, self._checkpoints, records):
@@ -507,6 +509,7 @@ class Steward:
     def tables(self) -> Iterator[TableReport]:
         """How full its bounded tables are."""
         yield TableReport("claims", len(self._state.claims), limits.CLAIMS_MAX)
+        yield TableReport("leases of other seats kept", len(self._early), EARLY_MAX)
         yield from self._state.leases.tables()
         yield from self._state.ledger.tables()
         yield from self._voting.tables()

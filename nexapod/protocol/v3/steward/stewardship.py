@@ -93,6 +93,8 @@ class Stewardship:
         self._caught_up: Millis | None = None
         """When the gate's seats were last asked for all that counts."""
         self._closed = False
+        self._resumed = False
+        """A former process of this node had these seats."""
         if not self.refused:
             self._open_gate()
 
@@ -127,6 +129,8 @@ class Stewardship:
         if known is not None or self._closed or self.refused or not self._has_held(shard):
             return known
         made = self._make_steward(self._ctx, self._job, shard, lambda: self._inputs.has(shard))
+        if self._resumed:
+            made.resume()
         self._stewards[shard] = made
         self._arm(shard)
         return made
@@ -416,6 +420,7 @@ class Stewardship:
         """What a former process of this node had saved: before the first tick."""
         of_shards: dict[int, list[Record]] = {}
         tenure: list[Record] = []
+        self._resumed = True
         for record in records:
             machine = record.kind.partition(".")[0]
             if machine == GATE_RECORD and record.value is not None:
