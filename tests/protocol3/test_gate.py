@@ -112,16 +112,25 @@ def test_rounds_follow_one_another_with_new_values() -> None:
     assert len(set(shown)) == len(shown) == 15
 
 
-def test_a_peer_met_after_the_job_waits_one_round_more() -> None:
-    kit = make_kit()
+def rounds_of_an_old_and_a_young_one(kit: JobKit) -> list[int]:
     bus = gate_bus(kit)
     old, young = kit.workers[:2]
+    bus.groups = dict(kit.groups)
     bus.met[young.peer] = bus.now + 1
     bid(bus, young)
     bid(bus, old)
     bus.run(1_500)
     rounds = {peer: a.body.round for a, _ in bus[kit.submitter].job.admissions() for peer, _ in a.body.workers}
-    assert rounds == {old.peer: 1, young.peer: 2}
+    return [rounds[old.peer], rounds[young.peer]]
+
+
+def test_a_peer_met_after_the_job_waits_one_round_more_among_strangers() -> None:
+    named = {0: "198.51.100.0/24", 1: "203.0.113.0/24"}
+    assert rounds_of_an_old_and_a_young_one(make_kit(grouping="network", groups=named)) == [1, 2]
+
+
+def test_a_peer_met_after_the_job_does_not_wait_where_its_owner_vouches_for_it() -> None:
+    assert rounds_of_an_old_and_a_young_one(make_kit()) == [1, 1]
 
 
 def test_a_worker_that_has_missed_its_admission_is_told_when_it_bids_again() -> None:

@@ -192,7 +192,9 @@ RATIFIED_MAX: Final = 256
 BID_TTL_MS: Final = 30_000
 BID_RENEW_MS: Final = 20_000
 GATHER_MS: Final = 100
-"""How long a gate collects bids before its first round."""
+"""How long a gate collects bids before a round: whoever has bid by then is in it."""
+GATHER_OWN_MS: Final = 20
+"""... on a network of one's own."""
 ROUND_MS: Final = 250
 """Between two rounds of one gate."""
 VALUE_MS: Final = 1_000
@@ -202,7 +204,8 @@ COSIGN_MS: Final = 1_000
 BATCH_MS: Final = 200
 """What becomes ready within so long of the last batch goes together; after a pause the first goes at once."""
 ASSIGN_MS: Final = 40
-"""Between two assignments of one shard by its leader: what claims say meanwhile goes together."""
+"""Between two assignments of one shard by its leader, and from the first claim to the first: what claims say meanwhile
+goes together."""
 WATCH_MS: Final = 500
 """Between two looks of another seat at whether the leader assigns what could be."""
 LEASE_TTL_MS: Final = 60_000

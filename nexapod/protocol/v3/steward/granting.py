@@ -5,6 +5,7 @@ The leading seat assigns; the others check what it says, each by what it sees it
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Final
@@ -18,12 +19,14 @@ from nexapod.protocol.v3.steward.checkpoints import Checkpoints
 from nexapod.protocol.v3.steward.claims import Standing as Claim
 from nexapod.protocol.v3.steward.ledger import Account
 from nexapod.protocol.v3.steward.state import ShardState
+from nexapod.protocol.v3.tables import TableReport
 from nexapod.protocol.v3.types import Group
 from nexapod.protocol.v3.wire import messages
 from nexapod.protocol.v3.wire.messages import Grant, Held, LeaseItem, Standing
 from nexapod.protocol.v3.wire.statements import Statement
 
 LEASE_ITEMS_MAX: Final = 512
+EARLY_MAX: Final = 8
 CHECKPOINT_BYTES_MAX: Final = limits.DELIVER_BYTES_MAX // 2
 _ORDER: Final = ("running", "committed", "revealed")
 
@@ -36,6 +39,8 @@ class Granting:
         self._ctx = state.ctx
         self._checkpoints = checkpoints
         self._has_inputs = has_inputs
+        self._early: deque[tuple[PeerId, messages.Lease]] = deque(maxlen=EARLY_MAX)
+        """What other seats leased while this one still waits for more groups; the oldest makes room."""
         self._widened: Millis | None = None
         """When the draw was widened last, or could first have been."""
         self._firsts: dict[tuple[int, int], tuple[Group, ...]] = {}
@@ -214,8 +219,28 @@ class Granting:
         state.mark(*unfilled)
 
     # --- another seat's lease --------------------------------------------------------------------------------------
-    def on_lease(self, message: messages.Lease) -> None:
-        """Grant what this seat would let pass, too."""
+    def on_lease(self, seat: PeerId, message: messages.Lease) -> None:
+        """Grant what this seat would let pass, too, once it would give out anything itself."""
+        if self._state.gathered_at() > self._ctx.now:
+            if len(self._early) == EARLY_MAX:
+                self._ctx.trace("early_lease_dropped", job=self._state.job.job, shard=self._state.shard)
+            self._early.append((seat, message))
+            self._state.wake(("early", 0), self._state.gathered_at())
+        else:
+            self._on_lease(message)
+
+    def grant_early(self) -> None:
+        """The wait may be over."""
+        early = list(self._early)
+        self._early.clear()
+        for seat, message in early:
+            if seat in self._state.others and self._state.active:
+                self.on_lease(seat, message)
+
+    def tables(self) -> tuple[TableReport, ...]:
+        return (TableReport("leases of other seats kept", len(self._early), EARLY_MAX),)
+
+    def _on_lease(self, message: messages.Lease) -> None:
         state = self._state
         if message.epoch != state.seats.epoch or not self._has_inputs():
             return

@@ -6,7 +6,6 @@ nothing changes any more.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
@@ -34,7 +33,6 @@ from nexapod.protocol.v3.wire import messages
 from nexapod.protocol.v3.wire.messages import Message, Status, TaskView
 from nexapod.protocol.v3.wire.statements import Statement
 
-EARLY_MAX: Final = 8
 PASSES_MAX: Final = 1_000
 """Passes of one `_settle`: a bug would show as this assertion rather than as a node that stands still."""
 
@@ -74,8 +72,6 @@ class Steward:
         """Not before: assignments and looks at what could be assigned. None: nobody has claimed yet."""
         self._begun = False
         """Whether anybody has spoken of its tasks: before that nothing is kept of any of them."""
-        self._early: deque[tuple[PeerId, messages.Lease]] = deque(maxlen=EARLY_MAX)
-        """What other seats leased while this one still waits for more groups; the oldest makes room."""
         self._replication.with_seats(self._state.others, ctx.now)
         self._settle()
 
@@ -97,7 +93,9 @@ class Steward:
                 if message.epoch > state.seats.epoch or not state.active:
                     self._want_job(peer)
                 if peer in holders and state.active:
-                    self._on_lease(peer, message)
+                    self._leading.spoke(peer)
+                    self._leased_at = self._ctx.now
+                    self._granting.on_lease(peer, message)
             case messages.Object():
                 if peer in holders:
                     self._voting.on_object(peer, message)
@@ -120,25 +118,6 @@ class Steward:
             self._begun = True
             self._state.mark(*self.evidence.tasks)
             self._refresh_dirty()
-
-    def _on_lease(self, seat: PeerId, message: messages.Lease) -> None:
-        """Grant it, once this seat would give out anything itself."""
-        self._leading.spoke(seat)
-        self._leased_at = self._ctx.now
-        if self._state.gathered_at() > self._ctx.now:
-            if len(self._early) == EARLY_MAX:
-                self._ctx.trace("early_lease_dropped", job=self._state.job.job, shard=self._state.shard)
-            self._early.append((seat, message))
-            self._state.wake(("early", 0), self._state.gathered_at())
-        else:
-            self._granting.on_lease(message)
-
-    def _grant_early(self) -> None:
-        early = list(self._early)
-        self._early.clear()
-        for seat, message in early:
-            if seat in self._state.others and self._state.active:
-                self._on_lease(seat, message)
 
     def _on_renew(self, worker: PeerId, message: messages.Renew) -> None:
         answers = self._granting.on_renew(worker, message)
@@ -356,7 +335,7 @@ class Steward:
             case "assign":
                 pass
             case "early":
-                self._grant_early()
+                self._granting.grant_early()
             case "cosign":
                 self._news = True
             case "tell":
@@ -502,6 +481,12 @@ class Steward:
         self._checkpoints.drop_all()
         self._outputs.drop_all()
 
+    def ran_by(self, count: int) -> tuple[PeerId, ...]:
+        """Workers, some, that are linked and have run a task of the shard."""
+        tasks = self.evidence.tasks
+        found = dict.fromkeys(worker for task in tasks for worker in self._state.committed(task))
+        return tuple(worker for worker in found if self._ctx.peers.linked(worker))[:count]
+
     # --- for people ------------------------------------------------------------------------------------------------
     def views(self, tasks: Iterable[int]) -> tuple[TaskView, ...]:
         return viewing.views(self._state, tasks)
@@ -509,7 +494,7 @@ class Steward:
     def tables(self) -> Iterator[TableReport]:
         """How full its bounded tables are."""
         yield TableReport("claims", len(self._state.claims), limits.CLAIMS_MAX)
-        yield TableReport("leases of other seats kept", len(self._early), EARLY_MAX)
+        yield from self._granting.tables()
         yield from self._state.leases.tables()
         yield from self._state.ledger.tables()
         yield from self._voting.tables()

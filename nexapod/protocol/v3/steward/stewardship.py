@@ -357,8 +357,11 @@ class Stewardship:
 
     # --- inputs ------------------------------------------------------------------------------------------------------
     def _sources(self, shard: int) -> Iterable[PeerId]:
-        """The submitter has them, and so may the other seats, and those before."""
-        return (self._job.submitter, *self._job.seats(shard).holders)
+        """The submitter has them, and so may the other seats, and whoever has run a task of the shard: seats that took
+        over may find nobody else."""
+        steward = self._stewards.get(shard)
+        ran = () if steward is None else steward.ran_by(limits.SOURCES_MAX)
+        return dict.fromkeys((self._job.submitter, *self._job.seats(shard).holders, *ran))
 
     def _hold_or_drop(self, shard: int) -> None:
         if self._ctx.me in self._job.seats(shard).holders:

@@ -56,11 +56,18 @@ class Admitting:
             state.bids.enter(worker, group, state.ctx.now, self._eligible_at(worker))
 
     def _eligible_at(self, worker: PeerId) -> Millis:
-        """Whose presence is younger than the job waits a round: keys made for a job gain nothing by being many."""
+        """When a round may begin for a worker's sake. Whose presence is younger than the job waits a round where nobody
+        vouches for it: keys made for a job gain nothing by being many."""
         ctx = self._state.ctx
         met = ctx.peers.met(worker)
         young = met is None or met > self._since
-        return ctx.now + limits.GATHER_MS + (limits.ROUND_MS if young else 0)
+        waits = young and self._state.job.spec.policy.grouping == "network"
+        return ctx.now + self._gather_ms + (limits.ROUND_MS if waits else 0)
+
+    @property
+    def _gather_ms(self) -> Millis:
+        own = self._state.job.spec.policy.grouping == "peer"
+        return limits.GATHER_OWN_MS if own else limits.GATHER_MS
 
     # --- proposing ---------------------------------------------------------------------------------------------------
     def propose(self) -> None:
@@ -72,7 +79,7 @@ class Admitting:
         waited_ms = state.rank * limits.LEADER_MUTE_MS
         if waiting is None or waiting + waited_ms > now:
             return
-        workers = state.bids.batch(now, waited_ms, state.doubters_max, state.has_place)
+        workers = state.bids.batch(now, waited_ms - self._gather_ms, state.doubters_max, state.has_place)
         committed = self._drawing.committed()
         if not workers or not committed:
             return
@@ -229,7 +236,8 @@ class Admitting:
             recent = state.job.get(id)
             if recent is not None and state.seats.signed_by_quorum(recent.signers) and id not in state.complete:
                 del self._recent[id]
-                self._join(recent)
+                if state.round is None or state.round.admission.id != id:
+                    self._join(recent)
 
     def _fault(self, one: Statement, other: Statement) -> None:
         """Two admissions of one round: whoever signed both is proven to be at fault."""
