@@ -59,6 +59,8 @@ FLOODS: Final = (
 UPKEEP: Final = ("Hello", "Sample", "Probe", "Alive", "Announce", "Sync")
 FAULTS_FROM_MS: Final = 500
 FEW_STEWARDS: Final = 7
+SMALL_MAX: Final = 40
+"""Tasks of a job that is not large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,7 @@ def _job(rng: Rng, count: int) -> JobPlan:
     tasks = rng.pick((1, 3, 10, 25, 40)) if rng.chance(900) else rng.pick((300, 600))
     agree = rng.pick((1, 2, 2, 2, 3, 5)) if count >= 7 else rng.pick((1, 2))
     agree = min(agree, max(1, count - 2))
-    task_ms = rng.pick((50, 400, 1_500, 6_000)) if tasks <= 40 else rng.pick((20, 200))
+    task_ms = rng.pick((50, 400, 1_500, 6_000)) if tasks <= SMALL_MAX else rng.pick((20, 200))
     special = [t for t in range(min(tasks, 4)) if rng.chance(120)]
     failing = tuple(t for t in special if rng.chance(500))
     return JobPlan(
@@ -148,7 +150,23 @@ def _base(scenario: str, seed: int, least: int = 3) -> Plan:
         peers = _addresses(rng, peers)
         network = Network(grouping="network")
         jobs = tuple(replace(job, agree=min(2, job.agree)) for job in jobs)
-    return Plan(scenario, seed, tuple(peers), jobs, network)
+    return _sharded(Plan(scenario, seed, tuple(peers), jobs, network))
+
+
+def _sharded(plan: Plan) -> Plan:
+    """Large jobs, and one world in five without any, have shards of a few tasks, and large jobs so many shards of them
+    as with those of 256. One large world in eight stays as it would be in reality."""
+    rng = Rng(plan.seed).fork(plan.scenario, "shards")
+    large = any(job.tasks > SMALL_MAX for job in plan.jobs)
+    if rng.chance(125 if large else 800):
+        return plan
+    size = rng.pick((8, 16, 24) if large else (2, 5, 12))
+    jobs = tuple(replace(job, tasks=_in_shards_of(size, job.tasks)) for job in plan.jobs)
+    return replace(plan, jobs=jobs, shard_tasks=size)
+
+
+def _in_shards_of(size: int, tasks: int) -> int:
+    return tasks if tasks <= SMALL_MAX else tasks * size // limits.SHARD_TASKS
 
 
 def _bad_network(rng: Rng, network: Network) -> Network:

@@ -57,6 +57,7 @@ from nexapod.sim.v3.links import Links
 from nexapod.sim.v3.machine import Machine
 from nexapod.sim.v3.plan import ClockJump, Crash, DiskFault, JobPlan, Order, Plan
 from nexapod.sim.v3.running import Running
+from nexapod.sim.v3.sizes import shards_of
 from nexapod.sim.v3.truth import checkpoint_blob, short
 
 NETWORK: Final = "sim"
@@ -204,6 +205,10 @@ class World:
 
     def run(self) -> None:
         """To the end: every job over and the aftermath too, or out of time, or too much gone wrong."""
+        with shards_of(self.plan.shard_tasks):
+            self._run()
+
+    def _run(self) -> None:
         last = max((j.plan.at for j in self.jobs), default=0)
         time_is_up = max(self.plan.heal_at, last) + self.plan.settle_within_ms
         end = time_is_up
@@ -218,9 +223,10 @@ class World:
 
     def run_until(self, end: Millis) -> None:
         """Go on for so long, whatever is over."""
-        while self._heap and self._heap[0][0] <= end:
-            self.now, _, act = heapq.heappop(self._heap)
-            act()
+        with shards_of(self.plan.shard_tasks):
+            while self._heap and self._heap[0][0] <= end:
+                self.now, _, act = heapq.heappop(self._heap)
+                act()
         self.now = max(self.now, end)
 
     def _is_over(self, job: Job) -> bool:
