@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import tracemalloc
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from nexapod.protocol.v3.steward.steward import Steward
 from nexapod.protocol.v3.steward.stewardship import Stewardship
 from nexapod.protocol.v3.submitter.placing import Placing
 from nexapod.protocol.v3.submitter.seating import Moved
+from nexapod.protocol.v3.wire import statements
 from nexapod.protocol.v3.wire.messages import Claim, Collect, Inspect, Reconcile
 from nexapod.protocol.v3.wire.reconcile import opening
 from nexapod.sim.v3.keys import verify
@@ -166,3 +168,24 @@ def test_the_draws_of_all_tasks_of_a_shard_take_little_room() -> None:
     size, draws = held_by(lambda: [job.lottery.draw(task) for task in range(limits.SHARD_TASKS)])
     assert size < 360 * 1024
     assert len(set(draws)) == limits.SHARD_TASKS  # type: ignore[call-overload]
+
+
+# --- admissions ----------------------------------------------------------------------------------------------------
+def test_a_round_of_admission_takes_little_room_in_each_of_its_workers() -> None:
+    kit = make_kit(workers=limits.ADMISSION_MAX)
+    round = kit.round()
+    workers = 4
+    size, _ = held_by(lambda: [kit.state(*round) for _ in range(workers)])
+    assert size < workers * limits.ADMISSION_MAX * 320
+
+
+def test_a_statement_that_comes_again_is_the_same_while_a_copy_with_other_signatures_is_kept() -> None:
+    kit = make_kit()
+    first, second = kit.quorum()
+    admission = kit.admission()
+    ours = statements.keep_signers(statements.decode(admission.envelope, verify), [first.peer])
+    gc.collect()
+    theirs = statements.decode(statements.keep_signers(admission, [second.peer]).envelope, verify)
+    again = statements.decode(admission.envelope, verify)
+    assert ours.body is theirs.body is again.body
+    assert set(statements.merge(ours, theirs).signers) == {first.peer, second.peer}

@@ -176,8 +176,8 @@ class JobState:
         """The group in which a worker is admitted; None: it is not."""
         return self._admissions.lottery.group(worker)
 
-    def groups_seen(self, worker: PeerId) -> frozenset[Group]:
-        """The groups in which any epoch's gate has admitted a worker, whether that still counts or not."""
+    def groups_seen(self, worker: PeerId) -> tuple[Group, ...]:
+        """The groups in which any epoch's gate has admitted a worker, whether that still counts or not: sorted."""
         return self._admissions.groups_seen(worker)
 
     def values(self, group: Group) -> tuple[Digest, ...]:

@@ -98,7 +98,7 @@ def _in_draw_order(job: JobState, body: Freeze, item: FreezeItem) -> bool:
     if not outside:
         return True
     roster = frozenset(job.lottery.roster(body.shard))
-    places = [(min(job.groups_seen(worker)), key_of_peer_id(worker)) for worker in outside]
+    places = [(job.groups_seen(worker)[0], key_of_peer_id(worker)) for worker in outside]
     return not any(group in roster for group, _ in places) and _rises_pairs(places)
 
 
@@ -128,7 +128,7 @@ def _places(job: JobState, shard: int, task: int, worker: PeerId) -> list[tuple[
     key = key_of_peer_id(worker)
     return [
         (lottery.ticket_at(_tickets(value, job.job, shard, group, len(tasks)), task - tasks.start), group, key)
-        for group in sorted(job.groups_seen(worker))
+        for group in job.groups_seen(worker)
         for value in job.values(group)
     ]
 

@@ -88,8 +88,8 @@ class Lottery:
     def admit(self, admission: Statement, beacon: Statement) -> None:
         """Fold a round in, in any order of rounds. Both count, and the beacon is the admission's."""
         key = admission.body.epoch, admission.body.round, admission.id
-        value = beacons.value(beacon.body)
-        entered = [self._enter(group, key, value) for _, group in admission.body.workers]
+        drawn = key, beacons.value(beacon.body)
+        entered = [self._enter(group, drawn) for _, group in admission.body.workers]
         admitted = [self._admit(worker, group, key) for worker, group in admission.body.workers]
         self.version += any(entered) or any(admitted)
 
@@ -100,16 +100,16 @@ class Lottery:
         self._workers[worker] = key, group
         return True
 
-    def _enter(self, group: Group, key: RoundKey, value: Digest) -> bool:
+    def _enter(self, group: Group, drawn: tuple[RoundKey, Digest]) -> bool:
         known = self._values.get(group)
-        if (known is not None and known[0] <= key) or (known is None and len(self._values) >= limits.WORKERS_MAX):
+        if (known is not None and known[0] <= drawn[0]) or (known is None and len(self._values) >= limits.WORKERS_MAX):
             return False
         if known is None:
             self._joined.append(group)
         else:
             # An earlier round came later: rare, so everything is drawn again.
             self._draws.clear()
-        self._values[group] = key, value
+        self._values[group] = drawn
         self._shards_of.pop(group, None)
         return True
 
