@@ -80,7 +80,7 @@ ROUNDS_MAX: Final = 64
 REACHED_MAX: Final = 4
 WEIGHTS_MAX: Final = 64
 CLAIM_TASKS_MAX: Final = 64
-"""Tasks that one worker holds in one shard at once."""
+"""Tasks of one shard that one worker has to run at once; those that it has committed are not among them."""
 CHECKPOINTS_PER_TASK_MAX: Final = 4
 FREEZE_ENTRIES_MAX: Final = REPLICAS_MAX * 4
 """Commits of one task in a freeze."""

@@ -105,10 +105,15 @@ class Granting:
         return found
 
     def _room_of(self, claim: Claim) -> int:
-        held = self._state.leases.tasks_of(claim.worker)
+        running = self._running(claim.worker)
         # Granted since it said so: its next claim will count them.
-        granted = [task for task in held if task not in claim.holding and self._runs(task, claim.worker)]
-        return max(0, min(claim.room - len(granted), limits.CLAIM_TASKS_MAX - len(held)))
+        granted = [task for task in running if task not in claim.holding]
+        return max(0, min(claim.room - len(granted), limits.CLAIM_TASKS_MAX - len(running)))
+
+    def _running(self, worker: PeerId) -> list[int]:
+        """What a worker has a lease of and has not committed. What it has committed may wait for others' results: if
+        that counted, workers that are all full would wait for one another."""
+        return [task for task in self._state.leases.tasks_of(worker) if self._runs(task, worker)]
 
     def _done(self, claim: Claim) -> frozenset[int]:
         """What it must not have again. Only what it was given here, or it would choose its tasks by what it calls
@@ -278,8 +283,8 @@ class Granting:
         return True
 
     def _is_full(self, worker: PeerId, more: int = 0) -> bool:
-        """Whether a worker has, with so many more, as many tasks of the shard as it may."""
-        return len(self._state.leases.tasks_of(worker)) + more >= limits.CLAIM_TASKS_MAX
+        """Whether a worker has, with so many more, as many tasks of the shard to run as it may."""
+        return len(self._running(worker)) + more >= limits.CLAIM_TASKS_MAX
 
     def _may_have(
         self,
