@@ -18,6 +18,7 @@ from nexapod.protocol.v3.node.clock import Clock
 from nexapod.protocol.v3.rules import agreement
 from nexapod.protocol.v3.steward.granting import Granting
 from nexapod.protocol.v3.steward.inputs import Inputs as SeatInputs
+from nexapod.protocol.v3.steward.steward import Steward
 from nexapod.protocol.v3.steward.voting import Voting
 from nexapod.protocol.v3.submitter.fetching import Fetching
 from nexapod.protocol.v3.wire import bodies
@@ -120,6 +121,10 @@ def never_rests(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Clock, "outside", lambda self, when: 0)
 
 
+def asks_again_at_once(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Steward, "deadline", property(lambda self: self._ctx.now))
+
+
 # --- where it shows --------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Case:
@@ -154,6 +159,7 @@ CASES: Final = (
         ("liveness",),
     ),
     Case(never_rests, (SMALL,), ("tick-storm",)),
+    Case(asks_again_at_once, (SMALL,), ("tick-storm",)),
 )
 
 

@@ -257,6 +257,8 @@ PROBE_MAX_MS: Final = 60_000
 """Probes of a peer that does not answer come ever more rarely, down to one in so long."""
 SCAN_SHARDS: Final = 64
 """Shards of one job that a node looks at in one go, when members have gone or seats have changed."""
+TICK_MS: Final = 10
+"""Between two calls that a node asks for: what becomes due meanwhile is done together."""
 STEP_MS: Final = 10
 """Between two such goes of one node, over all its jobs."""
 CARETAKER_MS: Final = 3_600_000
