@@ -82,6 +82,7 @@ class Checkers:
         """A task has begun to run."""
         if not machine.honest:
             return
+        self.world.conduct.started(machine, effect)
         slots = machine.plan.slots
         busy = len(machine.running) - len(machine.vacated)
         if busy > slots or len(machine.running) > 2 * slots:

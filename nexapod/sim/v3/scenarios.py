@@ -59,6 +59,7 @@ FLOODS: Final = (
 UPKEEP: Final = ("Hello", "Sample", "Probe", "Alive", "Announce", "Sync")
 FAULTS_FROM_MS: Final = 500
 FEW_STEWARDS: Final = 7
+FEW_TASKS: Final = 10
 SMALL_MAX: Final = 40
 """Tasks of a job that is not large."""
 
@@ -150,19 +151,25 @@ def _base(scenario: str, seed: int, least: int = 3) -> Plan:
         peers = _addresses(rng, peers)
         network = Network(grouping="network")
         jobs = tuple(replace(job, agree=min(2, job.agree)) for job in jobs)
-    return _sharded(Plan(scenario, seed, tuple(peers), jobs, network))
+    return lighter(Plan(scenario, seed, tuple(peers), jobs, network))
 
 
-def _sharded(plan: Plan) -> Plan:
-    """Large jobs, and one world in five without any, have shards of a few tasks, and large jobs so many shards of them
-    as with those of 256. One large world in eight stays as it would be in reality."""
-    rng = Rng(plan.seed).fork(plan.scenario, "shards")
-    large = any(job.tasks > SMALL_MAX for job in plan.jobs)
-    if rng.chance(125 if large else 800):
-        return plan
-    size = rng.pick((8, 16, 24) if large else (2, 5, 12))
-    jobs = tuple(replace(job, tasks=_in_shards_of(size, job.tasks)) for job in plan.jobs)
+def lighter(plan: Plan) -> Plan:
+    """The same world with less work in it. Most jobs have a third of their tasks; a large job, and one world in five
+    without any, has shards of a few tasks, and as many shards as with those of 256. The scenario `large` has real
+    ones."""
+    rng = Rng(plan.seed).fork(plan.scenario, "lighter")
+    jobs = plan.jobs if rng.chance(100) else tuple(replace(job, tasks=_fewer(job.tasks)) for job in plan.jobs)
+    large = any(job.tasks > SMALL_MAX for job in jobs)
+    if not large and rng.chance(800):
+        return replace(plan, jobs=jobs)
+    size = rng.pick((5, 8, 16) if large else (2, 3, 7))
+    jobs = tuple(replace(job, tasks=_in_shards_of(size, job.tasks)) for job in jobs)
     return replace(plan, jobs=jobs, shard_tasks=size)
+
+
+def _fewer(tasks: int) -> int:
+    return tasks if tasks <= FEW_TASKS or tasks > SMALL_MAX else tasks // 3
 
 
 def _in_shards_of(size: int, tasks: int) -> int:
@@ -339,6 +346,15 @@ def big(seed: int, peers: int = 500, tasks: int = 2_000) -> Plan:
     return Plan("big", seed, tuple(_peers(rng, peers)), (JobPlan(0, 10_000, tasks, 2_000),), Network(degree=12))
 
 
+def large(seed: int) -> Plan:
+    """Shards of 256 tasks, two or three of them, in a network that loses messages while machines crash."""
+    plan = _base("large", seed, least=6)
+    rng = Rng(seed).fork("large/more")
+    jobs = (replace(plan.jobs[0], tasks=rng.pick((300, 600)), task_ms=rng.pick((20, 200)), checkpoints=False),)
+    plan = replace(plan, jobs=jobs, shard_tasks=limits.SHARD_TASKS, network=_bad_network(rng, plan.network))
+    return replace(plan, crashes=tuple(_crashes(rng, plan, rng.between(1, 6), 60_000)), heal_at=90_000)
+
+
 def million(seed: int, tasks: int = limits.TASKS_MAX, peers: int = 20) -> Plan:
     """One job of a million tasks that nobody works on, so that what it costs is to place and to know it; a small job
     in the same mesh is worked on meanwhile."""
@@ -434,6 +450,7 @@ SCENARIOS: Final[dict[str, Callable[[int], Plan]]] = {
     "liars": liars,
     "colluders": colluders,
     "big": big,
+    "large": large,
     "million": million,
     "crowd": crowd,
 }

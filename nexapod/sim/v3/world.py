@@ -50,6 +50,7 @@ from nexapod.protocol.v3.types import Run as RunSpec
 from nexapod.protocol.v3.wire import messages
 from nexapod.sim.rng import Rng
 from nexapod.sim.v3.checkers import Checkers
+from nexapod.sim.v3.conduct import Conduct
 from nexapod.sim.v3.keys import HashSigner, verify
 from nexapod.sim.v3.liars import KINDS
 from nexapod.sim.v3.liars.base import Gang, Target
@@ -82,6 +83,8 @@ class Job:
     draft: JobSpec
     id: JobId | None = None
     """Known once its submitter has signed it: the panel is part of it."""
+    panel: tuple[PeerId, ...] = ()
+    """Its first panel, likewise."""
     submitted_at: Millis | None = None
     placed_at: Millis | None = None
     settled_at: Millis | None = None
@@ -127,6 +130,7 @@ class World:
         self.jobs = [self._job(i, j) for i, j in enumerate(plan.jobs)]
         self.specs: dict[JobId, Job] = {}
         self.checkers = Checkers(self)
+        self.conduct = Conduct(self, self.checkers.violated)
         self.links = Links(self)
         self._running = Running(self)
         self._corrupt()
@@ -391,6 +395,8 @@ class World:
         self.stats.events += 1
         machine.paused = event.paused if isinstance(event, Pause) else machine.paused
         machine.draining = machine.draining or isinstance(event, Drain)
+        if isinstance(event, Received) and machine.honest:
+            self.conduct.received(machine, event.peer, event.frame)
         liar = machine.liar
         own = liar.hears(node, event, self.now) if liar is not None else []
         effects: list[Effect] = []
@@ -526,6 +532,7 @@ class World:
         stats.by_kind[kind] = stats.by_kind.get(kind, 0) + 1
         stats.bytes_by_kind[kind] = stats.bytes_by_kind.get(kind, 0) + len(frame)
         self._trace.update(b"send%d" % self.now + peer.encode() + frame)
+        self.conduct.sent(machine, frame)
         other = self.by_peer.get(peer)
         if other is not None:
             self.links.send(machine, other, frame, addrs)
@@ -620,7 +627,7 @@ class World:
         assert report is not None, "an accepted job has a report"
         for job in self.jobs:
             if job.draft.name == report.name and job.id != job_id:
-                job.id = job_id
+                job.id, job.panel = job_id, report.panel
                 self.specs[job_id] = job
                 if job.plan.cancelled_at is not None:
                     self.at(max(self.now + 1, job.plan.cancelled_at), lambda job=job: self._cancel(job))  # type: ignore[misc]
