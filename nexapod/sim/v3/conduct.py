@@ -33,7 +33,7 @@ _KEPT: Final = ("commit", "reveal", "freeze", "verdict")
 """What its author must know of after a restart, or it would contradict itself."""
 _FRAMES_MAX: Final = 2_048
 _DELIVER: Final = messages.KINDS.index("Deliver")
-_TOLD: Final = frozenset(messages.KINDS.index(kind) for kind in ("Deliver", "Grant", "Bid"))
+_TOLD: Final = frozenset(messages.KINDS.index(kind) for kind in ("Deliver", "Grant", "Bid", "Value"))
 
 
 class Conduct:
@@ -49,6 +49,8 @@ class Conduct:
         self._signers: dict[StatementId, set[PeerId]] = {}
         self._asked: dict[tuple[JobId, int, StatementId], int] = {}
         """(job, task, commit) -> how many groups the largest freeze of a quorum has that names it."""
+        self._admitted: set[tuple[JobId, int, int]] = set()
+        """Rounds (job, epoch, number) whose admission a quorum has signed."""
         self._shown: dict[tuple[JobId, int, StatementId], Digest | None] = {}
         """What was revealed: the root of a result that is ok, None of another."""
         self._outputs: dict[tuple[JobId, int, StatementId], bool] = {}
@@ -70,7 +72,7 @@ class Conduct:
                 heard.update(s.id for s in self._statements(message) if s.kind == "commit" and s.author == peer)
             case messages.Bid(job):
                 heard.add((job, peer))
-            case messages.Grant(job, shard, _, tasks):
+            case messages.Grant(job=job, tasks=tasks):
                 for task in tasks:
                     self._granted.setdefault((machine.index, TaskId(job, task)), set()).add(peer)
 
@@ -79,6 +81,8 @@ class Conduct:
         message = self._message(frame)
         if isinstance(message, messages.Grant) and machine.honest:
             self._grants(machine, message)
+        if isinstance(message, messages.Value) and message.author == machine.peer and machine.honest:
+            self._shows_value(machine, message)
         for statement in self._statements(message) if isinstance(message, messages.Deliver) else ():
             self._note(statement)
             if machine.honest:
@@ -122,8 +126,16 @@ class Conduct:
                 self._holders_of(job, shard)[holders] = None
             case Freeze() as freeze:
                 self._note_freeze(statement, freeze)
+            case Admission() as admission:
+                self._note_admission(statement, admission)
             case Reveal() as reveal:
                 self._note_reveal(reveal)
+
+    def _note_admission(self, statement: Statement, body: Admission) -> None:
+        signers = self._signers.setdefault(statement.id, set())
+        signers.update(statement.signers)
+        if any(self._is_quorum(signers, holders) for holders in self._holders_of(body.job, 0)):
+            self._admitted.add((body.job, body.epoch, body.round))
 
     def _note_freeze(self, statement: Statement, freeze: Freeze) -> None:
         signers = self._signers.setdefault(statement.id, set())
@@ -216,6 +228,11 @@ class Conduct:
         if seen != group:
             self._violated("wrong-group", f"peer {machine.index} says {group} of a worker in {seen}")
 
+    def _shows_value(self, machine: Machine, value: messages.Value) -> None:
+        if value.job in self._world.specs and (value.job, value.epoch, value.round) not in self._admitted:
+            self._violated("shows-value-early", f"peer {machine.index}: round {value.round} has no quorum")
+        self._once(machine, ("value", value.job, value.epoch, value.round), value.value)
+
     def _freezes(self, machine: Machine, freeze: Freeze, item: FreezeItem, spec: JobSpec) -> None:
         heard = self._heard.get(machine.index, set())
         entries = _entries(freeze, item)
@@ -235,18 +252,18 @@ class Conduct:
         frozen = next((one for one in freeze.body.items if one.task == item.task), None)
         entries = () if frozen is None else _entries(freeze.body, frozen)
         keys = [(verdict.job, item.task, commit) for _, _, commit in entries]
-        counted = [key for place, key in enumerate(keys) if place not in item.missing]
+        counted = [keys[place] for place in _places_counted(item, len(keys))]
         if any(key not in self._shown for key in counted):
             return
         support = {key: self._support(keys.index(key), keys, entries, counted) for key in counted}
-        reached = {self._shown[key] for key in counted if support[key] >= spec.validate.agree}
+        good = [key for key in counted if support[key] >= spec.validate.agree]
         if item.outcome == "accepted":
             chosen = keys[item.representative] if item.representative < len(keys) else None
-            if chosen not in support or support[chosen] < spec.validate.agree:
-                self._violated("judges-wrongly", f"peer {machine.index} accepts task {item.task} without agreement")
-            elif not self._outputs[chosen]:
+            if not good or chosen != good[0]:
+                self._violated("judges-wrongly", f"peer {machine.index} accepts what is not task {item.task}'s result")
+            elif not self._outputs[good[0]]:
                 self._violated("judges-wrongly", f"peer {machine.index} accepts a wrong result of task {item.task}")
-        elif len(reached) == 1:
+        elif len({self._shown[key] for key in good}) == 1:
             self._violated("judges-wrongly", f"peer {machine.index} fails task {item.task} on which workers agree")
 
     def _support(
@@ -278,3 +295,12 @@ class Conduct:
 
 def _entries(freeze: Freeze, item: FreezeItem) -> tuple[Entry, ...]:
     return tuple((*freeze.workers[worker], freeze.commits[commit]) for worker, commit in item.entries)
+
+
+def _places_counted(item: Judged, entries: int) -> list[int]:
+    """Of an acceptance those that it names: what was shown after it changes nothing. Of a failure all but what it says
+    is missing."""
+    if item.outcome == "failed":
+        return [place for place in range(entries) if place not in item.missing]
+    named = {item.representative, *(place for pair in item.pairs for place in pair)}
+    return sorted(place for place in named if place < entries)

@@ -141,9 +141,12 @@ def _job(rng: Rng, count: int) -> JobPlan:
     )
 
 
-def _base(scenario: str, seed: int, least: int = 3) -> Plan:
+def _base(scenario: str, seed: int, least: int = 3, *, light: bool = True) -> Plan:
+    """`light`: with less work than the seed alone would have."""
     rng = Rng(seed).fork(scenario, "base")
     count = rng.between(least, least + 12)
+    if light and Rng(seed).fork(scenario, "peers").chance(800):
+        count = least + (count - least) // 2
     peers = _peers(rng, count)
     jobs = tuple(_job(rng, count) for _ in range(1 + rng.chance(300) + rng.chance(200)))
     network = Network()
@@ -151,10 +154,11 @@ def _base(scenario: str, seed: int, least: int = 3) -> Plan:
         peers = _addresses(rng, peers)
         network = Network(grouping="network")
         jobs = tuple(replace(job, agree=min(2, job.agree)) for job in jobs)
-    return lighter(Plan(scenario, seed, tuple(peers), jobs, network))
+    plan = Plan(scenario, seed, tuple(peers), jobs, network)
+    return _lighter(plan) if light else plan
 
 
-def lighter(plan: Plan) -> Plan:
+def _lighter(plan: Plan) -> Plan:
     """The same world with less work in it. Most jobs have a third of their tasks; a large job, and one world in five
     without any, has shards of a few tasks, and as many shards as with those of 256. The scenario `large` has real
     ones."""
@@ -269,9 +273,9 @@ def few(seed: int) -> Plan:
     return replace(plan, peers=plan.peers[:count], jobs=jobs, network=Network())
 
 
-def lossy(seed: int) -> Plan:
+def lossy(seed: int, *, light: bool = True) -> Plan:
     """Messages are lost, repeated, overtaken."""
-    plan = _base("lossy", seed)
+    plan = _base("lossy", seed, light=light)
     rng = Rng(seed).fork("lossy/more")
     return replace(plan, network=_bad_network(rng, plan.network), heal_at=90_000)
 
@@ -284,9 +288,9 @@ def churn(seed: int) -> Plan:
     return replace(plan, crashes=tuple(crashes), heal_at=120_000)
 
 
-def partition(seed: int) -> Plan:
+def partition(seed: int, *, light: bool = True) -> Plan:
     """The network falls apart in two, and single directions are blocked."""
-    plan = _base("partition", seed, least=6)
+    plan = _base("partition", seed, least=6, light=light)
     rng = Rng(seed).fork("partition/more")
     return replace(plan, partitions=_partitions(rng, plan), clogs=_clogs(rng, plan), heal_at=120_000)
 
@@ -371,9 +375,9 @@ def crowd(seed: int, peers: int = 300, jobs: int = 4) -> Plan:
     return Plan("crowd", seed, tuple(_peers(rng, peers)), planned, Network(degree=12))
 
 
-def mixed(seed: int) -> Plan:
+def mixed(seed: int, *, light: bool = True) -> Plan:
     """Each feature is on or off as the seed says."""
-    plan = _base("mixed", seed, least=Rng(seed).fork("mixed/least").between(2, 9))
+    plan = _base("mixed", seed, least=Rng(seed).fork("mixed/least").between(2, 9), light=light)
     rng = Rng(seed).fork("mixed/more")
     features: list[str] = []
     heal_at = 10_000
