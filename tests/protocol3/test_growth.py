@@ -22,6 +22,7 @@ from nexapod.protocol.v3.wire import statements
 from nexapod.protocol.v3.wire.messages import Claim, Collect, Inspect, Reconcile
 from nexapod.protocol.v3.wire.reconcile import opening
 from nexapod.sim.v3.keys import verify
+from tests.protocol3.steward_world import World
 
 IDLE_SEAT_BYTES_MAX = 24 * 1024
 """Of the machine of one seat before anybody has spoken of its tasks."""
@@ -189,3 +190,32 @@ def test_a_statement_that_comes_again_is_the_same_while_a_copy_with_other_signat
     again = statements.decode(admission.envelope, verify)
     assert ours.body is theirs.body is again.body
     assert set(statements.merge(ours, theirs).signers) == {first.peer, second.peer}
+
+
+# --- claims --------------------------------------------------------------------------------------------------------
+def test_a_claim_stands_while_what_was_granted_on_it_is_committed() -> None:
+    world = World(3, workers=2, tasks=12, room=2)
+    for worker in world.workers:
+        worker.claim()
+        worker.claim = lambda: None  # type: ignore[method-assign]
+    assert world.run(20_000, world.decided)
+    assert world.counted["Claim"] == 2 * 3
+
+
+def test_no_more_than_its_room_is_granted_on_a_claim_and_nothing_on_one_without_room() -> None:
+    world = World(3, workers=3, tasks=40, room=3)
+    most = dict.fromkeys([worker.peer for worker in world.workers], 0)
+
+    def look() -> bool:
+        for worker in world.workers:
+            most[worker.peer] = max(most[worker.peer], len(worker.running))
+        return world.decided()
+
+    idle, *others = world.workers
+    for worker in others:
+        worker.claim()
+        worker.claim = lambda: None  # type: ignore[method-assign]
+    idle.room = 0
+    idle.claim()
+    assert world.run(60_000, look)
+    assert list(most.values()) == [0, 3, 3]

@@ -19,6 +19,7 @@ from nexapod.protocol.v3.node.clock import Clock
 from nexapod.protocol.v3.rules import agreement
 from nexapod.protocol.v3.steward.adopting import Adopting
 from nexapod.protocol.v3.steward.gate import admitting
+from nexapod.protocol.v3.steward.gate.rounds import Sound
 from nexapod.protocol.v3.steward.granting import Granting
 from nexapod.protocol.v3.steward.inputs import Inputs as SeatInputs
 from nexapod.protocol.v3.steward.intake import Intake
@@ -141,7 +142,7 @@ def signs_any_proposal(patch: pytest.MonkeyPatch) -> None:
 
 
 def signs_any_admission(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(admitting, "examine", lambda body, view: admitting.Sound())
+    patch.setattr(admitting, "examine", lambda body, view: Sound())
 
 
 def skips_the_evidence(patch: pytest.MonkeyPatch) -> None:

@@ -105,10 +105,11 @@ class Granting:
         return found
 
     def _room_of(self, claim: Claim) -> int:
-        running = self._running(claim.worker)
-        # Granted since it said so: its next claim will count them.
-        granted = [task for task in running if task not in claim.holding]
-        return max(0, min(claim.room - len(granted), limits.CLAIM_TASKS_MAX - len(running)))
+        """What was granted since it said so takes of its room, what it has committed since gives it back."""
+        leased = self._running(claim.worker)
+        held = claim.holding.union(leased)
+        running = [t for t in held if self._runs(t, claim.worker) and not self._state.decided(t)]
+        return max(0, min(claim.room + len(claim.holding) - len(running), limits.CLAIM_TASKS_MAX - len(leased)))
 
     def _running(self, worker: PeerId) -> list[int]:
         """What a worker has a lease of and has not committed. What it has committed may wait for others' results: if
@@ -433,6 +434,8 @@ class Granting:
     def committed(self, task: int, worker: PeerId) -> None:
         """How long it took."""
         lease = self._state.leases[task].of(worker)
+        # Its worker has room again.
+        self._state.assignable = True
         if lease is not None:
             took, old = max(1, self._ctx.now - lease.granted), self._state.typical_ms
             self._state.typical_ms = took if old == 0 else (3 * old + took) // 4
