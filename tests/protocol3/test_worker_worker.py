@@ -71,6 +71,19 @@ def test_a_gate_whose_link_is_back_is_bid_at_again() -> None:
     assert bench.said(bench.seats[0]) == [Bid(bench.job)]
 
 
+def test_a_worker_bids_again_when_a_seat_of_the_gate_is_lost() -> None:
+    """It may have been admitted by the round that this seat was about to tell of: the others answer with it."""
+    bench = Bench(admitted=False)
+    bench.take()
+    bench.worker.peer_down(bench.seats[0].peer)
+    bench.later(100)
+    assert bench.said(bench.seats[1]) == [Bid(bench.job)]
+    bench.take()
+    bench.worker.peer_down(HashSigner(9, "somebody").peer)
+    bench.later(100)
+    assert bench.sent == []
+
+
 @pytest.mark.parametrize(
     ("policy", "reason"),
     [

@@ -98,7 +98,8 @@ class Asking:
     def peer_down(self, peer: PeerId) -> None:
         """A link is gone, or could not be made."""
         self.claiming.peer_down(peer)
-        self.bidding.peer_down(peer)
+        self.bidding.peer_down(peer, self._prospects)
+        self.look()
 
     def forget_job(self, job: JobId) -> None:
         """The job is over."""
