@@ -14,12 +14,13 @@ from kit import JobKit, make_kit
 from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.job import JobState
 from nexapod.protocol.v3.rules.succession import Seats
+from nexapod.protocol.v3.steward import telling
 from nexapod.protocol.v3.steward.steward import Steward
 from nexapod.protocol.v3.steward.stewardship import Stewardship
 from nexapod.protocol.v3.submitter.placing import Placing
 from nexapod.protocol.v3.submitter.seating import Moved
 from nexapod.protocol.v3.wire import statements
-from nexapod.protocol.v3.wire.messages import Claim, Collect, Inspect, Reconcile
+from nexapod.protocol.v3.wire.messages import Claim, Collect, Deliver, Inspect, Reconcile
 from nexapod.protocol.v3.wire.reconcile import opening
 from nexapod.sim.v3.keys import verify
 from tests.protocol3.steward_world import World
@@ -219,3 +220,27 @@ def test_no_more_than_its_room_is_granted_on_a_claim_and_nothing_on_one_without_
     idle.claim()
     assert world.run(60_000, look)
     assert list(most.values()) == [0, 3, 3]
+
+
+# --- what seats tell workers ---------------------------------------------------------------------------------------
+def test_verdicts_go_with_the_freezes_that_follow_and_the_last_ones_soon() -> None:
+    world = World(3, workers=2, tasks=24, room=2, took_ms=200)
+    world.claim_all()
+    assert world.run(30_000, world.decided)
+    decided_at = world.now
+    told = [
+        [statements.decode(envelope, verify) for envelope in message.envelopes]
+        for worker in world.workers
+        for message in worker.heard
+        if isinstance(message, Deliver)
+    ]
+    alone = sum({one.kind for one in some} == {"verdict"} for some in told)
+    along = sum({one.kind for one in some} == {"freeze", "verdict"} for some in told)
+    assert along > alone
+    world.run(telling.HELD_MS + 1)
+    assert world.now <= decided_at + telling.HELD_MS + 1
+    for worker in world.workers:
+        messages = [message for message in worker.heard if isinstance(message, Deliver)]
+        heard = [statements.decode(envelope, verify) for message in messages for envelope in message.envelopes]
+        judged = {item.task for one in heard if one.kind == "verdict" for item in one.body.items}
+        assert judged == set(range(24))

@@ -340,6 +340,8 @@ class Steward:
                 self._news = True
             case "tell":
                 self._telling.tell_late()
+            case "verdicts":
+                self._telling.tell_held()
 
     # --- what follows ----------------------------------------------------------------------------------------------
     def _settle(self) -> None:
