@@ -27,6 +27,7 @@ from nexapod.sim.v3.plan import (
     PeerPlan,
     Plan,
 )
+from nexapod.sim.v3.seated import FAMILY, seated
 from nexapod.sim.v3.world import NodeFactory, World
 
 WRONG: Final = ("wrong", "copycat")
@@ -452,6 +453,7 @@ SCENARIOS: Final[dict[str, Callable[[int], Plan]]] = {
     "restart-everyone": restart_everyone,
     "sleepers": sleepers,
     "liars": liars,
+    "seated": seated,
     "colluders": colluders,
     "big": big,
     "large": large,
@@ -480,7 +482,7 @@ def result_of(world: World) -> Result:
     ends = [job.settled_at for job in world.jobs if job.settled_at is not None]
     decided = world.checkers.decided
     return Result(
-        seed=plan.seed,
+        seed=plan.seed // FAMILY if plan.scenario == "seated" else plan.seed,
         scenario=plan.scenario,
         features=plan.features,
         violations=tuple(world.checkers.violations),
