@@ -65,8 +65,8 @@ class Room:
 First: TypeAlias = Callable[[int, int], tuple[Group, ...]]
 """(task, count) -> the first groups present in the task's draw."""
 _Offer: TypeAlias = tuple[bool, bool, int, int, OpenTask]
-"""(not its own, its own and nobody has it yet, rank, task): the smallest is given first. The end of a task does not wait
-for the beginning of another; of those beyond one's own this would be a choice of partners."""
+"""(not its own, its own and nobody has it yet, rank, task): the smallest is given first. The end of a task does not
+wait for the beginning of another; of those beyond one's own this would be a choice of partners."""
 
 
 @dataclass(frozen=True, slots=True)
