@@ -13,7 +13,8 @@ from typing import Literal, NewType, TypeAlias
 
 import base58
 
-from nexapod.protocol.limits import CHUNK_BYTES, RETENTION_DEFAULT_MS, SHARD_TASKS, SPLIT_ENTRY_BYTES
+from nexapod.protocol import limits
+from nexapod.protocol.limits import CHUNK_BYTES, RETENTION_DEFAULT_MS, SPLIT_ENTRY_BYTES
 
 PeerId = NewType("PeerId", str)
 """A libp2p peer id in base58 (`12D3KooW...`): the Ed25519 public key is inside it."""
@@ -62,7 +63,7 @@ class TaskId:
 
     @property
     def shard(self) -> int:
-        return self.index // SHARD_TASKS
+        return self.index // limits.SHARD_TASKS
 
     def __str__(self) -> str:
         return f"{self.job.hex()[:12]}/{self.index}"
@@ -253,11 +254,11 @@ class JobSpec:
 
     @property
     def shards(self) -> int:
-        return -(-self.tasks // SHARD_TASKS)
+        return -(-self.tasks // limits.SHARD_TASKS)
 
     def shard_tasks(self, shard: int) -> range:
         """The task indices of a shard."""
-        return range(shard * SHARD_TASKS, min(self.tasks, (shard + 1) * SHARD_TASKS))
+        return range(shard * limits.SHARD_TASKS, min(self.tasks, (shard + 1) * limits.SHARD_TASKS))
 
     @property
     def blobs(self) -> tuple[BlobRef, ...]:

@@ -267,13 +267,13 @@ class JobKit:
         admission = self.admission(workers, epoch=epoch, round=round)
         return admission, self.beacon(admission)
 
-    def place(self, worker: HashSigner, task: int) -> tuple[int, Group, bytes]:
+    def place(self, worker: HashSigner, task: int) -> tuple[bytes, Group, bytes]:
         """Where a worker stands in the draw of a task: sorts as a freeze's entries must. It has been admitted."""
         shard, offset = divmod(task, limits.SHARD_TASKS)
         group = self.group(worker)
         many = len(self.spec.shard_tasks(shard))
         drawn = lottery.tickets(Digest(self.beacons_made[group]), self.job, shard, group, many)
-        return drawn[offset], group, key_of_peer_id(worker.peer)
+        return lottery.ticket_at(drawn, offset), group, key_of_peer_id(worker.peer)
 
     def in_draw(self, workers: Iterable[HashSigner], task: int) -> list[HashSigner]:
         return sorted(workers, key=lambda worker: self.place(worker, task))

@@ -218,6 +218,8 @@ class World:
         for statement in self._setup:
             assert job.add(statement) in ("new", "proposal"), statement.kind
         seat = Seat(ctx, job, Steward(ctx, job, 0, lambda: True), dict(records or {}))
+        if records is not None:
+            seat.steward.resume()
         if records:
             seat.steward.restore([Record(kind, key, value) for (kind, key), value in sorted(records.items())])
         return seat

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.wire import fields, messages, statements, text
 
 DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "protocol-3.md"
-BEGIN, END = "<!-- fields: begin -->", "<!-- fields: end -->"
 
 
 def row(*cells: object) -> str:
@@ -86,11 +86,28 @@ def lines() -> Iterator[str]:
         yield from record_table(cls)
 
 
+def limit_lines() -> Iterator[str]:
+    """Every bound and timeout, with its unit by the name's end."""
+    units = (("_MS", "ms"), ("_BYTES_MAX", "bytes"), ("_BYTES", "bytes"))
+    rows = [
+        (f"`{name}`", value, next((unit for end, unit in units if name.endswith(end)), ""))
+        for name, value in vars(limits).items()
+        if name.isupper() and isinstance(value, int)
+    ]
+    yield from table("limit", "value", "unit", rows=sorted(rows))
+
+
+PARTS: Final[dict[str, Callable[[], Iterable[str]]]] = {"fields": lines, "limits": limit_lines}
+
+
 def printed(document: str) -> str:
-    """The document with its generated part as it must be."""
-    before, rest = document.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n" + "\n".join(lines()).rstrip("\n") + f"\n{END}{after}"
+    """The document with its generated parts as they must be."""
+    for part, made in PARTS.items():
+        begin, end = f"<!-- {part}: begin -->", f"<!-- {part}: end -->"
+        before, rest = document.split(begin)
+        _, after = rest.split(end)
+        document = f"{before}{begin}\n" + "\n".join(made()).rstrip("\n") + f"\n{end}{after}"
+    return document
 
 
 def main(arguments: list[str]) -> int:

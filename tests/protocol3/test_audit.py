@@ -44,7 +44,7 @@ from nexapod.sim.v3.keys import HashSigner, verify
 from nexapod.sim.v3.liars.workers import Copycat
 from nexapod.sim.v3.plan import Clog, Crash
 from nexapod.sim.v3.world import World
-from tests.protocol3.liar_worlds import SUBMIT_AT, base, job_of, liars_of, settle, world_of
+from tests.protocol3.liar_worlds import SUBMIT_AT, base, job_of, liars_of, settle, with_liars, world_of
 from tests.protocol3.mesh import profile as own_profile
 from tests.protocol3.test_directory import directory, link, profile
 from tests.protocol3.test_node_jobs import ONE, THREE, TWO, Lone, announcement, said, workable
@@ -125,7 +125,8 @@ def test_poc02_one_seat_admits_nobody() -> None:
 
 
 def test_poc03_commits_without_a_lease_fill_no_table() -> None:
-    world = world_of("filler", "stranger")
+    plan, places = base()
+    world = World(with_liars(plan, "filler", places.strangers[:1], works=False))
     assert settle(world) < 10_000
     assert liars_of(world)[0].attacks > 0
 

@@ -11,11 +11,11 @@ from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.context import Context
 from nexapod.protocol.v3.job import JobState
 from nexapod.protocol.v3.rules import beacon as beacon_rules
-from nexapod.protocol.v3.steward.announcing import CALL_ALL, first_call, groups_wanted
-from nexapod.protocol.v3.steward.bids import Bids
-from nexapod.protocol.v3.steward.gate import Gate
-from nexapod.protocol.v3.steward.pledges import GATE_RECORD, Pledges
-from nexapod.protocol.v3.steward.rounds import commitments_in, commitments_slot, void_after
+from nexapod.protocol.v3.steward.gate.announcing import CALL_ALL, first_call, groups_wanted
+from nexapod.protocol.v3.steward.gate.bids import Bids
+from nexapod.protocol.v3.steward.gate.gate import Gate
+from nexapod.protocol.v3.steward.gate.pledges import GATE_RECORD, Pledges
+from nexapod.protocol.v3.steward.gate.rounds import commitments_in, commitments_slot, void_after
 from nexapod.protocol.v3.wire.bodies import Admission, Beacon, Placed
 from nexapod.protocol.v3.wire.messages import Bid, Deliver, Message, Object, Value
 from nexapod.protocol.v3.wire.statements import Statement, decode, value_commitment
@@ -112,16 +112,25 @@ def test_rounds_follow_one_another_with_new_values() -> None:
     assert len(set(shown)) == len(shown) == 15
 
 
-def test_a_peer_met_after_the_job_waits_one_round_more() -> None:
-    kit = make_kit()
+def rounds_of_an_old_and_a_young_one(kit: JobKit) -> list[int]:
     bus = gate_bus(kit)
     old, young = kit.workers[:2]
+    bus.groups = dict(kit.groups)
     bus.met[young.peer] = bus.now + 1
     bid(bus, young)
     bid(bus, old)
     bus.run(1_500)
     rounds = {peer: a.body.round for a, _ in bus[kit.submitter].job.admissions() for peer, _ in a.body.workers}
-    assert rounds == {old.peer: 1, young.peer: 2}
+    return [rounds[old.peer], rounds[young.peer]]
+
+
+def test_a_peer_met_after_the_job_waits_one_round_more_among_strangers() -> None:
+    named = {0: "198.51.100.0/24", 1: "203.0.113.0/24"}
+    assert rounds_of_an_old_and_a_young_one(make_kit(grouping="network", groups=named)) == [1, 2]
+
+
+def test_a_peer_met_after_the_job_does_not_wait_where_its_owner_vouches_for_it() -> None:
+    assert rounds_of_an_old_and_a_young_one(make_kit()) == [1, 1]
 
 
 def test_a_worker_that_has_missed_its_admission_is_told_when_it_bids_again() -> None:
@@ -264,7 +273,11 @@ def test_a_withholding_leader_delays_a_round_and_chooses_once() -> None:
     seat = bus[kit.seats()[1]]
     [(_, beacon)] = seat.job.admissions()
     assert leader.peer not in dict(beacon.body.values)
-    assert leader.peer in seat.machine._void
+    bus.lost = lambda sender, to, message: False
+    bid(bus, kit.workers[1])
+    bus.run(5_000)
+    [_, (second, _)] = seat.job.admissions()
+    assert leader.peer not in (commitments_in(second.body) or {}), "it is not asked again in this epoch"
 
 
 def test_invented_workers_are_objected_to_and_never_admitted() -> None:

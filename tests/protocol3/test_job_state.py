@@ -419,7 +419,7 @@ def test_nothing_of_an_earlier_epoch_counts_unless_the_present_seats_adopt_it() 
     state = made.state(admission, beacon, made.succession(new, [one, two]))
     worker = made.workers[0].peer
     assert state.group(worker) is None
-    assert state.groups_seen(worker) == {worker}
+    assert state.groups_seen(worker) == (worker,)
     assert state.adoptable_admissions() == sorted([admission.id, beacon.id])
     adoption = made.adoption([admission, beacon], new[:1])
     assert state.add(adoption) == "proposal"

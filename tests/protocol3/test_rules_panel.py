@@ -10,8 +10,9 @@ from dataclasses import replace
 import pytest
 
 from nexapod.protocol.errors import LocalError
-from nexapod.protocol.types import PeerId, blob_of
+from nexapod.protocol.types import JobId, PeerId, blob_of
 from nexapod.protocol.v3 import limits
+from nexapod.protocol.v3.rules import seats
 from nexapod.protocol.v3.rules.panel import Candidate, Choice, choose
 from nexapod.protocol.v3.types import Grouping, JobSpec, Offer, Run
 from nexapod.protocol.v3.wire import statements
@@ -47,6 +48,7 @@ def chosen(
     seed: int = 0,
     friends: tuple[PeerId, ...] = (),
     accept_unknown: bool = False,
+    bytes_max: int = limits.ENVELOPE_BYTES_MAX,
 ) -> Choice:
     return choose(
         candidates,
@@ -56,6 +58,7 @@ def chosen(
         draw=entropy(seed),
         friends=friends,
         accept_unknown=accept_unknown,
+        bytes_max=bytes_max,
     )
 
 
@@ -76,6 +79,43 @@ def test_long_seen_peers_are_drawn_more_often_within_bounds() -> None:
     old = {c.peer for c in many[:20]}
     got = sum(len(old & set(peers(chosen(many, seed=seed)))) for seed in range(20)) / 20
     assert 10 < got < 15, "20 of weight 24 among 100 of weight 1; not as 24000 to 1"
+
+
+def share_of_majorities(peers_in_all: int, attackers: int, *, longer: int = 1, panels: int = 150) -> float:
+    """In what part of the shards attackers have two of the three seats, over panels and orders of seats as they are
+    drawn. `longer`: for how many times as long as the others they were seen up."""
+    many = [
+        replace(candidate(i), uptime_ms=HOUR * (longer if i < attackers else 1), introducer=introducer(i))
+        for i in range(peers_in_all)
+    ]
+    bad = {c.peer for c in many[:attackers]}
+    taken = 0
+    for seed in range(panels):
+        panel = peers(chosen(many, seed=seed))
+        job = JobId(hashlib.sha256(b"job %d" % seed).digest())
+        holders = [seats.first_holders(job, shard, panel) for shard in range(SHARDS)]
+        taken += sum(len(bad.intersection(three)) >= 2 for three in holders)
+    return taken / (panels * SHARDS)
+
+
+def introducer(i: int) -> PeerId | None:
+    """Half were told of by a few others."""
+    return HashSigner(0, "introducer", i % 10).peer if i % 2 else None
+
+
+SHARDS = 100
+
+
+@pytest.mark.parametrize(("peers_in_all", "attackers"), [(20, 2), (50, 5), (200, 20)])
+def test_a_tenth_of_the_peers_has_the_majority_of_at_most_three_percent_of_the_shards(
+    peers_in_all: int, attackers: int
+) -> None:
+    assert share_of_majorities(peers_in_all, attackers) <= 0.03
+
+
+def test_a_tenth_that_were_there_for_longer_count_for_more_within_bounds() -> None:
+    """What the choice knows of a peer is how long it was seen up: a day of patience is worth more than one's number."""
+    assert 0.03 < share_of_majorities(50, 5, longer=2) <= 0.1
 
 
 def test_nobody_is_named_who_was_not_reached_or_is_not_willing() -> None:
@@ -152,3 +192,12 @@ def test_a_large_job_is_given_more_stewards_and_one_that_does_not_fit_is_refused
         chosen(small[:10], wide)
     with pytest.raises(LocalError, match="raise their stewardship quota"):
         chosen([candidate(i, storage=10 * MIB) for i in range(20)])
+
+
+def test_a_panel_fits_into_what_its_job_leaves_of_the_envelope() -> None:
+    known = [candidate(i) for i in range(40)]
+    each = len(known[0].offer.envelope) + 3
+    assert len(chosen(known, bytes_max=5 * each).panel) == 5
+    friends = tuple(one.peer for one in known[:6])
+    with pytest.raises(LocalError, match="fewer of them"):
+        chosen(known, friends=friends, bytes_max=5 * each)

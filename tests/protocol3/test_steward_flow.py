@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from nexapod.protocol.v3 import limits
 from tests.protocol3.steward_world import World
 
 
@@ -22,3 +23,10 @@ def test_of_one_worker_and_one_seat_a_job_of_one_result_is_done() -> None:
     world.claim_all()
     assert world.run(10_000, world.decided)
     assert world.now < 3_000
+
+
+def test_workers_that_wait_for_one_anothers_results_are_given_more_to_run() -> None:
+    """Of 160 tasks each wants four of five workers: whoever counted what they have committed would find all full."""
+    world = World(3, workers=5, tasks=160, agree=4, max_replicas=5, room=limits.CLAIM_TASKS_MAX, took_ms=300)
+    world.claim_all()
+    assert world.run(120_000, world.decided)

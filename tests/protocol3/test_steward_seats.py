@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.steward.steward import Steward
 from nexapod.protocol.v3.wire import statements
 from nexapod.protocol.v3.wire.messages import Collect, Decided, Deliver, Message, Reconcile
@@ -237,7 +236,7 @@ def test_messages_cost_nothing_when_repeated() -> None:
 def test_a_closed_job_stops_its_workers() -> None:
     world = World(3, workers=2, took_ms=10_000)
     world.claim_all()
-    world.run(limits.ASSIGN_FIRST_MAX_MS)
+    world.run(1_000)
     world.tell_all(world.kit.cancel())
     world.flush()
     steward: Steward = world.seat(0).steward

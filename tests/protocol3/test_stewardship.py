@@ -38,6 +38,9 @@ class FakeSteward:
     def on_statement(self, statement: Statement, sender: PeerId) -> None:
         self.told.append(statement.kind)
 
+    def ran_by(self, count: int) -> tuple[PeerId, ...]:
+        return ()
+
     def restore(self, records: list[Record]) -> None:
         self.told.append(f"restored {len(records)}")
 

@@ -174,6 +174,18 @@ def test_a_result_that_did_not_end_well_is_told_once() -> None:
     assert [(n.exit, n.reason) for n in bench.of(TaskFailing)] == [(3, "no memory")]
 
 
+def test_the_first_failure_is_known_after_a_restart() -> None:
+    bench = working(tasks=1, max_replicas=2)
+    pushed = bench.evidence([0], exit=3, outcome="failed")
+    bench.hear(bench.made.seats()[0], pushed[0], pushed[3])
+    first = bench.submission.report().failing
+    assert first is not None
+    again = Bench(bench.made, records=bench.records, known=bench.job.statements())
+    assert again.submission.report().failing == first
+    again.hear(bench.made.seats()[1], pushed[0], pushed[3])
+    assert not again.of(TaskFailing), "it is not told twice"
+
+
 def test_seats_notes_are_news_before_anything_is_decided() -> None:
     bench = working(tasks=2)
     worker = bench.made.workers[0].peer

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import kit
 import pytest
 from kit import JobKit
@@ -48,6 +50,20 @@ def test_a_panel_of_whoever_is_there(others: int) -> None:
     members = set(JobState(statement, verify).members())
     expected = {s.peer for s in crowd} | ({me.peer} if others < 3 else set())
     assert members == expected
+
+
+def test_a_job_of_many_words_is_given_fewer_stewards_rather_than_refused() -> None:
+    ctx, _ = make_context(HashSigner(1, "me"))
+    addrs = (f"/dns4/{'a' * 240}/tcp/1",) * 3
+    crowd = [
+        Candidate(kit.offer(HashSigner(1, "other", n), addrs=addrs), f"/ip4/10.{n}.0.1/tcp/9000", 60_000)
+        for n in range(40)
+    ]
+    spec = kit.job_spec([])
+    wordy = replace(spec, run=replace(spec.run, command=("x" * 4_000,) * 14))
+    statement = prepare(ctx, Submit(wordy, accept_unknown=True), crowd)
+    assert 1 < len(statement.body.panel) < 12
+    assert len(statement.envelope) <= limits.ENVELOPE_BYTES_MAX
 
 
 def test_a_job_for_nobody_says_what_to_do() -> None:

@@ -16,6 +16,7 @@ from nexapod.protocol.v3.wire import statements
 from nexapod.protocol.v3.worker import results, slots
 from nexapod.protocol.v3.worker.attempt import Committed
 from nexapod.protocol.v3.worker.choosing import Candidate, deal
+from nexapod.protocol.v3.worker.claiming import differs
 from nexapod.protocol.v3.worker.health import (
     AUTHOR_ROW_MAX,
     REST_MS,
@@ -44,9 +45,11 @@ def _load(expected_ms: int, since: int | None, submitter: PeerId = A) -> Load:
         (0, None, AHEAD_MS),
         (0, 0, AHEAD_MS),
         (100, None, 100),
-        (100, 940, 40),
+        (100, 940, 100),
+        (100, 700, 300),
+        (2_000, 1_000 - 900, 1_100),
         (3_600_000, 900, AHEAD_MS),
-        (1_000, 1_000 - 900, 100),
+        (1_000, 1_000 - 900, 1_000),
         (10, 0, 1_000),
     ],
 )
@@ -260,3 +263,24 @@ def test_reveals_are_packed_into_as_few_statements_as_fit() -> None:
     assert [len(body.items) for body in bodies] == [3, 2]
     for body in bodies:
         statements.check_body(body)
+
+
+@pytest.mark.parametrize(
+    ("room", "known", "holding", "full", "says"),
+    [
+        (0, 0, 5, True, False),
+        (1, 0, 5, False, True),
+        (0, 1, 5, False, True),
+        (0, 1, 5, True, False),
+        (0, 2, 6, True, False),
+        (0, 3, 2, True, True),
+        (3, 2, 2, False, False),
+        (4, 2, 2, False, True),
+        (2, 4, 0, False, True),
+        (7, 8, 0, False, False),
+    ],
+)
+def test_room_is_said_again_when_it_is_clearly_another(
+    room: int, known: int, holding: int, full: bool, says: bool
+) -> None:
+    assert differs(room, known, holding, full=full) is says

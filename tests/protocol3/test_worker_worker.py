@@ -16,8 +16,9 @@ from nexapod.protocol.v3.events import Drop, Fetch, Run, Save, Send, Stop, Trace
 from nexapod.protocol.v3.notices import WorkRefused
 from nexapod.protocol.v3.rules.lottery import turn
 from nexapod.protocol.v3.rules.matching import Policy
+from nexapod.protocol.v3.wire import statements
 from nexapod.protocol.v3.wire.messages import AskLog, Bid, Claim, Deliver, Gone, Grant, Release, Renew, TaskLog
-from nexapod.protocol.v3.worker import claiming, granting, inputs
+from nexapod.protocol.v3.worker import claiming, granting, handover, inputs
 from nexapod.protocol.v3.worker.health import REST_MS, ROW_MAX
 from nexapod.protocol.v3.worker.worker import RELEASED_MS
 from nexapod.sim.v3.keys import HashSigner
@@ -69,6 +70,19 @@ def test_a_gate_whose_link_is_back_is_bid_at_again() -> None:
     bench.worker.peer_up(bench.seats[0].peer)
     bench.later(100)
     assert bench.said(bench.seats[0]) == [Bid(bench.job)]
+
+
+def test_a_worker_bids_again_when_a_seat_of_the_gate_is_lost() -> None:
+    """It may have been admitted by the round that this seat was about to tell of: the others answer with it."""
+    bench = Bench(admitted=False)
+    bench.take()
+    bench.worker.peer_down(bench.seats[0].peer)
+    bench.later(100)
+    assert bench.said(bench.seats[1]) == [Bid(bench.job)]
+    bench.take()
+    bench.worker.peer_down(HashSigner(9, "somebody").peer)
+    bench.later(100)
+    assert bench.sent == []
 
 
 @pytest.mark.parametrize(
@@ -382,13 +396,18 @@ def test_the_first_commit_goes_at_once_and_what_ends_soon_after_goes_together() 
 
 def test_a_commit_is_repeated_to_the_silent_ever_more_rarely() -> None:
     bench = Bench()
-    bench.committed()
+    bench.grant(0)
+    bench.finish(0, result=ok(2_000))
     bench.status(bench.seats[0], "held")
     bench.take()
-    bench.later(limits.RETRY_MIN_MS)
+    expected_ms = bench.worker._prospects[bench.kit.job].expected_ms
+    first_ms = limits.RETRY_MIN_MS + handover.PARTNER_FACTOR * expected_ms
+    bench.later(first_ms - 1)
+    assert bench.kinds(bench.seats[1]) == [], "others have time for theirs"
+    bench.later(1)
     assert (bench.kinds(bench.seats[0]), bench.kinds(bench.seats[1])) == ([], ["commit"])
     bench.take()
-    bench.later(2 * limits.RETRY_MIN_MS - 1)
+    bench.later(2 * first_ms - 1)
     assert bench.kinds(bench.seats[1]) == []
     bench.later(1)
     assert bench.kinds(bench.seats[1]) == ["commit"]
@@ -469,6 +488,30 @@ def test_nothing_is_shown_before_the_hardware_is_known() -> None:
     assert again.states() == {0: "revealed"}
 
 
+def test_seats_that_signed_the_freeze_are_not_told_the_commit_again() -> None:
+    bench = Bench()
+    freeze = bench.revealed()
+    signers = [seat for seat in bench.seats if seat.peer in freeze.signers]
+    assert len(signers) == 2
+    bench.take()
+    bench.later(limits.RENEW_MS)
+    assert {kind for seat in signers for kind in bench.kinds(seat)} == {"reveal"}
+    assert set(bench.kinds(bench.seats[2])) == {"commit", "reveal"}
+
+
+def test_a_result_takes_the_next_commit_along() -> None:
+    bench = Bench(slots=2)
+    bench.committed(0)
+    bench.grant(1)
+    bench.finish(1)
+    bench.take()
+    bench.show(bench.freeze(0))
+    for seat in bench.seats:
+        [said] = bench.said(seat, Deliver)
+        assert isinstance(said, Deliver)
+        assert [statements.read(envelope).kind for envelope in said.envelopes] == ["commit", "reveal"]
+
+
 def test_a_seat_that_has_not_heard_the_reveal_is_told_again() -> None:
     bench = Bench()
     bench.revealed()
@@ -477,7 +520,7 @@ def test_a_seat_that_has_not_heard_the_reveal_is_told_again() -> None:
     assert bench.kinds(bench.seats[2]) == []
     bench.later(limits.RETRY_MIN_MS)
     bench.take()
-    bench.later(limits.RETRY_MIN_MS)
+    bench.later(limits.RETRY_MIN_MS - 1)
     bench.status(bench.seats[2], "frozen")
     assert bench.kinds(bench.seats[2]) == ["reveal"] or bench.kinds(bench.seats[2]) == ["commit", "reveal"]
 

@@ -44,6 +44,8 @@ class JobState:
         self.submitter = statement.author
         self.version = 0
         """Rises with everything that counts anew, or no longer, or could be adopted."""
+        self.seats_version = 0
+        """Rises when seats, the panel, or what seats have adopted may be others than before."""
         delegate = self.spec.delegate
         self.owners: tuple[PeerId, ...] = (self.submitter,) if delegate is None else (self.submitter, delegate)
         """Who may settle it, and change its seats and panel: the submitter, then its delegate."""
@@ -174,8 +176,8 @@ class JobState:
         """The group in which a worker is admitted; None: it is not."""
         return self._admissions.lottery.group(worker)
 
-    def groups_seen(self, worker: PeerId) -> frozenset[Group]:
-        """The groups in which any epoch's gate has admitted a worker, whether that still counts or not."""
+    def groups_seen(self, worker: PeerId) -> tuple[Group, ...]:
+        """The groups in which any epoch's gate has admitted a worker, whether that still counts or not: sorted."""
         return self._admissions.groups_seen(worker)
 
     def values(self, group: Group) -> tuple[Digest, ...]:
@@ -210,6 +212,7 @@ class JobState:
         # What the gate's seats of an earlier epoch signed does not count, but there is something to adopt.
         founded = added == "proposal" and self._admissions.is_founded(statement.id)
         self.version += added == "new" or founded
+        self.seats_version += added == "new" and statement.kind in ("renewal", "succession", "adoption")
         return added
 
     def _same(self, statement: Statement) -> Added:

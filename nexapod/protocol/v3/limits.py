@@ -80,7 +80,7 @@ ROUNDS_MAX: Final = 64
 REACHED_MAX: Final = 4
 WEIGHTS_MAX: Final = 64
 CLAIM_TASKS_MAX: Final = 64
-"""Tasks that one worker holds in one shard at once."""
+"""Tasks of one shard that one worker has to run at once; those that it has committed are not among them."""
 CHECKPOINTS_PER_TASK_MAX: Final = 4
 FREEZE_ENTRIES_MAX: Final = REPLICAS_MAX * 4
 """Commits of one task in a freeze."""
@@ -192,7 +192,9 @@ RATIFIED_MAX: Final = 256
 BID_TTL_MS: Final = 30_000
 BID_RENEW_MS: Final = 20_000
 GATHER_MS: Final = 100
-"""How long a gate collects bids before its first round."""
+"""How long a gate collects bids before a round: whoever has bid by then is in it."""
+GATHER_OWN_MS: Final = 20
+"""... on a network of one's own."""
 ROUND_MS: Final = 250
 """Between two rounds of one gate."""
 VALUE_MS: Final = 1_000
@@ -202,12 +204,8 @@ COSIGN_MS: Final = 1_000
 BATCH_MS: Final = 200
 """What becomes ready within so long of the last batch goes together; after a pause the first goes at once."""
 ASSIGN_MS: Final = 40
-"""Between two assignments of one shard by its leader: what claims say meanwhile goes together."""
-ASSIGN_FIRST_MS: Final = 400
-"""The first assignment of a shard waits until no further worker has claimed for so long, which is longer than from one
-round of admissions to the next: who is early is present alone, and every task would be its own."""
-ASSIGN_FIRST_MAX_MS: Final = 1_200
-"""... but not for longer than so long after the first claim."""
+"""Between two assignments of one shard by its leader, and from the first claim to the first: what claims say meanwhile
+goes together."""
 WATCH_MS: Final = 500
 """Between two looks of another seat at whether the leader assigns what could be."""
 LEASE_TTL_MS: Final = 60_000
@@ -215,6 +213,11 @@ RENEW_MS: Final = 20_000
 RETRY_MIN_MS: Final = 1_000
 LEADER_MUTE_MS: Final = 2_000
 """A seat that has left a claim or a proposal unanswered for so long is passed over as leader."""
+GATHER_QUIET_MS: Final = LEADER_MUTE_MS + VALUE_MS
+"""Where groups are blocks of addresses, the first assignment of a shard waits until nobody new has come for so long: a
+seat of the gate that is mute, or withholds its value, holds a round up for no longer."""
+GATHER_MOST_MS: Final = 2 * GATHER_QUIET_MS
+"""... but not for longer than so long after the first claim, or whoever comes one by one would hold the job up."""
 PATIENCE_MIN_MS: Final = 200
 PATIENCE_MAX_MS: Final = 30_000
 """Between two widenings of a shard's draw: half of what its tasks take of late, within these."""
@@ -254,6 +257,8 @@ PROBE_MAX_MS: Final = 60_000
 """Probes of a peer that does not answer come ever more rarely, down to one in so long."""
 SCAN_SHARDS: Final = 64
 """Shards of one job that a node looks at in one go, when members have gone or seats have changed."""
+TICK_MS: Final = 10
+"""Between two calls that a node asks for: what becomes due meanwhile is done together."""
 STEP_MS: Final = 10
 """Between two such goes of one node, over all its jobs."""
 CARETAKER_MS: Final = 3_600_000

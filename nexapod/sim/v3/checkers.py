@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 VIOLATIONS_MAX: Final = 8
 SCAN_EVERY: Final = 256
 """Calls of nodes between two looks at the tables of the node that was called."""
-TICKS_PER_SECOND_MAX: Final = 400
+CLOCK_FAST: Final = 30
+"""By how many thousandths the fastest clock of a machine runs too fast."""
+TICKS_PER_SECOND_MAX: Final = 1_000 * (1_000 + CLOCK_FAST) // (1_000 * limits.TICK_MS) + 1
+"""A node asks for a call each TICK_MS at most, however many jobs it keeps."""
+IDLE_TICKS_MAX: Final = 100
+"""Calls in a row that a node asked for as soon as it could, and that came to nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,25 +43,38 @@ class Violation:
     at: Millis
 
 
+@dataclass(slots=True)
+class _Pace:
+    """How one process is called: in this second, and in vain."""
+
+    second: Millis = -1
+    count: int = 0
+    last: Millis = -1_000
+    idle: int = 0
+
+
 class Checkers:
     """All of them, for one world."""
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.violations: list[Violation] = []
+        self.violations_max = VIOLATIONS_MAX
+        """So many are enough to stop; a measurement may count more."""
         self.decided: dict[TaskId, str] = {}
         self._calls = 0
-        self._ticks: dict[int, tuple[Millis, int]] = {}
+        self._paces: dict[tuple[int, int], _Pace] = {}
+        """By machine and process."""
         self._refusals: dict[int, str] = {}
 
     @property
     def hopeless(self) -> bool:
         """Enough has gone wrong to stop."""
-        return len(self.violations) >= VIOLATIONS_MAX
+        return len(self.violations) >= self.violations_max
 
     def violated(self, invariant: str, detail: str) -> None:
         found = Violation(invariant, detail, self.world.now)
-        if len(self.violations) < VIOLATIONS_MAX and found not in self.violations:
+        if len(self.violations) < self.violations_max and found not in self.violations:
             self.violations.append(found)
 
     # --- online ------------------------------------------------------------------------------------------------------
@@ -64,6 +82,7 @@ class Checkers:
         """A task has begun to run."""
         if not machine.honest:
             return
+        self.world.conduct.started(machine, effect)
         slots = machine.plan.slots
         busy = len(machine.running) - len(machine.vacated)
         if busy > slots or len(machine.running) > 2 * slots:
@@ -83,7 +102,7 @@ class Checkers:
             return
         self._calls += 1
         if isinstance(event, Tick):
-            self._count_tick(machine)
+            self._count_tick(machine, effects)
         if isinstance(event, Received):
             self._amplifies(machine, event, effects)
         for effect in effects:
@@ -92,13 +111,17 @@ class Checkers:
         if self._calls % SCAN_EVERY == 0:
             self.scan(machine, machine.node)
 
-    def _count_tick(self, machine: Machine) -> None:
-        second = self.world.now // 1_000
-        when, count = self._ticks.get(machine.index, (second, 0))
-        count = count + 1 if when == second else 1
-        self._ticks[machine.index] = (second, count)
-        if count == TICKS_PER_SECOND_MAX:
-            self.violated("tick-storm", f"peer {machine.index}: {count} ticks in one second")
+    def _count_tick(self, machine: Machine, effects: list[Effect]) -> None:
+        now = self.world.now
+        pace = self._paces.setdefault((machine.index, machine.boot), _Pace())
+        pace.count = pace.count + 1 if pace.second == now // 1_000 else 1
+        at_once = now - pace.last <= 2 * limits.TICK_MS
+        pace.idle = pace.idle + 1 if at_once and not effects else 0
+        pace.second, pace.last = now // 1_000, now
+        if pace.count == TICKS_PER_SECOND_MAX + 1:
+            self.violated("tick-storm", f"peer {machine.index}: {pace.count} ticks in one second")
+        if pace.idle == IDLE_TICKS_MAX:
+            self.violated("tick-storm", f"peer {machine.index}: {pace.idle} ticks in a row that came to nothing")
 
     def _amplifies(self, machine: Machine, event: Received, effects: list[Effect]) -> None:
         """Whoever has no part in any job is not told more than a multiple of what it asked. One job, or statement, is

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from nexapod.protocol.types import Millis
+from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.types import Grouping
 
 LiarKind: TypeAlias = str
@@ -154,6 +155,8 @@ class Plan:
     clogs: tuple[Clog, ...] = ()
     heal_at: Millis = 0
     """From then on no fault happens any more, and loss ends."""
+    shard_tasks: int = limits.SHARD_TASKS
+    """Tasks of a shard: fewer than really, so that a small world has several."""
     settle_within_ms: Millis = 600_000
     """How long after healing, and after the last submission, every job must be complete."""
     features: tuple[str, ...] = ()

@@ -27,6 +27,7 @@ from nexapod.sim.v3.plan import (
     PeerPlan,
     Plan,
 )
+from nexapod.sim.v3.seated import FAMILY, seated
 from nexapod.sim.v3.world import NodeFactory, World
 
 WRONG: Final = ("wrong", "copycat")
@@ -59,6 +60,9 @@ FLOODS: Final = (
 UPKEEP: Final = ("Hello", "Sample", "Probe", "Alive", "Announce", "Sync")
 FAULTS_FROM_MS: Final = 500
 FEW_STEWARDS: Final = 7
+FEW_TASKS: Final = 10
+SMALL_MAX: Final = 40
+"""Tasks of a job that is not large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +125,7 @@ def _job(rng: Rng, count: int) -> JobPlan:
     tasks = rng.pick((1, 3, 10, 25, 40)) if rng.chance(900) else rng.pick((300, 600))
     agree = rng.pick((1, 2, 2, 2, 3, 5)) if count >= 7 else rng.pick((1, 2))
     agree = min(agree, max(1, count - 2))
-    task_ms = rng.pick((50, 400, 1_500, 6_000)) if tasks <= 40 else rng.pick((20, 200))
+    task_ms = rng.pick((50, 400, 1_500, 6_000)) if tasks <= SMALL_MAX else rng.pick((20, 200))
     special = [t for t in range(min(tasks, 4)) if rng.chance(120)]
     failing = tuple(t for t in special if rng.chance(500))
     return JobPlan(
@@ -138,9 +142,12 @@ def _job(rng: Rng, count: int) -> JobPlan:
     )
 
 
-def _base(scenario: str, seed: int, least: int = 3) -> Plan:
+def _base(scenario: str, seed: int, least: int = 3, *, light: bool = True) -> Plan:
+    """`light`: with less work than the seed alone would have."""
     rng = Rng(seed).fork(scenario, "base")
     count = rng.between(least, least + 12)
+    if light and Rng(seed).fork(scenario, "peers").chance(800):
+        count = least + (count - least) // 2
     peers = _peers(rng, count)
     jobs = tuple(_job(rng, count) for _ in range(1 + rng.chance(300) + rng.chance(200)))
     network = Network()
@@ -148,7 +155,30 @@ def _base(scenario: str, seed: int, least: int = 3) -> Plan:
         peers = _addresses(rng, peers)
         network = Network(grouping="network")
         jobs = tuple(replace(job, agree=min(2, job.agree)) for job in jobs)
-    return Plan(scenario, seed, tuple(peers), jobs, network)
+    plan = Plan(scenario, seed, tuple(peers), jobs, network)
+    return _lighter(plan) if light else plan
+
+
+def _lighter(plan: Plan) -> Plan:
+    """The same world with less work in it. Most jobs have a third of their tasks; a large job, and one world in five
+    without any, has shards of a few tasks, and as many shards as with those of 256. The scenario `large` has real
+    ones."""
+    rng = Rng(plan.seed).fork(plan.scenario, "lighter")
+    jobs = plan.jobs if rng.chance(100) else tuple(replace(job, tasks=_fewer(job.tasks)) for job in plan.jobs)
+    large = any(job.tasks > SMALL_MAX for job in jobs)
+    if not large and rng.chance(800):
+        return replace(plan, jobs=jobs)
+    size = rng.pick((5, 8, 16) if large else (2, 3, 7))
+    jobs = tuple(replace(job, tasks=_in_shards_of(size, job.tasks)) for job in jobs)
+    return replace(plan, jobs=jobs, shard_tasks=size)
+
+
+def _fewer(tasks: int) -> int:
+    return tasks if tasks <= FEW_TASKS or tasks > SMALL_MAX else tasks // 3
+
+
+def _in_shards_of(size: int, tasks: int) -> int:
+    return tasks if tasks <= SMALL_MAX else tasks * size // limits.SHARD_TASKS
 
 
 def _bad_network(rng: Rng, network: Network) -> Network:
@@ -244,9 +274,9 @@ def few(seed: int) -> Plan:
     return replace(plan, peers=plan.peers[:count], jobs=jobs, network=Network())
 
 
-def lossy(seed: int) -> Plan:
+def lossy(seed: int, *, light: bool = True) -> Plan:
     """Messages are lost, repeated, overtaken."""
-    plan = _base("lossy", seed)
+    plan = _base("lossy", seed, light=light)
     rng = Rng(seed).fork("lossy/more")
     return replace(plan, network=_bad_network(rng, plan.network), heal_at=90_000)
 
@@ -259,9 +289,9 @@ def churn(seed: int) -> Plan:
     return replace(plan, crashes=tuple(crashes), heal_at=120_000)
 
 
-def partition(seed: int) -> Plan:
+def partition(seed: int, *, light: bool = True) -> Plan:
     """The network falls apart in two, and single directions are blocked."""
-    plan = _base("partition", seed, least=6)
+    plan = _base("partition", seed, least=6, light=light)
     rng = Rng(seed).fork("partition/more")
     return replace(plan, partitions=_partitions(rng, plan), clogs=_clogs(rng, plan), heal_at=120_000)
 
@@ -304,18 +334,30 @@ def liars(seed: int) -> Plan:
 
 
 def colluders(seed: int, peers: int = 40, share: int = 100, tasks: int = 256) -> Plan:
-    """A tenth of the peers are one gang of eager workers: how many tasks do they get both replicas of?"""
+    """A tenth of the peers, each in a block of addresses of its own, are one gang of eager workers: how many tasks do
+    they get both replicas of?"""
     rng = Rng(seed).fork("colluders")
     count = max(2, peers * share // 1000)
     places = rng.shuffled(range(1, peers))[:count]
     chosen = [replace(p, liar="colluder", gang=1) if i in places else p for i, p in enumerate(_peers(rng, peers))]
-    return Plan("colluders", seed, tuple(chosen), (JobPlan(0, 3_000, tasks, 1_000),))
+    apart = [replace(p, addr=f"/ip4/{30 + i // 250}.{i % 250}.0.1/tcp/4001") for i, p in enumerate(chosen)]
+    network = Network(grouping="network")
+    return Plan("colluders", seed, tuple(apart), (JobPlan(0, 3_000, tasks, 1_000),), network)
 
 
 def big(seed: int, peers: int = 500, tasks: int = 2_000) -> Plan:
     """Many peers and many tasks."""
     rng = Rng(seed).fork("big")
     return Plan("big", seed, tuple(_peers(rng, peers)), (JobPlan(0, 10_000, tasks, 2_000),), Network(degree=12))
+
+
+def large(seed: int) -> Plan:
+    """Shards of 256 tasks, two or three of them, in a network that loses messages while machines crash."""
+    plan = _base("large", seed, least=6)
+    rng = Rng(seed).fork("large/more")
+    jobs = (replace(plan.jobs[0], tasks=rng.pick((300, 600)), task_ms=rng.pick((20, 200)), checkpoints=False),)
+    plan = replace(plan, jobs=jobs, shard_tasks=limits.SHARD_TASKS, network=_bad_network(rng, plan.network))
+    return replace(plan, crashes=tuple(_crashes(rng, plan, rng.between(1, 6), 60_000)), heal_at=90_000)
 
 
 def million(seed: int, tasks: int = limits.TASKS_MAX, peers: int = 20) -> Plan:
@@ -334,9 +376,9 @@ def crowd(seed: int, peers: int = 300, jobs: int = 4) -> Plan:
     return Plan("crowd", seed, tuple(_peers(rng, peers)), planned, Network(degree=12))
 
 
-def mixed(seed: int) -> Plan:
+def mixed(seed: int, *, light: bool = True) -> Plan:
     """Each feature is on or off as the seed says."""
-    plan = _base("mixed", seed, least=Rng(seed).fork("mixed/least").between(2, 9))
+    plan = _base("mixed", seed, least=Rng(seed).fork("mixed/least").between(2, 9), light=light)
     rng = Rng(seed).fork("mixed/more")
     features: list[str] = []
     heal_at = 10_000
@@ -411,8 +453,10 @@ SCENARIOS: Final[dict[str, Callable[[int], Plan]]] = {
     "restart-everyone": restart_everyone,
     "sleepers": sleepers,
     "liars": liars,
+    "seated": seated,
     "colluders": colluders,
     "big": big,
+    "large": large,
     "million": million,
     "crowd": crowd,
 }
@@ -438,7 +482,7 @@ def result_of(world: World) -> Result:
     ends = [job.settled_at for job in world.jobs if job.settled_at is not None]
     decided = world.checkers.decided
     return Result(
-        seed=plan.seed,
+        seed=plan.seed // FAMILY if plan.scenario == "seated" else plan.seed,
         scenario=plan.scenario,
         features=plan.features,
         violations=tuple(world.checkers.violations),

@@ -50,6 +50,7 @@ from nexapod.protocol.v3.types import Run as RunSpec
 from nexapod.protocol.v3.wire import messages
 from nexapod.sim.rng import Rng
 from nexapod.sim.v3.checkers import Checkers
+from nexapod.sim.v3.conduct import Conduct
 from nexapod.sim.v3.keys import HashSigner, verify
 from nexapod.sim.v3.liars import KINDS
 from nexapod.sim.v3.liars.base import Gang, Target
@@ -57,6 +58,7 @@ from nexapod.sim.v3.links import Links
 from nexapod.sim.v3.machine import Machine
 from nexapod.sim.v3.plan import ClockJump, Crash, DiskFault, JobPlan, Order, Plan
 from nexapod.sim.v3.running import Running
+from nexapod.sim.v3.sizes import shards_of
 from nexapod.sim.v3.truth import checkpoint_blob, short
 
 NETWORK: Final = "sim"
@@ -81,6 +83,8 @@ class Job:
     draft: JobSpec
     id: JobId | None = None
     """Known once its submitter has signed it: the panel is part of it."""
+    panel: tuple[PeerId, ...] = ()
+    """Its first panel, likewise."""
     submitted_at: Millis | None = None
     placed_at: Millis | None = None
     settled_at: Millis | None = None
@@ -126,6 +130,7 @@ class World:
         self.jobs = [self._job(i, j) for i, j in enumerate(plan.jobs)]
         self.specs: dict[JobId, Job] = {}
         self.checkers = Checkers(self)
+        self.conduct = Conduct(self, self.checkers.violated)
         self.links = Links(self)
         self._running = Running(self)
         self._corrupt()
@@ -204,6 +209,10 @@ class World:
 
     def run(self) -> None:
         """To the end: every job over and the aftermath too, or out of time, or too much gone wrong."""
+        with shards_of(self.plan.shard_tasks):
+            self._run()
+
+    def _run(self) -> None:
         last = max((j.plan.at for j in self.jobs), default=0)
         time_is_up = max(self.plan.heal_at, last) + self.plan.settle_within_ms
         end = time_is_up
@@ -218,9 +227,10 @@ class World:
 
     def run_until(self, end: Millis) -> None:
         """Go on for so long, whatever is over."""
-        while self._heap and self._heap[0][0] <= end:
-            self.now, _, act = heapq.heappop(self._heap)
-            act()
+        with shards_of(self.plan.shard_tasks):
+            while self._heap and self._heap[0][0] <= end:
+                self.now, _, act = heapq.heappop(self._heap)
+                act()
         self.now = max(self.now, end)
 
     def _is_over(self, job: Job) -> bool:
@@ -385,6 +395,8 @@ class World:
         self.stats.events += 1
         machine.paused = event.paused if isinstance(event, Pause) else machine.paused
         machine.draining = machine.draining or isinstance(event, Drain)
+        if isinstance(event, Received) and machine.honest:
+            self.conduct.received(machine, event.peer, event.frame)
         liar = machine.liar
         own = liar.hears(node, event, self.now) if liar is not None else []
         effects: list[Effect] = []
@@ -520,6 +532,7 @@ class World:
         stats.by_kind[kind] = stats.by_kind.get(kind, 0) + 1
         stats.bytes_by_kind[kind] = stats.bytes_by_kind.get(kind, 0) + len(frame)
         self._trace.update(b"send%d" % self.now + peer.encode() + frame)
+        self.conduct.sent(machine, frame)
         other = self.by_peer.get(peer)
         if other is not None:
             self.links.send(machine, other, frame, addrs)
@@ -614,7 +627,7 @@ class World:
         assert report is not None, "an accepted job has a report"
         for job in self.jobs:
             if job.draft.name == report.name and job.id != job_id:
-                job.id = job_id
+                job.id, job.panel = job_id, report.panel
                 self.specs[job_id] = job
                 if job.plan.cancelled_at is not None:
                     self.at(max(self.now + 1, job.plan.cancelled_at), lambda job=job: self._cancel(job))  # type: ignore[misc]

@@ -432,7 +432,9 @@ def draws(story: Story) -> list[dict[str, Any]]:
             "shard": shard,
             "group": group,
             "roster_hash": f"{lottery.roster_hash(value, story.id, shard, group):016x}",
-            "tickets": [f"{ticket:016x}" for ticket in lottery.tickets(value, story.id, shard, group, 3)],
+            "tickets": [
+                lottery.ticket_at(lottery.tickets(value, story.id, shard, group, 3), place).hex() for place in range(3)
+            ],
         }
         for shard in (0, 3906)
         for _, group in story.admission.body.workers

@@ -38,7 +38,7 @@ class Admissions:
         self._beacons_of: dict[StatementId, list[StatementId]] = {}
         """Of each admission, founded or not."""
         self._values: dict[Group, tuple[Digest, ...]] = {}
-        self._groups: dict[PeerId, frozenset[Group]] = {}
+        self._groups: dict[PeerId, tuple[Group, ...]] = {}
         self._drawn: dict[StatementId, StatementId] = {}
         """The rounds in the lottery: admission to beacon."""
         self.lottery = Lottery(job, spec)
@@ -67,9 +67,9 @@ class Admissions:
                 return found[:place]
         return found
 
-    def groups_seen(self, worker: PeerId) -> frozenset[Group]:
-        """The groups in which a quorum of any epoch's gate has admitted it."""
-        return self._groups.get(worker, frozenset())
+    def groups_seen(self, worker: PeerId) -> tuple[Group, ...]:
+        """The groups in which a quorum of any epoch's gate has admitted it, each once, sorted."""
+        return self._groups.get(worker, ())
 
     def values(self, group: Group) -> tuple[Digest, ...]:
         """The values of all rounds, of any epoch, that admitted a worker of this group."""
@@ -190,11 +190,15 @@ class Admissions:
                 self._see_round(admission.body, beacons.value(beacon.body))
 
     def _see_round(self, body: Admission, value: Digest) -> None:
+        # Of most groups this is all that is ever seen, and there are thousands: they share it.
+        alone = (value,)
         for worker, group in body.workers:
             seen = self._values.get(group, ())
             if value not in seen and len(seen) < limits.ROUNDS_MAX:
-                self._values[group] = (*seen, value)
-            self._groups[worker] = self._groups.get(worker, frozenset()) | {group}
+                self._values[group] = (*seen, value) if seen else alone
+            groups = self._groups.get(worker, ())
+            if group not in groups:
+                self._groups[worker] = tuple(sorted((*groups, group)))
 
 
 def check_admission(body: Admission, grouping: Grouping) -> None:

@@ -98,7 +98,7 @@ def _in_draw_order(job: JobState, body: Freeze, item: FreezeItem) -> bool:
     if not outside:
         return True
     roster = frozenset(job.lottery.roster(body.shard))
-    places = [(min(job.groups_seen(worker)), key_of_peer_id(worker)) for worker in outside]
+    places = [(job.groups_seen(worker)[0], key_of_peer_id(worker)) for worker in outside]
     return not any(group in roster for group, _ in places) and _rises_pairs(places)
 
 
@@ -112,7 +112,7 @@ def _drawn(job: JobState, shard: int, task: int, workers: Iterable[PeerId]) -> i
     A group that two epochs' gates admitted has a ticket by each, and seats may have known only one of them: so it may
     stand at any of its tickets.
     """
-    last: tuple[int, Group, bytes] | None = None
+    last: tuple[bytes, Group, bytes] | None = None
     many = 0
     for worker in workers:
         later = [place for place in _places(job, shard, task, worker) if last is None or place > last]
@@ -123,18 +123,18 @@ def _drawn(job: JobState, shard: int, task: int, workers: Iterable[PeerId]) -> i
     return many
 
 
-def _places(job: JobState, shard: int, task: int, worker: PeerId) -> list[tuple[int, Group, bytes]]:
+def _places(job: JobState, shard: int, task: int, worker: PeerId) -> list[tuple[bytes, Group, bytes]]:
     tasks = job.spec.shard_tasks(shard)
     key = key_of_peer_id(worker)
     return [
-        (_tickets(value, job.job, shard, group, len(tasks))[task - tasks.start], group, key)
-        for group in sorted(job.groups_seen(worker))
+        (lottery.ticket_at(_tickets(value, job.job, shard, group, len(tasks)), task - tasks.start), group, key)
+        for group in job.groups_seen(worker)
         for value in job.values(group)
     ]
 
 
 @lru_cache(maxsize=4096)
-def _tickets(value: Digest, job: JobId, shard: int, group: Group, tasks: int) -> tuple[int, ...]:
+def _tickets(value: Digest, job: JobId, shard: int, group: Group, tasks: int) -> bytes:
     return lottery.tickets(value, job, shard, group, tasks)
 
 

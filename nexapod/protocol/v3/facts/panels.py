@@ -36,6 +36,7 @@ class Panels:
         """By the job, and by each renewal."""
         self.history: list[tuple[PeerId, ...]] = [members]
         """The members by the job, and after each renewal; the present ones last."""
+        self._ever = frozenset(members)
         self.rewritten = 0
         """How often a renewal was replaced by one that is preferred."""
 
@@ -50,7 +51,7 @@ class Panels:
 
     def ever(self, peer: PeerId) -> bool:
         """Whether it is or was a member."""
-        return any(peer in members for members in reversed(self.history))
+        return peer in self._ever
 
     def tables(self) -> tuple[TableReport, ...]:
         return (
@@ -120,6 +121,7 @@ class Panels:
         self._offers.append(offers)
         members = succession.renewed(self.history[place], statement.body.removed, [o.author for o in offers])
         self.history.append(members)
+        self._ever = frozenset(peer for panel in self.history for peer in panel)
 
     def _offer(self, envelope: bytes) -> Statement:
         offer = statements.decode(envelope, self._verify)

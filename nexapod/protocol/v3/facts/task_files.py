@@ -116,7 +116,7 @@ class TaskFiles:
         self._use(fact.statement)
         self._prefer_named(file, worker)
         if len(file.commits.of) > limits.COMMITS_PER_GROUP_MAX:
-            groups = {peer: min(self._job.groups_seen(peer), default="") for peer in file.commits.of}
+            groups = {peer: next(iter(self._job.groups_seen(peer)), "") for peer in file.commits.of}
             for other in surplus(groups, self._job.lottery.draw(task), file.named):
                 self._drop(file, other)
         return worker in file.commits.of

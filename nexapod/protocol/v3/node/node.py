@@ -131,14 +131,18 @@ class Node:
             self._sampling,
             self._sync,
         )
+        self._ticked: Millis = ctx.now - limits.TICK_MS
+        """When the last Tick came."""
         self._restore(saved)
         self._settle()
 
     # --- the interface ---------------------------------------------------------------------------------------------
     @property
     def deadline(self) -> Millis | None:
-        """Call handle(Tick(), now) no later than this."""
-        return self._clock.outside(self._timers.next)
+        """Call handle(Tick(), now) no later than this. What is due within TICK_MS of the last Tick is done together: a
+        node has as many timers as it has jobs, and is not woken for each."""
+        due = self._timers.next
+        return self._clock.outside(None if due is None else max(due, self._ticked + limits.TICK_MS))
 
     def handle(self, event: Event, now: Millis) -> list[Effect]:
         """Everything that this event leads to. Raises LocalError only, and only for Submit, CancelJob, RatifyJob,
@@ -147,6 +151,8 @@ class Node:
         self._ctx.now = self._clock.now
         if skipped:
             self._ctx.trace("clock_gap_skipped", skipped_ms=skipped)
+        if isinstance(event, Tick):
+            self._ticked = self._ctx.now
         self._dispatch(event)
         self._hear_oneself()
         self._run_due()

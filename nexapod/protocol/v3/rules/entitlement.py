@@ -47,14 +47,18 @@ def is_own(rank: int, wanted: int) -> bool:
     return rank <= wanted
 
 
-def reach(wanted: int, width: int) -> int:
-    """How many of the groups present may have a task at all, in the order of its draw."""
-    return min(limits.ROSTER_MAX, wanted * _REACH << width)
+def reach(wanted: int, width: int, *, shown: bool = False) -> int:
+    """How many of the groups present may have a task at all, in the order of its draw.
+
+    `shown`: results of it were to be shown already, and did not agree or were withheld. Somebody may lie, so chance
+    alone chooses who comes next: who waits for such tasks would decide most of those that it has a result of.
+    """
+    return min(limits.ROSTER_MAX, wanted * (1 if shown else _REACH) << width)
 
 
-def entitled(rank: int, wanted: int, width: int, share: Share) -> bool:
+def entitled(rank: int, wanted: int, width: int, share: Share, *, shown: bool = False) -> bool:
     """Whether a group of this rank (from 1) among those present may have a task that wants so many groups."""
-    return is_own(rank, wanted) or (rank <= reach(wanted, width) and share.may_exceed(width))
+    return is_own(rank, wanted) or (rank <= reach(wanted, width, shown=shown) and share.may_exceed(width))
 
 
 def widening_due(present_groups: int, idle_groups: int, since_ms: Millis, typical_ms: Millis) -> bool:

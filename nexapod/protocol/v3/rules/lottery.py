@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-import struct
-from bisect import bisect_left, insort
+from bisect import insort
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from nexapod.protocol.types import Digest, JobId, PeerId, StatementId, key_of_peer_id
 from nexapod.protocol.v3 import limits
@@ -22,6 +21,7 @@ from nexapod.protocol.v3.tables import TableReport
 from nexapod.protocol.v3.types import Group, JobSpec
 from nexapod.protocol.v3.wire.statements import Statement
 
+TICKET_BYTES: Final = 8
 RoundKey: TypeAlias = tuple[int, int, StatementId]
 """(epoch, round, id of the admission): of two admissions of a group the smaller one fixes its tickets."""
 
@@ -32,10 +32,15 @@ def roster_hash(value: Digest, job: JobId, shard: int, group: Group) -> int:
     return int.from_bytes(hashlib.sha256(b"nexapod/roster\0" + named).digest()[:8], "big")
 
 
-def tickets(value: Digest, job: JobId, shard: int, group: Group, tasks: int) -> tuple[int, ...]:
-    """A group's ticket for each task of a shard: the smallest comes first."""
+def tickets(value: Digest, job: JobId, shard: int, group: Group, tasks: int) -> bytes:
+    """A group's ticket for each task of a shard in turn, TICKET_BYTES each: the smallest comes first."""
     named = value + job + shard.to_bytes(4, "big") + group.encode()
-    return struct.unpack(f">{tasks}Q", hashlib.shake_128(b"nexapod/draw\0" + named).digest(8 * tasks))
+    return hashlib.shake_128(b"nexapod/draw\0" + named).digest(TICKET_BYTES * tasks)
+
+
+def ticket_at(tickets: bytes, place: int) -> bytes:
+    """That for the task at this place of its shard."""
+    return tickets[TICKET_BYTES * place : TICKET_BYTES * (place + 1)]
 
 
 def turn(job: JobId, worker: PeerId) -> int:
@@ -45,13 +50,23 @@ def turn(job: JobId, worker: PeerId) -> int:
 
 @dataclass(slots=True)
 class _ShardDraw:
-    """One shard's roster with its tickets, and the tasks drawn so far. `seen`: how many of the groups it knows."""
+    """One shard's roster; of the groups in it their tickets, and of the tasks drawn so far the draws, once somebody
+    has asked for a draw: most ask only who is in the roster. `seen`: how many of the groups it knows."""
 
     roster: list[tuple[int, Group]] = field(default_factory=list)
-    tickets: dict[Group, tuple[int, ...]] = field(default_factory=dict)
+    tickets: dict[Group, bytes] = field(default_factory=dict)
     orders: dict[int, tuple[Group, ...]] = field(default_factory=dict)
     names: tuple[Group, ...] = ()
     seen: int = 0
+
+    def drawn(self, place: int) -> tuple[Group, ...]:
+        """The groups by their tickets for the task at this place, then by name. All of them have tickets."""
+        order = self.orders.get(place)
+        if order is None:
+            placed = sorted((ticket_at(self.tickets[group], place), group) for group in self.names)
+            order = tuple(group for _, group in placed)
+            self.orders[place] = order
+        return order
 
 
 class Lottery:
@@ -73,8 +88,8 @@ class Lottery:
     def admit(self, admission: Statement, beacon: Statement) -> None:
         """Fold a round in, in any order of rounds. Both count, and the beacon is the admission's."""
         key = admission.body.epoch, admission.body.round, admission.id
-        value = beacons.value(beacon.body)
-        entered = [self._enter(group, key, value) for _, group in admission.body.workers]
+        drawn = key, beacons.value(beacon.body)
+        entered = [self._enter(group, drawn) for _, group in admission.body.workers]
         admitted = [self._admit(worker, group, key) for worker, group in admission.body.workers]
         self.version += any(entered) or any(admitted)
 
@@ -85,16 +100,16 @@ class Lottery:
         self._workers[worker] = key, group
         return True
 
-    def _enter(self, group: Group, key: RoundKey, value: Digest) -> bool:
+    def _enter(self, group: Group, drawn: tuple[RoundKey, Digest]) -> bool:
         known = self._values.get(group)
-        if (known is not None and known[0] <= key) or (known is None and len(self._values) >= limits.WORKERS_MAX):
+        if (known is not None and known[0] <= drawn[0]) or (known is None and len(self._values) >= limits.WORKERS_MAX):
             return False
         if known is None:
             self._joined.append(group)
         else:
             # An earlier round came later: rare, so everything is drawn again.
             self._draws.clear()
-        self._values[group] = key, value
+        self._values[group] = drawn
         self._shards_of.pop(group, None)
         return True
 
@@ -126,16 +141,14 @@ class Lottery:
         """The shard's roster in the order of the task's tickets, then of the names."""
         shard, place = divmod(task, limits.SHARD_TASKS)
         state = self._draw(shard)
-        order = state.orders.get(place)
-        if order is None:
-            order = tuple(sorted(state.names, key=lambda group: (state.tickets[group][place], group)))
-            state.orders[place] = order
-        return order
+        if len(state.tickets) < len(state.names):
+            self._give_tickets(shard, state)
+        return state.drawn(place)
 
     def rank(self, task: int, group: Group, present: Callable[[Group], bool]) -> int | None:
         """A group's place, from 1, among those present, itself counted; None: it is not in the roster."""
         order = self.draw(task)
-        if group not in self._draw(task // limits.SHARD_TASKS).tickets:
+        if group not in order:
             return None
         return 1 + sum(1 for other in order[: order.index(group)] if present(other))
 
@@ -180,23 +193,15 @@ class Lottery:
         hashed = [(roster_hash(self._values[group][1], self._job, shard, group), group) for group in newcomers]
         for entry in heapq.nsmallest(limits.ROSTER_MAX, hashed):
             insort(state.roster, entry)
-        for _, group in state.roster[limits.ROSTER_MAX :]:
-            self._leave(state, group)
         del state.roster[limits.ROSTER_MAX :]
-        state.names = tuple(group for _, group in state.roster)
+        names = tuple(group for _, group in state.roster)
+        if names != state.names:
+            state.names = names
+            state.tickets = {group: own for group in names if (own := state.tickets.get(group)) is not None}
+            state.orders.clear()
+
+    def _give_tickets(self, shard: int, state: _ShardDraw) -> None:
+        tasks = len(self._spec.shard_tasks(shard))
         for group in state.names:
             if group not in state.tickets:
-                self._join(shard, state, group)
-
-    def _join(self, shard: int, state: _ShardDraw, group: Group) -> None:
-        tasks = len(self._spec.shard_tasks(shard))
-        own = state.tickets[group] = tickets(self._values[group][1], self._job, shard, group, tasks)
-        for place, order in state.orders.items():
-            at = bisect_left(order, (own[place], group), key=lambda other: (state.tickets[other][place], other))
-            state.orders[place] = (*order[:at], group, *order[at:])
-
-    @staticmethod
-    def _leave(state: _ShardDraw, group: Group) -> None:
-        if state.tickets.pop(group, None) is not None:
-            for place, order in state.orders.items():
-                state.orders[place] = tuple(other for other in order if other != group)
+                state.tickets[group] = tickets(self._values[group][1], self._job, shard, group, tasks)

@@ -82,10 +82,12 @@ def choose(
     draw: Callable[[int], bytes],
     friends: Sequence[PeerId] = (),
     accept_unknown: bool = False,
+    bytes_max: int = limits.ENVELOPE_BYTES_MAX,
 ) -> Choice:
     """A panel for a job (whose `panel` is still empty).
 
     `me_offer`: the submitter's own, if it would serve. `draw`: so many bytes of entropy. `friends`: who must be in it.
+    `bytes_max`: what the job's envelope has room for.
     Raises LocalError, which says what is missing and what to do.
     """
     usable = _usable(candidates, spec, grouping, me_offer, friends)
@@ -93,19 +95,23 @@ def choose(
     by_chance = _by_chance([c for c in usable if c not in pinned], draw(32))
     spread = _Spread(grouping, accept_unknown)
     _check_sources(usable, pinned, spread)
-    for size in _sizes(len(usable)):
+    for size in _sizes(len(usable), len(set(friends))):
         members = _pick(pinned, by_chance, size, spec, spread)
         own = () if me_offer is None or size >= _OTHERS_MIN else (me_offer,)
         offers = (*(member.offer for member in members), *own)
-        if len(members) == size and offers and _all_hold(offers, spec):
+        if len(members) == size and offers and _all_hold(offers, spec) and _bytes(offers) <= bytes_max:
             return Choice(offers, _rests_on(members, bool(own), grouping))
+    if _bytes([candidate.offer for candidate in pinned[: len(set(friends))]]) > bytes_max:
+        raise LocalError(
+            "The offers of so many friends do not fit into one job: name fewer of them, or shorten the job."
+        )
     raise LocalError(_missing(usable, spec, me_offer))
 
 
-def _sizes(others: int) -> list[int]:
-    """How many others to try for: the usual, then more if the job needs them, then fewer."""
-    usual = min(limits.PANEL_USUAL, others)
-    return [*range(usual, min(limits.PANEL_MAX, others) + 1), *range(usual - 1, -1, -1)]
+def _sizes(others: int, least: int) -> list[int]:
+    """How many others to try for: the usual, then more if the job needs them, then fewer; all whom the user named."""
+    usual = max(least, min(limits.PANEL_USUAL, others))
+    return [*range(usual, min(limits.PANEL_MAX, others) + 1), *range(usual - 1, least - 1, -1)]
 
 
 # --- who comes into question ----------------------------------------------------------------------------------------
@@ -202,6 +208,11 @@ def _pick(
 def _all_hold(offers: Sequence[Statement], spec: JobSpec) -> bool:
     share = _share(spec, len(offers))
     return all(holds(offer.body, spec) >= share for offer in offers)
+
+
+def _bytes(offers: Iterable[Statement]) -> int:
+    """What they take in a job's envelope: each with the header of its bin."""
+    return sum(len(offer.envelope) + 3 for offer in offers)
 
 
 def _share(spec: JobSpec, members: int) -> int:

@@ -37,7 +37,7 @@ class OpenTask:
     refused: frozenset[PeerId]
     """Workers that may not have it: barred, or at fault."""
     shown: bool = False
-    """Results of it may have been shown: nobody is let in beyond the places."""
+    """Results of it may have been shown: nobody is let in beyond the places, nor, at first, beyond the draw."""
 
     def room(self, slack: int) -> int:
         """Places, and as many again as groups are wanted where another seat may count differently."""
@@ -46,7 +46,7 @@ class OpenTask:
     @property
     def reach(self) -> int:
         """How many of the groups present may have it at all."""
-        return entitlement.reach(self.wanted, self.width)
+        return entitlement.reach(self.wanted, self.width, shown=self.shown)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +64,9 @@ class Room:
 
 First: TypeAlias = Callable[[int, int], tuple[Group, ...]]
 """(task, count) -> the first groups present in the task's draw."""
-_Offer: TypeAlias = tuple[bool, int, int, OpenTask]
-"""(not its own, rank, task): the smallest is given first."""
+_Offer: TypeAlias = tuple[bool, bool, int, int, OpenTask]
+"""(not its own, its own and nobody has it yet, rank, task): the smallest is given first. The end of a task does not
+wait for the beginning of another; of those beyond one's own this would be a choice of partners."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +120,10 @@ class _Dealing:
             for rank, group in enumerate(first(task.task, task.reach), 1):
                 if group in by_group and group not in task.taken:
                     beyond = not entitlement.is_own(rank, task.wanted)
-                    self._offers[group].append((beyond, rank, task.task, task))
+                    fresh = not beyond and not task.taken
+                    self._offers[group].append((beyond, fresh, rank, task.task, task))
         for offers in self._offers.values():
-            offers.sort(key=lambda offer: offer[:3], reverse=True)
+            offers.sort(key=lambda offer: offer[:4], reverse=True)
 
     def deal(self) -> _Dealt:
         """Own tasks of all groups before those beyond, so that nobody's own are given away while it has room."""
@@ -152,7 +154,7 @@ class _Dealing:
         found = None
         while free and offers and offers[-1][0] <= beyond and found is None:
             offer = offers.pop()
-            task = offer[3]
+            task = offer[4]
             if self._taken.get(task.task, 0) >= task.places:
                 continue
             fit = [room.worker for room in free if room.may_have(task)]

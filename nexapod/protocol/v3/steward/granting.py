@@ -5,6 +5,7 @@ The leading seat assigns; the others check what it says, each by what it sees it
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Final
@@ -16,13 +17,16 @@ from nexapod.protocol.v3.steward import assigning, leases
 from nexapod.protocol.v3.steward.assigning import Assigned, OpenTask, Room
 from nexapod.protocol.v3.steward.checkpoints import Checkpoints
 from nexapod.protocol.v3.steward.claims import Standing as Claim
+from nexapod.protocol.v3.steward.ledger import Account
 from nexapod.protocol.v3.steward.state import ShardState
+from nexapod.protocol.v3.tables import TableReport
 from nexapod.protocol.v3.types import Group
 from nexapod.protocol.v3.wire import messages
 from nexapod.protocol.v3.wire.messages import Grant, Held, LeaseItem, Standing
 from nexapod.protocol.v3.wire.statements import Statement
 
 LEASE_ITEMS_MAX: Final = 512
+EARLY_MAX: Final = 8
 CHECKPOINT_BYTES_MAX: Final = limits.DELIVER_BYTES_MAX // 2
 _ORDER: Final = ("running", "committed", "revealed")
 
@@ -35,6 +39,8 @@ class Granting:
         self._ctx = state.ctx
         self._checkpoints = checkpoints
         self._has_inputs = has_inputs
+        self._early: deque[tuple[PeerId, messages.Lease]] = deque(maxlen=EARLY_MAX)
+        """What other seats leased while this one still waits for more groups; the oldest makes room."""
         self._widened: Millis | None = None
         """When the draw was widened last, or could first have been."""
         self._firsts: dict[tuple[int, int], tuple[Group, ...]] = {}
@@ -99,10 +105,16 @@ class Granting:
         return found
 
     def _room_of(self, claim: Claim) -> int:
-        held = self._state.leases.tasks_of(claim.worker)
-        # Granted since it said so: its next claim will count them.
-        granted = [task for task in held if task not in claim.holding and self._runs(task, claim.worker)]
-        return max(0, min(claim.room - len(granted), limits.CLAIM_TASKS_MAX - len(held)))
+        """What was granted since it said so takes of its room, what it has committed since gives it back."""
+        leased = self._running(claim.worker)
+        held = claim.holding.union(leased)
+        running = [t for t in held if self._runs(t, claim.worker) and not self._state.decided(t)]
+        return max(0, min(claim.room + len(claim.holding) - len(running), limits.CLAIM_TASKS_MAX - len(leased)))
+
+    def _running(self, worker: PeerId) -> list[int]:
+        """What a worker has a lease of and has not committed. What it has committed may wait for others' results: if
+        that counted, workers that are all full would wait for one another."""
+        return [task for task in self._state.leases.tasks_of(worker) if self._runs(task, worker)]
 
     def _done(self, claim: Claim) -> frozenset[int]:
         """What it must not have again. Only what it was given here, or it would choose its tasks by what it calls
@@ -213,21 +225,47 @@ class Granting:
         state.mark(*unfilled)
 
     # --- another seat's lease --------------------------------------------------------------------------------------
-    def on_lease(self, message: messages.Lease) -> None:
-        """Grant what this seat would let pass, too."""
+    def on_lease(self, seat: PeerId, message: messages.Lease) -> None:
+        """Grant what this seat would let pass, too, once it would give out anything itself."""
+        if self._state.gathered_at() > self._ctx.now:
+            if len(self._early) == EARLY_MAX:
+                self._ctx.trace("early_lease_dropped", job=self._state.job.job, shard=self._state.shard)
+            self._early.append((seat, message))
+            self._state.wake(("early", 0), self._state.gathered_at())
+        else:
+            self._on_lease(message)
+
+    def grant_early(self) -> None:
+        """The wait may be over."""
+        early = list(self._early)
+        self._early.clear()
+        for seat, message in early:
+            if seat in self._state.others and self._state.active:
+                self.on_lease(seat, message)
+
+    def tables(self) -> tuple[TableReport, ...]:
+        return (TableReport("leases of other seats kept", len(self._early), EARLY_MAX),)
+
+    def _on_lease(self, message: messages.Lease) -> None:
         state = self._state
         if message.epoch != state.seats.epoch or not self._has_inputs():
             return
         present = state.present_groups()
+        workers = dict.fromkeys(item.worker for item in message.items)
+        groups = {group for group in map(state.present, workers) if group is not None}
+        account = state.ledger.account(present | groups)
         fitting: list[LeaseItem] = []
         named: dict[tuple[int, PeerId], None] = {}
         for item in message.items:
-            if (item.task, item.worker) not in named and self._passes(item, present, fitting):
+            if (item.task, item.worker) not in named and self._passes(item, present, fitting, account):
                 named[item.task, item.worker] = None
                 fitting.append(item)
         self._grant(fitting)
 
-    def _passes(self, item: LeaseItem, present: frozenset[Group], fitting: Sequence[LeaseItem]) -> bool:
+    def _passes(
+        self, item: LeaseItem, present: frozenset[Group], fitting: Sequence[LeaseItem], account: Account
+    ) -> bool:
+        """`account`: what the groups present were given, and what those have of `fitting` that pass."""
         state = self._state
         held = state.leases[item.task].of(item.worker) if item.task in state.evidence.tasks else None
         if held is not None:
@@ -238,15 +276,28 @@ class Granting:
         if self._is_full(item.worker, sum(1 for task in theirs if state.leases[task].of(item.worker) is None)):
             return False
         already = [other for other in fitting if other.task == item.task]
-        return self._may_have(item.task, item.worker, present, len(already), 1)
+        if not self._may_have(item.task, item.worker, present, len(already), 1, account):
+            return False
+        group = state.present(item.worker)
+        assert group is not None
+        account.given(group, own=self._is_own(item.task, group))
+        return True
 
     def _is_full(self, worker: PeerId, more: int = 0) -> bool:
-        """Whether a worker has, with so many more, as many tasks of the shard as it may."""
-        return len(self._state.leases.tasks_of(worker)) + more >= limits.CLAIM_TASKS_MAX
+        """Whether a worker has, with so many more, as many tasks of the shard to run as it may."""
+        return len(self._running(worker)) + more >= limits.CLAIM_TASKS_MAX
 
-    def _may_have(self, task: int, worker: PeerId, present: frozenset[Group], others: int, slack: int) -> bool:
+    def _may_have(
+        self,
+        task: int,
+        worker: PeerId,
+        present: frozenset[Group],
+        others: int,
+        slack: int,
+        account: Account | None = None,
+    ) -> bool:
         """Whether this seat lets a worker have a task. `slack`: widths beyond its own, and as much for places: presence
-        is seen differently from seat to seat."""
+        is seen differently from seat to seat. `account`: of all who come into question; None: what the ledger says."""
         state = self._state
         opened = state.wanting.get(task)
         group = state.present(worker)
@@ -254,13 +305,15 @@ class Granting:
             return False
         if others >= opened.room(min(slack, 1)):
             return False
-        return self._entitled(opened, group, present, slack)
-
-    def _entitled(self, opened: OpenTask, group: Group, present: frozenset[Group], slack: int) -> bool:
         known = present | {group}
+        account = account or state.ledger.account(known)
+        return self._entitled(opened, group, known, slack, account)
+
+    def _entitled(self, opened: OpenTask, group: Group, known: frozenset[Group], slack: int, account: Account) -> bool:
         rank = self._state.job.lottery.rank(opened.task, group, known.__contains__)
-        share = self._state.ledger.account(known).share(group)
-        return rank is not None and entitlement.entitled(rank, opened.wanted, opened.width + slack, share)
+        share = account.share(group)
+        width = opened.width + slack
+        return rank is not None and entitlement.entitled(rank, opened.wanted, width, share, shown=opened.shown)
 
     # --- renewing and giving back ----------------------------------------------------------------------------------
     def on_renew(self, worker: PeerId, message: messages.Renew) -> list[tuple[int, Standing]]:
@@ -297,11 +350,12 @@ class Granting:
             return False
         if state.evidence.reveal_of(task, worker) is not None and state.counts(task, worker):
             return False
+        if not state.grows_back and state.gathered_at() > self._ctx.now:
+            return False
         committed = worker in state.committed(task)
-        grace = state.began + limits.LEASE_TTL_MS > self._ctx.now
         known = state.present_groups() if present is None else present
         # What the widths were before a restart is not known, so for a while entitlement is not asked for.
-        slack = limits.SEATS * 2 if grace else 1
+        slack = limits.SEATS * 2 if state.grows_back else 1
         free = committed and not state.leases[task].barred(worker, self._ctx.now)
         if not free and not self._may_have(task, worker, known, 0, slack):
             return False
@@ -380,6 +434,8 @@ class Granting:
     def committed(self, task: int, worker: PeerId) -> None:
         """How long it took."""
         lease = self._state.leases[task].of(worker)
+        # Its worker has room again.
+        self._state.assignable = True
         if lease is not None:
             took, old = max(1, self._ctx.now - lease.granted), self._state.typical_ms
             self._state.typical_ms = took if old == 0 else (3 * old + took) // 4

@@ -195,7 +195,7 @@ class LeaseTable:
     def tables(self) -> tuple[TableReport, ...]:
         bars = longest(table.bars for table in self._tasks.values())
         return (
-            TableReport("leases of a worker in a shard", longest(self._of_worker.values()), limits.CLAIM_TASKS_MAX),
+            TableReport("leases of a worker in a shard", longest(self._of_worker.values()), limits.SHARD_TASKS),
             TableReport("workers barred from a task", bars, BARS_MAX),
         )
 

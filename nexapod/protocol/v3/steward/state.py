@@ -12,6 +12,7 @@ from typing import Final
 from nexapod.protocol.records import Record
 from nexapod.protocol.timers import Timers
 from nexapod.protocol.types import JobId, Millis, PeerId, StatementId
+from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.context import Context
 from nexapod.protocol.v3.evidence import ShardEvidence
 from nexapod.protocol.v3.job import JobState
@@ -20,6 +21,7 @@ from nexapod.protocol.v3.rules.succession import Seats
 from nexapod.protocol.v3.steward.assigning import OpenTask
 from nexapod.protocol.v3.steward.batching import Pronounced
 from nexapod.protocol.v3.steward.claims import Claims
+from nexapod.protocol.v3.steward.gathering import Gathering
 from nexapod.protocol.v3.steward.judging import RoundOf
 from nexapod.protocol.v3.steward.leases import LeaseTable
 from nexapod.protocol.v3.steward.ledger import Ledger
@@ -96,8 +98,10 @@ class ShardState:
         """Claims, presence or open tasks have changed since the last assigning."""
         self.typical_ms: Millis = 0
         """What tasks of this shard have taken of late, from lease to commit; 0: none has been seen."""
-        self.began: Millis = ctx.now
-        """Since when this process has a seat: leases of before grow back by Renew."""
+        self.began: Millis | None = ctx.now if job.seats(shard).epoch else None
+        """Since when this process has a seat that another process, or peer, had before it: leases of then grow back by
+        Renew. None: of a seat that nobody has had yet, or without one."""
+        self._gathering = Gathering(job.spec.policy.grouping)
         self.closed = False
         self._claimants: dict[PeerId, Group] | None = None
         """What `claimants` comes to; None: something it rests on has changed."""
@@ -148,6 +152,15 @@ class ShardState:
         """A claim came or ended, a link did, or somebody was admitted."""
         self._claimants = None
         self.assignable = True
+
+    def gathered_at(self) -> Millis:
+        """When the first lease may be given: now or before, once it may."""
+        return self._gathering.over_at(self.ctx.now, len(self.job.lottery.roster(self.shard)) + len(self.claimants()))
+
+    @property
+    def grows_back(self) -> bool:
+        """Whether leases that this process knows nothing of may be older than it."""
+        return self.began is not None and self.ctx.now < self.began + limits.LEASE_TTL_MS
 
     def _worth(self, worker: PeerId) -> int:
         """Which claim to keep when there are too many: smaller is better."""

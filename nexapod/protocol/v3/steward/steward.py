@@ -7,7 +7,6 @@ nothing changes any more.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from typing import Final
 
 from nexapod.protocol.errors import PeerError
@@ -15,13 +14,13 @@ from nexapod.protocol.records import Record
 from nexapod.protocol.types import Millis, Part, PeerId, StatementId
 from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.context import Context
-from nexapod.protocol.v3.evidence import Contradiction
 from nexapod.protocol.v3.job import JobState
 from nexapod.protocol.v3.steward import leases, restoring, viewing
 from nexapod.protocol.v3.steward.assigning import Assigned
 from nexapod.protocol.v3.steward.checkpoints import Checkpoints
 from nexapod.protocol.v3.steward.collecting import Collecting
 from nexapod.protocol.v3.steward.granting import Granting
+from nexapod.protocol.v3.steward.intake import Intake
 from nexapod.protocol.v3.steward.leading import Leading
 from nexapod.protocol.v3.steward.outputs import Outputs
 from nexapod.protocol.v3.steward.refreshing import gather, refresh
@@ -31,25 +30,11 @@ from nexapod.protocol.v3.steward.telling import Telling
 from nexapod.protocol.v3.steward.voting import Voting
 from nexapod.protocol.v3.tables import TableReport
 from nexapod.protocol.v3.wire import messages
-from nexapod.protocol.v3.wire.bodies import Fault
 from nexapod.protocol.v3.wire.messages import Message, Status, TaskView
 from nexapod.protocol.v3.wire.statements import Statement
 
 PASSES_MAX: Final = 1_000
 """Passes of one `_settle`: a bug would show as this assertion rather than as a node that stands still."""
-
-
-@dataclass(frozen=True, slots=True)
-class Gathering:
-    """When the first and the latest of so many workers claimed."""
-
-    first: Millis
-    latest: Millis
-    workers: int
-
-    @property
-    def over_at(self) -> Millis:
-        return min(self.latest + limits.ASSIGN_FIRST_MS, self.first + limits.ASSIGN_FIRST_MAX_MS)
 
 
 class Steward:
@@ -66,6 +51,9 @@ class Steward:
         self._voting = Voting(self._state, self._outputs, self._leading, self._fold)
         self._telling = Telling(self._state)
         self._collecting = Collecting(ctx, job, shard, self.evidence, lambda: self.leased)
+        self._intake = Intake(
+            self._state, self._granting, self._voting, self._telling, self._collecting, self._checkpoints, self._touch
+        )
         self._replication = Replication(job.job, shard, self._ids, self._send, self._hand_over)
         self._seats = job.seats(shard)
         self._adopted = job.adopted(shard)
@@ -82,16 +70,17 @@ class Steward:
         """When another seat leased something last."""
         self._assign_at: Millis | None = None
         """Not before: assignments and looks at what could be assigned. None: nobody has claimed yet."""
-        self._gathering: Gathering | None = None
-        """Until the first assignment."""
+        self._begun = False
+        """Whether anybody has spoken of its tasks: before that nothing is kept of any of them."""
         self._replication.with_seats(self._state.others, ctx.now)
-        self._state.mark(*self.evidence.tasks)
         self._settle()
 
     # --- messages --------------------------------------------------------------------------------------------------
     def on_message(self, peer: PeerId, message: Message) -> None:
         """Of this job and shard. Raises PeerError on what no honest peer says."""
         state, holders = self._state, self._state.seats.holders
+        if isinstance(message, messages.Claim | messages.Renew | messages.Release | messages.Lease):
+            self._begin()
         match message:
             case messages.Claim():
                 if state.active and not self._answer_over(peer, message):
@@ -106,7 +95,7 @@ class Steward:
                 if peer in holders and state.active:
                     self._leading.spoke(peer)
                     self._leased_at = self._ctx.now
-                    self._granting.on_lease(message)
+                    self._granting.on_lease(peer, message)
             case messages.Object():
                 if peer in holders:
                     self._voting.on_object(peer, message)
@@ -122,6 +111,13 @@ class Steward:
             case _:
                 raise PeerError("not-for-a-seat", type(message).__name__)
         self._settle()
+
+    def _begin(self) -> None:
+        """Look at every task: of a large job's shards most wait long for the first worker, and cost nothing before."""
+        if not self._begun:
+            self._begun = True
+            self._state.mark(*self.evidence.tasks)
+            self._refresh_dirty()
 
     def _on_renew(self, worker: PeerId, message: messages.Renew) -> None:
         answers = self._granting.on_renew(worker, message)
@@ -161,83 +157,15 @@ class Steward:
     # --- statements ------------------------------------------------------------------------------------------------
     def on_statement(self, statement: Statement, sender: PeerId) -> None:
         """Of this shard; `sender` is the link that it came on. Raises PeerError when it cannot be true."""
-        match statement.kind:
-            case "commit":
-                self._on_commit(statement, sender)
-            case "reveal":
-                self._on_reveal(statement, sender)
-            case "freeze" | "verdict":
-                self._on_cosigned(statement, sender)
-            case "adoption":
-                self._on_adoption(statement, sender)
-            case "checkpoint":
-                self._on_checkpoint(statement, sender)
-            case _:
-                raise PeerError("not-for-a-seat", statement.kind)
+        self._begin()
+        if statement.kind in ("freeze", "verdict") and statement.body.epoch > self._state.seats.epoch:
+            self._want_job(sender)
+        self._intake.take(statement, sender)
         self._settle()
 
-    def _on_commit(self, statement: Statement, sender: PeerId) -> None:
-        state, worker = self._state, statement.author
-        if sender != worker:
-            if self._keeps_evidence(sender) and state.job.groups_seen(worker):
-                self._added(statement, state.evidence.add(statement))
-            return
-        tasks = [item.task for item in statement.body.items if item.task in state.evidence.tasks]
-        leased = [task for task in tasks if state.present(worker) is not None and self._granting.regrow(worker, task)]
-        if not leased:
-            self._answer(worker, tasks)
-            return
-        for task in tasks:
-            was = state.evidence.commit_of(task, worker)
-            if task not in leased and (was is None or not was.direct):
-                state.unleased[task, worker] = None
-        added = state.evidence.add(statement, direct=True)
-        if added == "new":
-            for task in leased:
-                self._granting.committed(task, worker)
-        self._added(statement, added)
-
-    def _keeps_evidence(self, peer: PeerId) -> bool:
-        """Members hand evidence on; so does the submitter, to seats that came after those that judged."""
-        return self._state.job.was_member(peer) or peer in self._state.job.owners
-
-    def _answer(self, worker: PeerId, tasks: Sequence[int], stage: messages.Stage = "running") -> None:
-        """How tasks of a worker stand, where it may be in error."""
-        answers = [(task, self._granting.standing(worker, task, stage)) for task in dict.fromkeys(tasks)]
-        if answers:
-            self._telling.prove(worker, answers)
-            self._ctx.send(worker, Status(self._state.job.job, self._state.shard, tuple(answers)))
-
-    def _on_reveal(self, statement: Statement, sender: PeerId) -> None:
-        state, worker = self._state, statement.author
-        if sender != worker and not self._keeps_evidence(sender):
-            return
-        added = state.evidence.add(statement)
-        if added == "orphan" and sender == worker:
-            tasks = [item.task for item in statement.body.items if item.task in state.evidence.tasks]
-            self._answer(worker, tasks, "revealed")
-        if added == "new":
-            for item in statement.body.items:
-                if item.task in state.evidence.tasks:
-                    self._granting.ended(item.task, worker)
-                    self._note_failure(statement, item.task)
-        self._added(statement, added)
-
-    def _note_failure(self, statement: Statement, task: int) -> None:
-        reveal = self.evidence.reveal_of(task, statement.author)
-        commit = self.evidence.commit_of(task, statement.author)
-        if reveal is not None and commit is not None and reveal.item.outcome != "ok":
-            reason = reveal.item.reason or reveal.item.outcome
-            self._state.note(task, statement.author, reveal.item.exit, reason)
-            self._collecting.failing(commit.statement, statement)
-
-    def _added(self, statement: Statement, added: object) -> None:
-        """What follows from a commit or reveal."""
-        if isinstance(added, Contradiction):
-            self._prove(added)
-        elif added == "new":
-            self._state.save(statement)
-            self._touch(item.task for item in statement.body.items)
+    def _fold(self, statement: Statement) -> None:
+        """What this seat has signed itself."""
+        self._intake.fold(statement)
 
     def _touch(self, tasks: Iterable[int]) -> None:
         """Something new is known of these."""
@@ -247,119 +175,6 @@ class Steward:
         self._state.mark(*some)
         self._replication.changed(self._ctx.now)
         self._news = True
-
-    def _prove(self, found: Contradiction) -> None:
-        """A worker has signed two results of one task: all who rely on it are to know."""
-        worker = found.first.author
-        job = self._state.job
-        most = limits.ENVELOPE_BYTES_MAX // 3
-        if worker in job.faults() or max(len(found.first.envelope), len(found.second.envelope)) > most:
-            return
-        proof = self._ctx.sign(Fault(job.job, worker, found.first.envelope, found.second.envelope))
-        self._ctx.trace("fault_proven", job=job.job, worker=worker)
-        for peer in dict.fromkeys((self._ctx.me, *self._state.others, job.submitter)):
-            self._ctx.deliver(peer, [proof])
-
-    # --- cosigned --------------------------------------------------------------------------------------------------
-    def _on_cosigned(self, statement: Statement, sender: PeerId) -> None:
-        counted = self._state.job.counts(statement)
-        if statement.body.epoch > self._state.seats.epoch:
-            self._want_job(sender)
-        if not counted and sender != self._ctx.me and not self._keeps_evidence(sender):
-            return
-        known = self.evidence.get(statement.id)
-        self._fold(statement)
-        # What is not kept because something that it names is missing is waited for like that itself.
-        merged = self.evidence.get(statement.id) or statement
-        if self._state.job.counts(merged):
-            self._answer_late(known, statement, sender)
-            return
-        if self._ctx.me in merged.signers and self._ctx.me not in statement.signers:
-            # Sent again: the answer was lost.
-            self._ctx.deliver(sender, [merged])
-        self._voting.merged(merged)
-        self._voting.on_proposal(merged, sender)
-
-    def _answer_late(self, known: Statement | None, statement: Statement, sender: PeerId) -> None:
-        """A seat still proposes what counts here already: it has missed the signatures."""
-        if known is not None and sender in self._state.others and not self._state.job.counts(statement):
-            whole = self.evidence.get(statement.id)
-            if whole is not None:
-                self._ctx.deliver(sender, [whole])
-
-    def _fold(self, statement: Statement) -> None:
-        """Add a freeze, verdict or adoption, save it if this seat has signed it, and do what follows if it counts."""
-        if statement.kind == "adoption":
-            self._fold_adoption(statement)
-            return
-        added = self.evidence.add(statement)
-        if isinstance(added, Contradiction):
-            self._prove(added)
-            return
-        merged = self.evidence.get(statement.id)
-        if merged is None:
-            # A table had no room for what this seat signs: on record all the same.
-            merged = statement if self._ctx.me in statement.signers else None
-        if merged is not None and added in ("new", "proposal") and (added == "new" or self._ctx.me in merged.signers):
-            self._state.save(merged)
-        if added == "new":
-            assert merged is not None
-            self._counts(merged)
-
-    def _counts(self, statement: Statement) -> None:
-        """A freeze or verdict counts from now on."""
-        self._voting.adopting.note(statement)
-        mine = self._voting.counted(statement)
-        tasks = [item.task for item in statement.body.items if item.task in self.evidence.tasks]
-        self._telling.counts(statement, mine=mine)
-        if statement.kind == "verdict":
-            for task in tasks:
-                self._decided(task)
-        self._ctx.trace(f"{statement.kind}_counted", job=self._state.job.job, tasks=tuple(tasks))
-        self._touch(tasks)
-
-    def _decided(self, task: int) -> None:
-        if self._state.decided(task):
-            self._granting.clear(task)
-            self._checkpoints.drop(task)
-            self._collecting.decided(task)
-
-    def _on_adoption(self, statement: Statement, sender: PeerId) -> None:
-        if sender == self._ctx.me or sender in self._state.others:
-            self._fold_adoption(statement)
-            whole = self._voting.adoption(statement.id)
-            if whole is not None and not self._state.seats.signed_by_quorum(whole.signers):
-                self._voting.on_proposal(whole, sender)
-
-    def _fold_adoption(self, statement: Statement) -> None:
-        """Signatures gather here; when there are enough the statement is the job's."""
-        seats = self._state.seats
-        if statement.body.epoch != seats.epoch or self._adopted.issuperset(statement.body.statements):
-            return
-        whole = self._voting.merge_adoption(statement)
-        if seats.signed_by_quorum(whole.signers):
-            self._voting.counted(whole)
-            workers = self._telling.workers(self.evidence.tasks)
-            for peer in dict.fromkeys((self._ctx.me, *self._state.others, self._state.job.submitter, *workers)):
-                self._ctx.deliver(peer, [whole])
-
-    # --- checkpoints -----------------------------------------------------------------------------------------------
-    def _on_checkpoint(self, statement: Statement, sender: PeerId) -> None:
-        """A worker has kept something of a task that it holds; or another seat passes that on."""
-        state, task, worker = self._state, statement.body.task, statement.author
-        if task not in self.evidence.tasks or not state.active or state.decided(task):
-            return
-        if sender != worker and sender in state.others:
-            self._keep_checkpoint(statement)
-            self._checkpoints.relayed(statement, sender, max(1, state.seats.witnesses - 1))
-        elif sender == worker and state.leases[task].of(worker) is not None:
-            self._keep_checkpoint(statement)
-            self._checkpoints.add(statement)
-
-    def _keep_checkpoint(self, statement: Statement) -> None:
-        """Who resumes it says so in its result: then it is evidence, too."""
-        self.evidence.add(statement)
-        self._replication.changed(self._ctx.now)
 
     # --- blobs -----------------------------------------------------------------------------------------------------
     def blob_ready(self, part: Part) -> None:
@@ -450,7 +265,7 @@ class Steward:
         if was_holder:
             self._tell_workers([peer for peer in state.seats.holders if peer not in newcomers])
         self._ctx.trace("seats_changed", job=state.job.job, shard=state.shard, epoch=state.seats.epoch)
-        self._touch(self.evidence.tasks)
+        self._touch(self.evidence.tasks if self._begun else ())
 
     def _hand_on(self) -> None:
         """What was decided while those who hold the seats now were away can be adopted only if they hear of it."""
@@ -478,7 +293,7 @@ class Steward:
         self._voting.adopted()
         found = [self.evidence.get(id) for id in sorted(new)]
         for statement in sorted((s for s in found if s is not None), key=lambda s: (s.kind, s.id)):
-            self._counts(statement)
+            self._intake.counts(statement)
 
     # --- time ------------------------------------------------------------------------------------------------------
     @property
@@ -519,10 +334,14 @@ class Steward:
                 self._state.assignable = True
             case "assign":
                 pass
+            case "early":
+                self._granting.grant_early()
             case "cosign":
                 self._news = True
             case "tell":
                 self._telling.tell_late()
+            case "verdicts":
+                self._telling.tell_held()
 
     # --- what follows ----------------------------------------------------------------------------------------------
     def _settle(self) -> None:
@@ -583,25 +402,16 @@ class Steward:
         state, now = self._state, self._ctx.now
         if not state.assignable or not len(state.claims):
             return False
-        if self._assign_at is None or self._gathering is not None:
-            self._gather()
-        assert self._assign_at is not None
-        if now < self._assign_at:
-            state.wake(("assign", 0), self._assign_at)
+        if self._assign_at is None:
+            # Those who were admitted together claim at the same moment.
+            self._assign_at = now + limits.ASSIGN_MS
+        due = max(self._assign_at, state.gathered_at())
+        if now < due:
+            state.wake(("assign", 0), due)
             return False
         state.assignable = False
-        self._gathering = None
         self._assign_at = now + pause_ms
         return True
-
-    def _gather(self) -> None:
-        """Those who come first wait a little for others."""
-        now, workers = self._ctx.now, len(self._state.claimants())
-        if self._gathering is None:
-            self._gathering = Gathering(now, now, workers)
-        elif self._gathering.workers < workers:
-            self._gathering = replace(self._gathering, latest=now, workers=workers)
-        self._assign_at = self._gathering.over_at
 
     def _watch(self, leader: PeerId | None) -> bool:
         undone: list[tuple[object, ...]] = [*self._voting.undone()]
@@ -647,6 +457,10 @@ class Steward:
         found.sort(key=lambda statement: (restoring.RANK.get(statement.kind, 9), statement.id))
         self._ctx.deliver(peer, [*about, *found], self._state.job.addrs(peer))
 
+    def resume(self) -> None:
+        """A former process of this node had this seat: what it had leased it may hear of again."""
+        self._state.began = self._ctx.now
+
     def restore(self, records: Sequence[Record]) -> None:
         """What a former process of this node had saved of this shard: `state.record_prefix` begins their keys."""
         for statement in restoring.restore(self._state, self._checkpoints, records):
@@ -656,7 +470,7 @@ class Steward:
                     for item in statement.body.items:
                         self._collecting.decided(item.task)
                         gather(self._state, self._outputs, item.task)
-        self._state.mark(*self.evidence.tasks)
+        self._begin()
         self._settle()
 
     def close(self) -> None:
@@ -669,6 +483,12 @@ class Steward:
         self._checkpoints.drop_all()
         self._outputs.drop_all()
 
+    def ran_by(self, count: int) -> tuple[PeerId, ...]:
+        """Workers, some, that are linked and have run a task of the shard."""
+        tasks = self.evidence.tasks
+        found = dict.fromkeys(worker for task in tasks for worker in self._state.committed(task))
+        return tuple(worker for worker in found if self._ctx.peers.linked(worker))[:count]
+
     # --- for people ------------------------------------------------------------------------------------------------
     def views(self, tasks: Iterable[int]) -> tuple[TaskView, ...]:
         return viewing.views(self._state, tasks)
@@ -676,6 +496,7 @@ class Steward:
     def tables(self) -> Iterator[TableReport]:
         """How full its bounded tables are."""
         yield TableReport("claims", len(self._state.claims), limits.CLAIMS_MAX)
+        yield from self._granting.tables()
         yield from self._state.leases.tables()
         yield from self._state.ledger.tables()
         yield from self._voting.tables()
@@ -685,6 +506,8 @@ class Steward:
     @property
     def open_places(self) -> int:
         """Places of open tasks that nobody has."""
+        if not self._begun:
+            return len(self.evidence.tasks) * self._state.job.spec.validate.agree
         return sum(task.places for task in self._state.open.values())
 
     @property

@@ -20,9 +20,9 @@ from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.context import Context
 from nexapod.protocol.v3.job import GATE, JobState
 from nexapod.protocol.v3.steward.ballots import TENURE_RECORD
-from nexapod.protocol.v3.steward.gate import Gate
+from nexapod.protocol.v3.steward.gate.gate import Gate
+from nexapod.protocol.v3.steward.gate.pledges import GATE_RECORD, Pledges
 from nexapod.protocol.v3.steward.inputs import Inputs
-from nexapod.protocol.v3.steward.pledges import GATE_RECORD, Pledges
 from nexapod.protocol.v3.steward.steward import Steward
 from nexapod.protocol.v3.steward.tenure import Tenure
 from nexapod.protocol.v3.tables import TableReport, fullest, in_turn
@@ -80,6 +80,8 @@ class Stewardship:
         self._timers = Timers()
         self._cursor = 0
         """The next shard to be looked at; all have been when it is the number of shards."""
+        self._seats_seen = job.seats_version
+        """The seats as of which they are looked at."""
         self._dirty: deque[int] = deque()
         """Shards whose stewards have not been told yet that the job has changed."""
         self._unsaid: dict[int, None] = {}
@@ -91,6 +93,8 @@ class Stewardship:
         self._caught_up: Millis | None = None
         """When the gate's seats were last asked for all that counts."""
         self._closed = False
+        self._resumed = False
+        """A former process of this node had these seats."""
         if not self.refused:
             self._open_gate()
 
@@ -125,6 +129,8 @@ class Stewardship:
         if known is not None or self._closed or self.refused or not self._has_held(shard):
             return known
         made = self._make_steward(self._ctx, self._job, shard, lambda: self._inputs.has(shard))
+        if self._resumed:
+            made.resume()
         self._stewards[shard] = made
         self._arm(shard)
         return made
@@ -229,7 +235,8 @@ class Stewardship:
         self._tenure.job_changed()
         # Few are told at once, many a few at a time.
         self._dirty = deque(self._stewards)
-        self._cursor = 0
+        if self._seats_seen != self._job.seats_version:
+            self._seats_seen, self._cursor = self._job.seats_version, 0
         self._look_on()
 
     def _open_gate(self) -> None:
@@ -350,8 +357,11 @@ class Stewardship:
 
     # --- inputs ------------------------------------------------------------------------------------------------------
     def _sources(self, shard: int) -> Iterable[PeerId]:
-        """The submitter has them, and so may the other seats, and those before."""
-        return (self._job.submitter, *self._job.seats(shard).holders)
+        """The submitter has them, and so may the other seats, and whoever has run a task of the shard: seats that took
+        over may find nobody else."""
+        steward = self._stewards.get(shard)
+        ran = () if steward is None else steward.ran_by(limits.SOURCES_MAX)
+        return dict.fromkeys((self._job.submitter, *self._job.seats(shard).holders, *ran))
 
     def _hold_or_drop(self, shard: int) -> None:
         if self._ctx.me in self._job.seats(shard).holders:
@@ -413,6 +423,7 @@ class Stewardship:
         """What a former process of this node had saved: before the first tick."""
         of_shards: dict[int, list[Record]] = {}
         tenure: list[Record] = []
+        self._resumed = True
         for record in records:
             machine = record.kind.partition(".")[0]
             if machine == GATE_RECORD and record.value is not None:

@@ -7,12 +7,17 @@ The seat that proposed it tells them when it counts; the others only if it seems
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
 from nexapod.protocol.types import Millis, PeerId, StatementId
 from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.steward.state import ShardState
 from nexapod.protocol.v3.wire.messages import Standing, Status
 from nexapod.protocol.v3.wire.statements import Statement
+
+HELD_MS: Final = 3 * limits.BATCH_MS
+"""For how long a verdict waits for a freeze that goes to the same worker."""
+assert HELD_MS < limits.LEADER_MUTE_MS, "another seat tells workers that seem not to know"
 
 
 class Telling:
@@ -23,11 +28,15 @@ class Telling:
         self._ctx = state.ctx
         self._later: dict[StatementId, tuple[Millis, tuple[PeerId, ...]]] = {}
         """Freezes of other seats, and whom to ask when."""
+        self._held: dict[PeerId, dict[StatementId, Statement]] = {}
+        """Verdicts that these workers have not been told yet: nobody waits for one."""
 
     def counts(self, statement: Statement, *, mine: bool) -> None:
         """A freeze or verdict counts here."""
         workers = self._concerned(statement)
-        if mine:
+        if mine and statement.kind == "verdict":
+            self._hold(statement, workers)
+        elif mine:
             self._tell(statement, workers)
         elif workers:
             when = self._ctx.now + limits.LEADER_MUTE_MS
@@ -51,8 +60,24 @@ class Telling:
 
     def _tell(self, statement: Statement, workers: Iterable[PeerId]) -> None:
         for worker in workers:
+            held = self._held.pop(worker, {})
             if self._ctx.peers.linked(worker):
-                self._ctx.deliver(worker, [statement])
+                self._ctx.deliver(worker, [*held.values(), statement])
+
+    def _hold(self, verdict: Statement, workers: Iterable[PeerId]) -> None:
+        """It goes with the next freeze, or soon."""
+        for worker in workers:
+            self._held.setdefault(worker, {})[verdict.id] = verdict
+        name = ("verdicts", 0)
+        if self._held and name not in self._state.timers:
+            self._state.timers.set(name, self._ctx.now + HELD_MS)
+
+    def tell_held(self) -> None:
+        """No freeze has come that would have taken them along."""
+        held, self._held = self._held, {}
+        for worker, verdicts in held.items():
+            if self._ctx.peers.linked(worker) and not self._state.closed:
+                self._ctx.deliver(worker, verdicts.values())
 
     def tell_late(self) -> None:
         """Results are still not here: the seat that asked for them may be gone."""

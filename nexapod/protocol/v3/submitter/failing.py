@@ -1,11 +1,18 @@
-"""Tells the user of results that did not end well: once each, and no more than it may remember."""
+"""Tells the user of results that did not end well: once each, and no more than it may remember.
+
+The first is kept across restarts: it is what a user who comes back asks for.
+"""
 
 from __future__ import annotations
 
+from nexapod.protocol.errors import PeerError
+from nexapod.protocol.records import Record
 from nexapod.protocol.types import JobId, PeerId
 from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.context import Context
 from nexapod.protocol.v3.notices import TaskFailing
+from nexapod.protocol.v3.submitter import records
+from nexapod.protocol.v3.wire import fields
 from nexapod.protocol.v3.wire.messages import TaskView
 from nexapod.protocol.v3.wire.statements import Statement
 
@@ -40,7 +47,24 @@ class Failing:
     def _tell(self, failing: TaskFailing) -> None:
         about = (failing.task, failing.worker)
         if self.first is None or (about == (self.first.task, self.first.worker) and failing.log):
-            self.first = failing
+            self._keep(failing)
         if about not in self._told and len(self._told) < limits.FAILINGS_MAX:
             self._told[about] = None
             self.ctx.notify(failing)
+
+    # --- on disk ---------------------------------------------------------------------------------------------------
+    def _keep(self, failing: TaskFailing) -> None:
+        if failing == self.first:
+            return
+        self.first = failing
+        value = [failing.task, failing.worker, failing.exit, failing.reason, failing.outcome, failing.log]
+        self.ctx.save(Record(records.FAILING, bytes(self.job), fields.pack(value)))
+
+    def restore(self, value: bytes) -> None:
+        """What a former process had told of first; what cannot be read is told anew."""
+        try:
+            task, worker, exit_status, reason, outcome, log = fields.unpack(value, limits.ENVELOPE_BYTES_MAX)
+        except (PeerError, ValueError, TypeError):
+            return
+        self.first = TaskFailing(self.job, task, worker, exit_status, reason, outcome, log)
+        self._told[task, worker] = None

@@ -54,6 +54,8 @@ class Placing:
         """By member, if it has a seat and has neither placed nor refused."""
         self._unseen = job.spec.shards
         self._shards_of: dict[PeerId, dict[int, None]] = {}
+        self._awaited: dict[PeerId, dict[int, None]] = {}
+        """Those of them that a member has not said to be ready."""
         self._first: dict[int, tuple[PeerId, ...]] = {}
         """Who held a shard by the job itself, where others do now: their `placed` speaks of it."""
         self._ready: dict[int, dict[PeerId, None]] = {}
@@ -88,8 +90,11 @@ class Placing:
             self._first[shard] = moved.before.holders
         for peer in moved.before.holders if moved.before is not None else ():
             self._shards_of.get(peer, {}).pop(shard, None)
+            self._awaited.get(peer, {}).pop(shard, None)
         for peer in moved.now.holders:
             self._shards_of.setdefault(peer, {})[shard] = None
+            if peer not in self._ready.get(shard, ()):
+                self._awaited.setdefault(peer, {})[shard] = None
             # Whoever holds the job already hears of a new seat from those who gave it, and says Ready.
             if peer not in self._counted and not self._holds(shard, peer):
                 self._begin(peer)
@@ -114,7 +119,8 @@ class Placing:
         """A seat by succession holds what its shard needs."""
         if peer in self.job.seats(shard).holders:
             self._ready.setdefault(shard, {})[peer] = None
-            if peer in self._counted or all(self._holds(other, peer) for other in self._shards_of.get(peer, ())):
+            self._awaited.get(peer, {}).pop(shard, None)
+            if peer in self._counted or not self._awaited.get(peer):
                 self._end(peer)
             self._count(shard)
             self.check()

@@ -37,6 +37,7 @@ def prepare(ctx: Context, event: Submit, candidates: Sequence[panel.Candidate]) 
         draw=ctx.entropy,
         friends=event.friends,
         accept_unknown=event.accept_unknown,
+        bytes_max=_room_for_panel(spec),
     )
     whole = replace(spec, panel=tuple(offer.envelope for offer in choice.panel))
     _check_size(whole)
@@ -62,3 +63,8 @@ def _check_size(spec: JobSpec) -> None:
         statements.check_body(spec)
     except PeerError as error:
         raise LocalError(f"the job cannot be signed: {error}") from None
+
+
+def _room_for_panel(spec: JobSpec) -> int:
+    """Bytes that the job has left for its stewards' offers. The list of up to 64 begins with as many as 3."""
+    return statements.BODY_BYTES_MAX - statements.body_size(spec) - 3

@@ -21,6 +21,8 @@ SETTLED: Final = "submission-settled"
 shard's evidence."""
 RATIFIED: Final = "submission-ratified"
 """The ids of the caretakers' successions that the user accepts."""
+FAILING: Final = "submission-failing"
+"""job: the first result that did not end well, as the user was told of it (failing.py)."""
 CLEARED: Final = "submission-cleared"
 """job: u32 of how many shards may still have EVIDENCE of a job that is forgotten otherwise."""
 

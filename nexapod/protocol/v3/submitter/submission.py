@@ -288,6 +288,8 @@ class Submission:
                     self.placing.placed = True
                 case records.RATIFIED:
                     self.settling.restore(records.ids(value))
+                case records.FAILING:
+                    self.deciding.failing.restore(value)
                 case records.SHARD:
                     shards[records.shard_of(record.key)] = value
                 case records.EVIDENCE:

@@ -268,7 +268,11 @@ class Claim:
     job: Annotated[JobId, DIGEST, ""]
     shard: Annotated[int, SHARD, ""]
     seq: Annotated[int, U32, "rises with each of the worker's for the shard"]
-    room: Annotated[int, integer(0, limits.CLAIM_TASKS_MAX), "tasks, beside those in `holding`"]
+    room: Annotated[
+        int,
+        integer(0, limits.CLAIM_TASKS_MAX),
+        "tasks, beside those in `holding`; 0: nothing more, whatever is committed",
+    ]
     holding: Annotated[tuple[int, ...], _TASKS, "tasks that it holds, or is about to"]
     done: Annotated[tuple[int, ...], _TASKS, "tasks that it must not have again"]
     expected_ms: Annotated[Millis, U63, "what it expects one to take; 0: it has run none yet"]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any, Final, Literal, Protocol, TypeAlias
 from weakref import WeakValueDictionary
@@ -70,6 +70,9 @@ class Statement:
     raw: bytes
     """The body's bytes as signed."""
     signatures: tuple[tuple[PeerId, bytes], ...]
+    origin: Statement | None = field(default=None, compare=False, repr=False)
+    """The one that was decoded, of which this is a copy with other signatures: as long as a copy is kept, so is that,
+    and whoever sends the statement again is given the same body."""
 
     @property
     def author(self) -> PeerId:
@@ -188,24 +191,32 @@ def merge(one: Statement, other: Statement) -> Statement:
 def keep_signers(statement: Statement, kept: Iterable[PeerId]) -> Statement:
     """Without the signatures of anybody else: what a certificate shows need not carry more than counts."""
     wanted = frozenset(kept)
-    return replace(statement, signatures=tuple(pair for pair in statement.signatures if pair[0] in wanted))
+    return _copy(statement, tuple(pair for pair in statement.signatures if pair[0] in wanted))
 
 
 def _with(statement: Statement, *added: tuple[PeerId, bytes]) -> Statement:
     if not added:
         return statement
     pairs = sorted((*statement.signatures, *added), key=lambda pair: key_of_peer_id(pair[0]))
-    return replace(statement, signatures=tuple(pairs))
+    return _copy(statement, tuple(pairs))
+
+
+def _copy(statement: Statement, signatures: tuple[tuple[PeerId, bytes], ...]) -> Statement:
+    origin = statement.origin or statement
+    return Statement(statement.id, statement.kind, statement.body, statement.raw, signatures, origin)
+
+
+BODY_BYTES_MAX: Final = limits.ENVELOPE_BYTES_MAX - 256
+"""Of a statement with one author: what its envelope has room for beside version, kind and signature."""
 
 
 def check_body(body: Body) -> None:
     """Raises PeerError naming the field when a body that we are about to sign would be refused by others."""
     schema = SCHEMAS[_KIND_OF[type(body)]]
     raw = fields.pack(schema.encode(body))
-    most = limits.ENVELOPE_BYTES_MAX - 256
-    if len(raw) > most:
-        raise PeerError("too-large", f"{len(raw)} bytes, at most {most} allowed")
-    schema.decode(fields.unpack(raw, most))
+    if len(raw) > BODY_BYTES_MAX:
+        raise PeerError("too-large", f"{len(raw)} bytes, at most {BODY_BYTES_MAX} allowed")
+    schema.decode(fields.unpack(raw, BODY_BYTES_MAX))
 
 
 def body_size(body: Body) -> int:
@@ -270,7 +281,7 @@ def verified(unverified: Unverified, verify: Verify) -> Statement:
         raise PeerError("bad-signature", penalty=50)
     known = _alive.get(unverified.id)
     if known is not None:
-        return known if known.signatures == pairs else replace(known, signatures=pairs)
+        return known if known.signatures == pairs else _copy(known, pairs)
     body = fields.unpacked(raw, limits.ENVELOPE_BYTES_MAX, SCHEMAS[kind].decode)
     made = _alive[unverified.id] = Statement(unverified.id, kind, body, raw, pairs)
     return made

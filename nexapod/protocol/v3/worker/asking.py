@@ -98,7 +98,8 @@ class Asking:
     def peer_down(self, peer: PeerId) -> None:
         """A link is gone, or could not be made."""
         self.claiming.peer_down(peer)
-        self.bidding.peer_down(peer)
+        self.bidding.peer_down(peer, self._prospects)
+        self.look()
 
     def forget_job(self, job: JobId) -> None:
         """The job is over."""
@@ -151,7 +152,7 @@ class Asking:
         room = slots.room_ms(self.profile, loads, now) if self.profile is not None and self._may_ask() else 0
         if room <= 0:
             self.bidding.bid(())
-            self.claiming.ask({})
+            self.claiming.ask({}, busy=bool(loads), full=bool(loads))
             self._wakes.set("opens", slots.opens_at(loads, now))
             return
         loaded: dict[PeerId, Millis] = {}
@@ -159,7 +160,7 @@ class Asking:
             loaded[load.submitter] = loaded.get(load.submitter, 0) + slots.load_ms(load, now)
         workable = self._workable(loaded)
         self.bidding.bid(p for p in workable if p.state.group(self._ctx.me) is None and is_called(p, self._ctx))
-        self.claiming.ask(self._claims(workable, loads, loaded, room))
+        self.claiming.ask(self._claims(workable, loads, loaded, room), busy=bool(loads))
 
     def _workable(self, loaded: Mapping[PeerId, Millis]) -> list[Prospect]:
         """The jobs that this machine would work on, in the order in which it would."""

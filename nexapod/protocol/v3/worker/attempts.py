@@ -103,6 +103,11 @@ class Attempts:
             self._holding[place] = held
         return held
 
+    def vacated(self, place: Place) -> frozenset[int]:
+        """Those of them that have left their slots: what they left is being looked at, or is about to be committed."""
+        mine = self._open.get(place, {}).values()
+        return frozenset(a.task.index for a in mine if isinstance(a.state, Running) and a.state.vacated)
+
     def over(self, place: Place) -> frozenset[int]:
         """Tasks of a shard that this worker committed to and is done with."""
         return frozenset(self._over.get(place, ()))

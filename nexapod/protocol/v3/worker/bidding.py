@@ -87,11 +87,14 @@ class Bidding:
             else:
                 del self._standing[job]
 
-    def peer_down(self, peer: PeerId) -> None:
-        """What waited for its link is lost."""
-        for job, standing in self._standing.items():
+    def peer_down(self, peer: PeerId, prospects: Mapping[JobId, Prospect]) -> None:
+        """What waited for its link is lost. Of a seat that was linked: it may have admitted this worker with its last
+        words, and the other seats take that for told; whoever bids again is answered with it."""
+        for job, standing in list(self._standing.items()):
             if peer in standing.queued:
                 self._standing[job] = replace(standing, queued=standing.queued - {peer})
+            elif peer in prospects[job].state.gate().holders:
+                del self._standing[job]
 
     def forget(self, job: JobId) -> None:
         """The job is over, or has admitted this worker."""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from nexapod.protocol.records import Record
@@ -12,7 +12,7 @@ from nexapod.protocol.types import JobId, Millis, PeerId, StatementId
 from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.context import Context
 from nexapod.protocol.v3.wire.messages import Claim
-from nexapod.protocol.v3.worker import records
+from nexapod.protocol.v3.worker import records, slots
 from nexapod.protocol.v3.worker.attempt import Committed, Revealed
 from nexapod.protocol.v3.worker.attempts import Attempts, Place
 from nexapod.protocol.v3.worker.prospects import Prospect
@@ -21,6 +21,8 @@ STANDING_MAX: Final = 16
 """Shards that one worker asks for work at a time."""
 PATIENCE_MS: Final = limits.LEADER_MUTE_MS
 """A claim that has brought nothing for so long stands on, but its room is offered elsewhere too."""
+ROOM_SHARE: Final = 4
+"""By less than this part of all that it may hold a claim's room may be another than the seats know."""
 SEQ_BLOCK: Final = 4_096
 """Numbers of claims that are reserved on disk at a time, so that they rise across restarts."""
 SEQ_MAX: Final = 2**32 - 1
@@ -34,6 +36,26 @@ class Said:
     room: int
     holding: frozenset[int]
     seats: StatementId
+    given_back: int = 0
+    """Tasks since: the seats take those to be none that it has room for."""
+
+    def room_left(self, holding: frozenset[int], now: Millis) -> int:
+        """The room that the seats take this worker to have, with what it holds now: what was granted since takes of
+        it, what was committed gives it back."""
+        if not self.room or self.at + limits.BID_TTL_MS <= now:
+            return 0
+        return max(0, self.room + len(self.holding) - self.given_back - len(holding))
+
+
+def differs(room: int, known: int, holding: int, *, full: bool) -> bool:
+    """Whether seats that take a worker to have room for `known` more tasks must hear that it has `room`: a little more
+    or less of the same is not worth a message. `full`: it has none because of the short tasks that it holds: of those
+    one more does no harm."""
+    if not known or not (room or full):
+        return room != known
+    if full and known == 1:
+        return False
+    return ROOM_SHARE * abs(room - known) > known + holding
 
 
 @dataclass(slots=True)
@@ -47,6 +69,8 @@ class Standing:
     """Seats that hear it once their links come up."""
     is_stale: bool = False
     """That it is has been noticed."""
+    is_full: bool = False
+    """There is no room just now; as soon as there is, it is wanted again."""
 
 
 class Claiming:
@@ -57,6 +81,7 @@ class Claiming:
         self._prospects = prospects
         self._attempts = attempts
         self._standing: dict[Place, Standing] = {}
+        self._busy = False
         self._seq = 0
         self._reserved = 0
 
@@ -88,6 +113,12 @@ class Claiming:
         if standing is not None:
             standing.since, standing.is_stale = self._ctx.now, False
 
+    def gave_back(self, place: Place) -> None:
+        """A task that the seats granted there."""
+        standing = self._standing.get(place)
+        if standing is not None and standing.said is not None:
+            standing.said = replace(standing.said, given_back=standing.said.given_back + 1)
+
     # --- time ------------------------------------------------------------------------------------------------------
     @property
     def deadline(self) -> Millis | None:
@@ -100,7 +131,11 @@ class Claiming:
         """Say what is due, and forget claims for no room that the seats know of."""
         for place, standing in list(self._standing.items()):
             due = self._due(place, standing)
-            if due is None and not standing.room:
+            if (
+                due is None
+                and not standing.room
+                and not (standing.said and standing.said.room and self._holding(place))
+            ):
                 del self._standing[place]
             elif due is not None and due <= self._ctx.now:
                 self._say(place, standing)
@@ -111,15 +146,21 @@ class Claiming:
             return now if standing.room else None
         if standing.room and said.seats != self._seats(place):
             return now
-        # A seat counts what it has granted since against the room, until that is committed.
-        if standing.room != said.room - len(self._holding(place) - said.holding):
+        # What has left its slot gives its room back when it is committed, which is soon enough for whoever has more.
+        holding = self._holding(place) - (self._attempts.vacated(place) if self._busy else frozenset())
+        left = said.room_left(holding, now)
+        full = standing.is_full and 0 < self._prospects[place[0]].expected_ms < slots.AHEAD_MS
+        if differs(standing.room, left, len(holding), full=full):
             return said.at + limits.BATCH_MS
         return said.at + limits.BID_RENEW_MS if standing.room else None
 
     # --- changes ---------------------------------------------------------------------------------------------------
-    def ask(self, wanted: Mapping[Place, int]) -> None:
-        """Claim so much room in these shards and none in any other."""
+    def ask(self, wanted: Mapping[Place, int], *, busy: bool = False, full: bool = False) -> None:
+        """Claim so much room in these shards and none in any other. `busy`: a task runs or waits; `full`: nowhere is
+        anything wanted, for want of room."""
+        self._busy = busy
         for place, standing in self._standing.items():
+            standing.is_full = full
             self._set_room(standing, min(wanted.get(place, 0), limits.CLAIM_TASKS_MAX))
         for place, room in wanted.items():
             if place not in self._standing and room > 0:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from nexapod.protocol.errors import PeerError
 from nexapod.protocol.timers import Timers
@@ -24,6 +25,10 @@ from nexapod.protocol.v3.worker.attempt import Bind, Bound, Committed, Finished,
 from nexapod.protocol.v3.worker.attempts import Attempt, Attempts, Place
 from nexapod.protocol.v3.worker.proposals import Proposals
 from nexapod.protocol.v3.worker.prospects import Prospect
+
+PARTNER_FACTOR: Final = 2
+"""A commit is not said again before others, this many times slower, have had time for theirs: no seat answers it until
+then, and on a link that stays up nothing is lost."""
 
 
 @dataclass(slots=True)
@@ -130,8 +135,15 @@ class Handover:
         seats = box.prospect.state.seats(body.shard)
         if not box.prospect.state.counts(statement) and not set(statement.signers).intersection(seats.holders):
             return
+        self._note_signers(box, statement)
         if box.freezes.add(statement) is not None:
             self._flush(box)
+
+    def _note_signers(self, box: Outbox, freeze: Statement) -> None:
+        """A seat that has signed a freeze has the commits that it names."""
+        for commit in dict.fromkeys(commit for commit, _ in self._names(box, freeze).values()):
+            if commit in box.letters:
+                box.letters[commit].answered.update(freeze.signers)
 
     def answered(self, attempt: Attempt, seat: PeerId, *, shown: bool) -> None:
         """A seat has what was stated of an attempt; `shown`: its result too, if it was revealed."""
@@ -196,10 +208,11 @@ class Handover:
     def _flush(self, box: Outbox) -> None:
         """Say whatever is due."""
         self._note_seats(box)
-        if _is_due(box.committed_at, self._ctx.now):
-            self._commit(box)
-        if _is_due(box.revealed_at, self._ctx.now):
-            self._reveal(box)
+        now = self._ctx.now
+        commits = _is_due(box.committed_at, now) and self._has_finished(box)
+        if commits or (_is_due(box.revealed_at, now) and self._has_asked(box)):
+            # What is due takes along what would be due soon: the same seats are told.
+            self._post(box, [*self._commit(box), *self._reveal(box)])
         self._repeat(box)
         self._schedule(box)
 
@@ -213,11 +226,18 @@ class Handover:
             letter.answered.intersection_update(seats.holders)
             letter.retry_ms, letter.retry_at = limits.RETRY_MIN_MS, self._ctx.now
 
-    def _commit(self, box: Outbox) -> None:
+    def _has_finished(self, box: Outbox) -> bool:
+        place = (box.prospect.job, box.shard)
+        return any(attempt.place == place for attempt, _ in self._attempts.in_state(Finished))
+
+    def _has_asked(self, box: Outbox) -> bool:
+        return self.profile is not None and bool(self._asked(box))
+
+    def _commit(self, box: Outbox) -> list[Letter]:
         place = (box.prospect.job, box.shard)
         finished = [a for a in self._attempts.at(place) if isinstance(a.state, Finished)]
         if not finished:
-            return
+            return []
         items = tuple(
             results.commit_item(a.task, self._ctx.me, a.state) for a in finished if isinstance(a.state, Finished)
         )
@@ -226,27 +246,32 @@ class Handover:
             self._attempts.move(attempt, Bind(commit))
         self._ctx.trace("tasks_committed", job=place[0], shard=place[1], tasks=[item.task for item in items])
         box.committed_at = self._ctx.now
-        self._post(box, commit)
+        return [self._letter(box, commit, limits.RETRY_MIN_MS + PARTNER_FACTOR * box.prospect.expected_ms)]
 
-    def _reveal(self, box: Outbox) -> None:
+    def _reveal(self, box: Outbox) -> list[Letter]:
         place = (box.prospect.job, box.shard)
         asked = {attempt.task.index: attempt for attempt in self._asked(box)}
         if not asked or self.profile is None:
-            return
+            return []
+        letters = []
         items = [results.reveal_item(a.task, a.state) for a in asked.values() if isinstance(a.state, Committed)]
         for body in results.reveals(*place, box.prospect.spec, self.profile, items):
             reveal = self._ctx.sign(body)
             for item in body.items:
                 self._attempts.move(asked[item.task], Show(reveal))
             self._ctx.trace("results_revealed", job=place[0], shard=place[1], tasks=[i.task for i in body.items])
-            self._post(box, reveal)
+            letters.append(self._letter(box, reveal, limits.LEADER_MUTE_MS))
         box.revealed_at = self._ctx.now
+        return letters
 
-    def _post(self, box: Outbox, statement: Statement) -> None:
-        letter = Letter(statement, retry_at=self._ctx.now + limits.RETRY_MIN_MS)
-        box.letters[statement.id] = letter
+    def _letter(self, box: Outbox, statement: Statement, retry_ms: Millis) -> Letter:
+        retry_ms = min(retry_ms, limits.RENEW_MS)
+        letter = box.letters[statement.id] = Letter(statement, retry_ms=retry_ms, retry_at=self._ctx.now + retry_ms)
+        return letter
+
+    def _post(self, box: Outbox, letters: list[Letter]) -> None:
         for seat in box.prospect.state.seats(box.shard).holders:
-            self._give(box, seat, [letter])
+            self._give(box, seat, letters)
 
     def _give(self, box: Outbox, seat: PeerId, letters: Iterable[Letter]) -> None:
         now = self._ctx.now
@@ -274,9 +299,9 @@ class Handover:
         times = [
             letter.retry_at for letter in box.letters.values() if any(seat not in letter.answered for seat in holders)
         ]
-        if any(attempt.place == place for attempt, _ in self._attempts.in_state(Finished)):
+        if self._has_finished(box):
             times.append(_due_at(box.committed_at, now))
-        if self.profile is not None and not _is_due(box.revealed_at, now) and self._asked(box):
+        if not _is_due(box.revealed_at, now) and self._has_asked(box):
             times.append(_due_at(box.revealed_at, now))
         self._timers.set(place, min(times, default=None))
 

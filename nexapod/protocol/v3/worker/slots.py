@@ -33,10 +33,13 @@ class Load:
 
 def load_ms(load: Load, now: Millis) -> Millis:
     """How much of its slot's next AHEAD_MS a task takes. One that has outrun what was expected may well go on as long
-    again."""
+    again. A short one takes all of its time until it ends, so that the next is asked for when it has ended: then a
+    claim that stands asks for it."""
     if not load.expected_ms:
         return AHEAD_MS
     elapsed = 0 if load.since is None else now - load.since
+    if load.expected_ms < AHEAD_MS and elapsed < 2 * load.expected_ms:
+        return load.expected_ms
     left = load.expected_ms - elapsed if elapsed < load.expected_ms else elapsed
     return max(1, min(AHEAD_MS, left))
 

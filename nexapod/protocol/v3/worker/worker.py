@@ -351,6 +351,7 @@ class Worker:
         for attempt in given:
             self._resuming.forget(attempt.task)
             self._deciding.forget(attempt)
+            self._asking.claiming.gave_back(attempt.place)
         if given:
             self._asking.look()
 

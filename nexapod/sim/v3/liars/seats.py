@@ -41,7 +41,7 @@ class MuteSeat(Liar):
 
 
 class LyingSeat(Liar):
-    """Signs that good tasks have failed, and that bad ones have not."""
+    """Signs that good tasks have failed, that bad ones have not, and that another result than the first was chosen."""
 
     def speaks(self, node: Node, effects: list[Effect]) -> list[Effect]:
         changed = rewritten(effects, "verdict", self._lie)
@@ -50,13 +50,15 @@ class LyingSeat(Liar):
 
     def _lie(self, statement: Statement) -> Statement:
         body: Verdict = statement.body
-        items = tuple(
-            replace(item, outcome="failed", representative=0, pairs=(), reason="I say so")
-            if item.outcome == "accepted"
-            else replace(item, outcome="accepted", representative=0, pairs=((0, 1),), reason="")
-            for item in body.items
-        )
+        items = tuple(self._turned(item) for item in body.items)
         return statements.make(replace(body, items=items), self.signer)
+
+    def _turned(self, item: bodies.VerdictItem) -> bodies.VerdictItem:
+        if item.outcome == "failed":
+            return replace(item, outcome="accepted", representative=0, pairs=((0, 1),), reason="")
+        if self.rng.chance(500):
+            return replace(item, representative=item.representative + 1)
+        return replace(item, outcome="failed", representative=0, pairs=(), reason="I say so")
 
 
 class TwoFacedSeat(Liar):
@@ -135,12 +137,12 @@ class BeaconAborter(Liar):
         self.attacks += 1
         return []
 
-    def _worth(self, admission: Statement, values: dict[PeerId, bytes]) -> int:
+    def _worth(self, admission: Statement, values: dict[PeerId, bytes]) -> bytes:
         """The first task's ticket of its own group by such a beacon: the smaller, the better."""
         body = Beacon(
             admission.body.job, admission.body.epoch, admission.body.round, admission.id, beacons.ordered(values)
         )
-        return lottery.tickets(Digest(beacons.value(body)), body.job, 0, self.me, 1)[0]
+        return lottery.tickets(Digest(beacons.value(body)), body.job, 0, self.me, 1)
 
 
 class Inventor(Liar):

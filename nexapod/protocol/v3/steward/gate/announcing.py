@@ -9,7 +9,7 @@ from nexapod.protocol.types import Millis
 from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.context import Context
 from nexapod.protocol.v3.job import JobState
-from nexapod.protocol.v3.steward.pledges import Pledges
+from nexapod.protocol.v3.steward.gate.pledges import Pledges
 from nexapod.protocol.v3.wire.messages import Announce, Card
 
 CALL_ALL: Final = 1 << 16

@@ -77,7 +77,8 @@ class Bids:
     def batch(
         self, now: Millis, waited_ms: Millis, doubters_max: int, admissible: Callable[[PeerId, Group], bool]
     ) -> Batch:
-        """What one round proposes: bids that have been eligible for `waited_ms`, all doubted by the same seats.
+        """What one round proposes: bids that have been eligible for `waited_ms` (negative: that will soon be), and are
+        all doubted by the same seats.
 
         Undoubted ones go first. One worker of each group comes before the second of any, so that no group fills a
         round.
