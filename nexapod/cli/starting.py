@@ -29,7 +29,7 @@ CONFIG_TEMPLATE: Final = """\
 
 [steward]
 # enabled = true           # false: keep no part of other peers' jobs
-# storage = "5GiB"         # what one job may take of the disk; without it: a quarter of blobs_max
+# storage = "10GiB"        # what one job may take of the disk; without it: half of blobs_max
 # shards = 1024            # parts of one job, of 256 tasks each, that are kept at most
 
 [submit]

@@ -88,8 +88,8 @@ def test_the_sizes_are_those_of_the_code() -> None:
     assert f'"{IMAGES_MIN >> 20}MiB"' in told["images_max"][3]
     kept = {row[0].strip("`"): row for row in rows("steward")}
     assert f'"{STORAGE_MIN >> 20}MiB"' in kept["storage"][3]
-    assert "a quarter of `blobs_max`" in kept["storage"][2]
-    assert JOB_PART == 4
+    assert "half of `blobs_max`" in kept["storage"][2]
+    assert JOB_PART == 2
     assert all(f'"{RATE_MIN >> 10}KiB/s"' in row[3] for row in rows("bandwidth"))
 
 
