@@ -1,7 +1,7 @@
 """Kademlia: finding peers, the peers closest to a key, and who has a blob. Always a hint, always within a deadline.
 
 Never on the path of a claim or a verdict. Holds provider records of others and no values: a put is refused. Knows
-nothing of links and gossip; the daemon hands it the mesh's host and passes what it finds back to the mesh.
+nothing of links; the daemon hands it the mesh's host and passes what it finds back to the mesh.
 """
 
 from __future__ import annotations
