@@ -33,6 +33,8 @@ from nexapod.sim.v3.world import NodeFactory, World
 WRONG: Final = ("wrong", "copycat")
 """Liars that claim wrong results."""
 HARMLESS: Final = ("silent", "hoarder", "late", "withholder", "equivocator", "poisoner", "squatter", "namesake")
+HONEST_SEATS: Final = ("wrong", "silent", "hoarder", "late", "poisoner", "squatter")
+"""Liars whose seats do all that seats must."""
 SEATS: Final = (
     "mute-seat",
     "lying-seat",
@@ -236,10 +238,11 @@ def _with_liars(rng: Rng, plan: Plan, kinds: tuple[str, ...] | None = None) -> P
     others = [kind for kind in chosen if kind not in SEATS and kind not in WRONG]
     chosen = [*seats, *wrong, *others][: max(1, len(places) - agree - 1)]
     peers = list(plan.peers)
-    # Where few would be stewards two seats may be all: then one that lies is a quorum's half, which no rule survives.
+    # Where few would be stewards two seats may be all: then one that holds statements back, or is banned, is a quorum's
+    # half, which no rule survives. Whoever lies about its own work alone is as good a seat as any.
     few = sum(1 for peer in peers if peer.steward) < FEW_STEWARDS
     for place, kind in zip(places, chosen, strict=False):
-        steward = peers[place].steward and (kind in SEATS or not few)
+        steward = peers[place].steward and (kind in SEATS or kind in HONEST_SEATS or not few)
         peers[place] = replace(peers[place], liar=kind, steward=steward)
     return replace(plan, peers=tuple(peers), features=(*plan.features, *chosen))
 

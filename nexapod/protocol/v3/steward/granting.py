@@ -447,11 +447,10 @@ class Granting:
         state, now = self._state, self._ctx.now
         if state.open:
             return
-        typical_ms = state.typical_ms or state.job.spec.limits.wall_ms // limits.LATE_GUESS
         soonest: Millis | None = None
         for task in state.leases:
             helped = state.task(task).extra
-            since = leases.late_since(state.leases[task], state.evidence.commits(task), typical_ms, helped)
+            since = leases.late_since(state.leases[task], state.evidence.commits(task), state.usual_ms, helped)
             if since is None or helped >= limits.LATE_MAX or state.decided(task):
                 continue
             if since > now:

@@ -158,6 +158,11 @@ class ShardState:
         return self._gathering.over_at(self.ctx.now, len(self.job.lottery.roster(self.shard)) + len(self.claimants()))
 
     @property
+    def usual_ms(self) -> Millis:
+        """What tasks take, guessed before any has ended here."""
+        return self.typical_ms or self.job.spec.limits.wall_ms // limits.LATE_GUESS
+
+    @property
     def grows_back(self) -> bool:
         """Whether leases that this process knows nothing of may be older than it."""
         return self.began is not None and self.ctx.now < self.began + limits.LEASE_TTL_MS
