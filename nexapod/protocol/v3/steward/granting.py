@@ -244,7 +244,7 @@ class Granting:
                 self.on_lease(seat, message)
 
     def tables(self) -> tuple[TableReport, ...]:
-        return (TableReport("leases of other seats kept", len(self._early), EARLY_MAX),)
+        return (TableReport("leases of other seats kept", len(self._early), EARLY_MAX), *self._state.pace.tables())
 
     def _on_lease(self, message: messages.Lease) -> None:
         state = self._state
@@ -437,8 +437,7 @@ class Granting:
         # Its worker has room again.
         self._state.assignable = True
         if lease is not None:
-            took, old = max(1, self._ctx.now - lease.granted), self._state.typical_ms
-            self._state.typical_ms = took if old == 0 else (3 * old + took) // 4
+            self._state.pace.ended(lease.group, self._ctx.now - lease.granted)
 
     def help_late(self) -> None:
         """When nothing else is left to do, a task whose worker is late gets one more, and later another: the end must
