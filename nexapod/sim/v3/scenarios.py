@@ -33,8 +33,6 @@ from nexapod.sim.v3.world import NodeFactory, World
 WRONG: Final = ("wrong", "copycat")
 """Liars that claim wrong results."""
 HARMLESS: Final = ("silent", "hoarder", "late", "withholder", "equivocator", "poisoner", "squatter", "namesake")
-HONEST_SEATS: Final = ("wrong", "silent", "hoarder", "late", "poisoner", "squatter")
-"""Liars whose seats do all that seats must."""
 SEATS: Final = (
     "mute-seat",
     "lying-seat",
@@ -61,7 +59,6 @@ FLOODS: Final = (
 )
 UPKEEP: Final = ("Hello", "Sample", "Probe", "Alive", "Announce", "Sync")
 FAULTS_FROM_MS: Final = 500
-FEW_STEWARDS: Final = 7
 FEW_TASKS: Final = 10
 SMALL_MAX: Final = 40
 """Tasks of a job that is not large."""
@@ -92,6 +89,8 @@ class Result:
     traces: tuple[tuple[str, int], ...]
     notices: tuple[tuple[str, int], ...]
     honest_penalties: tuple[tuple[str, int], ...]
+    excused: tuple[str, ...] = ()
+    """Jobs that are not finished since the stewards that their submitter knew cannot be a quorum of honest seats."""
 
     @property
     def messages_per_task(self) -> float:
@@ -238,12 +237,8 @@ def _with_liars(rng: Rng, plan: Plan, kinds: tuple[str, ...] | None = None) -> P
     others = [kind for kind in chosen if kind not in SEATS and kind not in WRONG]
     chosen = [*seats, *wrong, *others][: max(1, len(places) - agree - 1)]
     peers = list(plan.peers)
-    # Where few would be stewards two seats may be all: then one that holds statements back, or is banned, is a quorum's
-    # half, which no rule survives. Whoever lies about its own work alone is as good a seat as any.
-    few = sum(1 for peer in peers if peer.steward) < FEW_STEWARDS
     for place, kind in zip(places, chosen, strict=False):
-        steward = peers[place].steward and (kind in SEATS or kind in HONEST_SEATS or not few)
-        peers[place] = replace(peers[place], liar=kind, steward=steward)
+        peers[place] = replace(peers[place], liar=kind)
     return replace(plan, peers=tuple(peers), features=(*plan.features, *chosen))
 
 
@@ -505,4 +500,5 @@ def result_of(world: World) -> Result:
         traces=tuple(sorted(stats.traces.items())),
         notices=tuple(sorted(stats.notices.items())),
         honest_penalties=tuple(sorted(stats.honest_penalties.items())),
+        excused=tuple(world.checkers.excused),
     )

@@ -40,3 +40,5 @@ KINDS: Final[dict[str, type[Liar]]] = {
     "talker": floods.Talker,
     "newcomer": floods.Newcomer,
 }
+HONEST_SEATS: Final = ("wrong", "silent", "hoarder", "late", "poisoner", "squatter")
+"""Those that lie about their own work alone: as seats they do all that seats must."""
