@@ -147,7 +147,7 @@ def _base(scenario: str, seed: int, least: int = 3, *, light: bool = True) -> Pl
     """`light`: with less work than the seed alone would have."""
     rng = Rng(seed).fork(scenario, "base")
     count = rng.between(least, least + 12)
-    if light and Rng(seed).fork(scenario, "peers").chance(800):
+    if light and Rng(seed).fork(scenario, "peers").chance(900):
         count = least + (count - least) // 2
     peers = _peers(rng, count)
     jobs = tuple(_job(rng, count) for _ in range(1 + rng.chance(300) + rng.chance(200)))
@@ -161,11 +161,11 @@ def _base(scenario: str, seed: int, least: int = 3, *, light: bool = True) -> Pl
 
 
 def _lighter(plan: Plan) -> Plan:
-    """The same world with less work in it. Most jobs have a third of their tasks; a large job, and one world in five
+    """The same world with less work in it. Most jobs have a quarter of their tasks; a large job, and one world in five
     without any, has shards of a few tasks, and as many shards as with those of 256. The scenario `large` has real
     ones."""
     rng = Rng(plan.seed).fork(plan.scenario, "lighter")
-    jobs = plan.jobs if rng.chance(100) else tuple(replace(job, tasks=_fewer(job.tasks)) for job in plan.jobs)
+    jobs = plan.jobs if rng.chance(30) else tuple(replace(job, tasks=_fewer(job.tasks)) for job in plan.jobs)
     large = any(job.tasks > SMALL_MAX for job in jobs)
     if not large and rng.chance(800):
         return replace(plan, jobs=jobs)
@@ -175,7 +175,7 @@ def _lighter(plan: Plan) -> Plan:
 
 
 def _fewer(tasks: int) -> int:
-    return tasks if tasks <= FEW_TASKS or tasks > SMALL_MAX else tasks // 3
+    return tasks if tasks <= FEW_TASKS or tasks > SMALL_MAX else tasks // 4
 
 
 def _in_shards_of(size: int, tasks: int) -> int:
