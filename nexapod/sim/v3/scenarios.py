@@ -6,6 +6,7 @@ shard's seats fewer than a quorum are. What lies outside is in the scenarios nam
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final, Literal
@@ -374,6 +375,30 @@ def crowd(seed: int, peers: int = 300, jobs: int = 4) -> Plan:
     return Plan("crowd", seed, tuple(_peers(rng, peers)), planned, Network(degree=12))
 
 
+def uneven(seed: int, peers: int = 100, tasks: int = 500, sigma: float = 0.7, churn: int = 50) -> Plan:
+    """Machines whose speeds are spread log-normally, and of every thousand `churn` that die while they work."""
+    rng = Rng(seed).fork("uneven")
+    machines = [PeerPlan(speed=max(50, round(1_000 * _log_normal(rng, sigma))), slots=2) for _ in range(peers)]
+    job = JobPlan(0, 10_000, tasks, 10_000)
+    plan = Plan("uneven", seed, tuple(machines), (job,), Network(degree=12 if peers > 50 else 0))
+    span_ms = round(ideal_ms(plan))
+    dying = rng.shuffled(range(1, peers))[: peers * churn // 1_000]
+    crashes = tuple(Crash(job.at + rng.between(1_000, 1_000 + span_ms), peer, None) for peer in dying)
+    return replace(plan, crashes=crashes)
+
+
+def ideal_ms(plan: Plan) -> float:
+    """How long the first job would take if all machines worked on it all the time."""
+    job = plan.jobs[0]
+    return job.tasks * job.agree * job.task_ms * 1_000 / sum(peer.speed * peer.slots for peer in plan.peers)
+
+
+def _log_normal(rng: Rng, sigma: float) -> float:
+    """Box and Muller's way, from two numbers of the seed's."""
+    one, other = (rng.between(1, 999_999) / 1_000_000 for _ in range(2))
+    return math.exp(sigma * math.sqrt(-2 * math.log(one)) * math.cos(2 * math.pi * other))
+
+
 def mixed(seed: int, *, light: bool = True) -> Plan:
     """Each feature is on or off as the seed says."""
     plan = _base("mixed", seed, least=Rng(seed).fork("mixed/least").between(2, 9), light=light)
@@ -457,6 +482,7 @@ SCENARIOS: Final[dict[str, Callable[[int], Plan]]] = {
     "large": large,
     "million": million,
     "crowd": crowd,
+    "uneven": uneven,
 }
 
 
