@@ -4,6 +4,7 @@
     .venv/bin/python benchmarks/growth.py messages [--peers 100,1000]   what a task costs, however many peers there are
     .venv/bin/python benchmarks/growth.py makespan [--peers 1000]       5,000 tasks on uneven machines, some die
     .venv/bin/python benchmarks/growth.py crowd [--peers 10000]         two tasks for each of very many peers
+    .venv/bin/python benchmarks/growth.py certificate [--tasks 1000000] checking what such a job leaves
 
 Everything runs in the simulator of protocol 3: real nodes, a virtual clock. Each says its figures beside their bars and
 exits with 1 when one is missed. `million` keeps the submitter's node in a process of its own, whose memory is what is
@@ -18,6 +19,7 @@ import multiprocessing
 import resource
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -26,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from nexapod.protocol.records import Record
+from nexapod.protocol.v3.certificate.check import check
 from nexapod.protocol.v3.events import Effect, Event, Save
 from nexapod.protocol.v3.node.node import Node
 from nexapod.protocol.v3.notices import JobPlaced
@@ -40,7 +43,9 @@ PLACE_S, PLACE_MB = 60.0, 250.0
 UNHARMED = 1.5
 """How many times as long another job may take meanwhile."""
 MESSAGES, FLAT = 30.0, 1.10
+SPREADING = ("Want", "Job", "Closing")
 MAKESPAN = 1.2
+CHECK_MB = 64.0
 CROWD_S, CROWD_MB = 600.0, 8 * 1024.0
 
 
@@ -198,7 +203,7 @@ def _simulated(plan: Plan) -> tuple[World, scenarios.Result, float]:
 
 
 def messages(options: argparse.Namespace) -> list[Figure]:
-    """The same two jobs in meshes of different sizes: what a task costs must not depend on who else is there."""
+    """The same job in meshes of different sizes: what a task costs must not depend on who else is there."""
     figures: list[Figure] = []
     costs: list[float] = []
     for peers in (int(part) for part in options.peers.split(",")):
@@ -206,6 +211,10 @@ def messages(options: argparse.Namespace) -> list[Figure]:
         world, result, seconds = _simulated(quiet)
         costs.append(result.messages_per_task)
         figures.append(Figure(f"{peers} peers: direct messages a task", result.messages_per_task, MESSAGES))
+        spread = sum(count for kind, count in result.by_kind if kind in SPREADING)
+        figures.append(
+            Figure(f"{peers} peers: ... of them to make the jobs, and their ends, known", spread / result.tasks)
+        )
         gossip = sum(count for kind, count in result.by_kind if kind in scenarios.UPKEEP)
         figures.append(Figure(f"{peers} peers: what peers say of themselves, a peer", gossip / peers))
         figures.append(Figure(f"{peers} peers: seconds of processor time", seconds))
@@ -247,6 +256,48 @@ def crowd(options: argparse.Namespace) -> list[Figure]:
     ]
 
 
+# --- certificates --------------------------------------------------------------------------------------------------
+def write_certificate(path: Path, tasks: int) -> None:
+    """Of a settled job of so many tasks, two replicas each, a shard's results in one statement of each worker."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "protocol3"))
+    import settled_job
+
+    job = settled_job.settled(tasks, batch=128)
+    with path.open("wb") as file:
+        file.writelines(settled_job.build(job.job, job.shards(), job.settlement()))
+
+
+def check_certificate(path: Path, answers: Connection) -> None:
+    """In a process of its own, whose memory is what is measured."""
+    before_mb, began = now_mb(), time.process_time()
+    with path.open("rb") as file:
+        report = check(file.read, verify)
+    answers.send((report.ok, report.accepted, time.process_time() - began, peak_mb() - before_mb))
+
+
+def certificate(options: argparse.Namespace) -> list[Figure]:
+    context = multiprocessing.get_context("spawn")
+    figures: list[Figure] = []
+    grew: list[float] = []
+    for tasks in (options.tasks // 10, options.tasks):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "certificate"
+            write_certificate(path, tasks)
+            ours, theirs = context.Pipe()
+            checking = context.Process(target=check_certificate, args=(path, theirs))
+            checking.start()
+            theirs.close()
+            holds, settled, seconds, grew_mb = ours.recv()
+            checking.join()
+            grew.append(grew_mb)
+            figures.append(Figure(f"{tasks} tasks: bytes of certificate a task", path.stat().st_size / tasks, 1_000.0))
+            figures.append(Figure(f"{tasks} tasks: seconds of processor time to check it", seconds))
+            figures.append(Figure(f"{tasks} tasks: MiB that checking takes", grew_mb, CHECK_MB))
+            figures.append(Figure(f"{tasks} tasks: not shown to be settled", float(tasks - settled * holds), 0.0))
+    figures.append(Figure("memory for ten times the tasks, in times", grew[1] / grew[0]))
+    return figures
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
@@ -265,6 +316,9 @@ def main() -> int:
     part = parts.add_parser("crowd")
     part.add_argument("--peers", type=int, default=10_000)
     part.set_defaults(measure=crowd)
+    part = parts.add_parser("certificate")
+    part.add_argument("--tasks", type=int, default=1_000_000)
+    part.set_defaults(measure=certificate)
     options = parser.parse_args()
     figures: list[Figure] = options.measure(options)
     if options.json:

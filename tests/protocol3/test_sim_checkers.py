@@ -34,7 +34,7 @@ from nexapod.protocol.v3.wire import bodies
 from nexapod.protocol.v3.worker import executing, slots
 from nexapod.protocol.v3.worker.attempt import Committed
 from nexapod.protocol.v3.worker.attempts import Attempts
-from nexapod.protocol.v3.worker.handover import Handover, Outbox
+from nexapod.protocol.v3.worker.handover import Handover, Letter, Outbox
 from nexapod.protocol.v3.worker.inputs import Inputs as WorkerInputs
 from nexapod.protocol.v3.worker.worker import Worker
 from nexapod.sim.v3.plan import Clog, Crash, JobPlan, Order, PeerPlan, Plan
@@ -74,15 +74,15 @@ def never_judges(patch: pytest.MonkeyPatch) -> None:
 def commits_twice(patch: pytest.MonkeyPatch) -> None:
     commit = Handover._commit
 
-    def twice(self: Handover, box: Outbox) -> None:
-        before = set(box.letters)
-        commit(self, box)
-        for letter in [letter for id, letter in box.letters.items() if id not in before]:
+    def twice(self: Handover, box: Outbox) -> list[Letter]:
+        letters = commit(self, box)
+        for letter in letters:
             body: bodies.Commit = letter.statement.body
             items = tuple(replace(item, sealed=Digest(bytes(32))) for item in body.items)
             other = self._ctx.sign(bodies.Commit(body.job, body.shard, items))
             for seat in box.prospect.state.seats(box.shard).holders:
                 self._ctx.deliver(seat, [other])
+        return letters
 
     patch.setattr(Handover, "_commit", twice)
 

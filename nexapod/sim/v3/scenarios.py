@@ -378,7 +378,7 @@ def crowd(seed: int, peers: int = 300, jobs: int = 4) -> Plan:
 def uneven(seed: int, peers: int = 100, tasks: int = 500, sigma: float = 0.7, churn: int = 50) -> Plan:
     """Machines whose speeds are spread log-normally, and of every thousand `churn` that die while they work."""
     rng = Rng(seed).fork("uneven")
-    machines = [PeerPlan(speed=max(50, round(1_000 * _log_normal(rng, sigma))), slots=2) for _ in range(peers)]
+    machines = [PeerPlan(speed=max(50, round(1_000 * _log_normal(rng, sigma))), slots=1) for _ in range(peers)]
     job = JobPlan(0, 10_000, tasks, 10_000)
     plan = Plan("uneven", seed, tuple(machines), (job,), Network(degree=12 if peers > 50 else 0))
     span_ms = round(ideal_ms(plan))
