@@ -34,11 +34,12 @@ from nexapod.protocol.v3.wire import bodies
 from nexapod.protocol.v3.worker import executing, slots
 from nexapod.protocol.v3.worker.attempt import Committed
 from nexapod.protocol.v3.worker.attempts import Attempts
-from nexapod.protocol.v3.worker.handover import Handover, Outbox
+from nexapod.protocol.v3.worker.handover import Handover, Letter, Outbox
 from nexapod.protocol.v3.worker.inputs import Inputs as WorkerInputs
 from nexapod.protocol.v3.worker.worker import Worker
 from nexapod.sim.v3.plan import Clog, Crash, JobPlan, Order, PeerPlan, Plan
 from nexapod.sim.v3.scenarios import simulate
+from nexapod.sim.v3.world import World
 from tests.protocol3.liar_worlds import base, job_of, with_liars
 
 LIMIT_MS: Final = 90_000
@@ -73,15 +74,15 @@ def never_judges(patch: pytest.MonkeyPatch) -> None:
 def commits_twice(patch: pytest.MonkeyPatch) -> None:
     commit = Handover._commit
 
-    def twice(self: Handover, box: Outbox) -> None:
-        before = set(box.letters)
-        commit(self, box)
-        for letter in [letter for id, letter in box.letters.items() if id not in before]:
+    def twice(self: Handover, box: Outbox) -> list[Letter]:
+        letters = commit(self, box)
+        for letter in letters:
             body: bodies.Commit = letter.statement.body
             items = tuple(replace(item, sealed=Digest(bytes(32))) for item in body.items)
             other = self._ctx.sign(bodies.Commit(body.job, body.shard, items))
             for seat in box.prospect.state.seats(box.shard).holders:
                 self._ctx.deliver(seat, [other])
+        return letters
 
     patch.setattr(Handover, "_commit", twice)
 
@@ -268,3 +269,25 @@ def test_a_broken_node_is_seen(case: Case, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("case", [*CASES, *DIRECTED], ids=lambda case: case.breaks.__name__)
 def test_a_whole_node_is_not(case: Case) -> None:
     assert not [violation for plan in case.worlds for violation in simulate(plan).violations]
+
+
+def test_a_job_is_let_off_only_where_no_quorum_of_honest_seats_can_be() -> None:
+    sizes: set[int] = set()
+    for peers in (2, 3, 12):
+        known = World(Plan("panel", 2, (PeerPlan(),) * peers, (JobPlan(0, 2_000, 1, 100),)))
+        known.run_until(2_200)
+        (job,) = known.jobs
+        assert job.id is not None
+        report = known.machines[0].node.job_report(job.id) if known.machines[0].node is not None else None
+        assert report is not None
+        members = [known.by_peer[peer] for peer in report.panel]
+        sizes.add(len(members))
+        needed = min(3, len(members)) // 2 + 1
+        for liars in range(len(members)):
+            for member in members[len(members) - liars :]:
+                member.plan = replace(member.plan, liar="withholder")
+            assert known.checkers._can_finish(job) == (len(members) - liars >= needed)
+            for member in members:
+                member.plan = replace(member.plan, liar="silent" if liars and member is not members[0] else None)
+            assert known.checkers._can_finish(job), "who lies about its own work alone is a good seat"
+    assert min(sizes) < 3 <= max(sizes)

@@ -29,6 +29,7 @@ AT: dict[str, Place] = {
     "filler": "seat",
     "poisoner": "leader",
     "namesake": "leader",
+    "mangler": "seat",
 }
 """Where; the others are strangers to the panel."""
 SLOWER_MAX: dict[str, Millis] = {

@@ -152,3 +152,14 @@ def test_a_claim_in_a_shard_that_is_decided_is_answered_by_every_seat() -> None:
     told = [message for message in worker.heard if isinstance(message, Status)]
     assert len(told) == 3
     assert all(message.tasks == tuple((task, "decided") for task in range(4)) for message in told)
+
+
+def test_workers_that_answer_at_once_make_nobody_else_late() -> None:
+    """A late task gets one more worker: it would be the one that has ended its own."""
+    world = World(3, workers=10, tasks=10, room=4, took_ms=40_000)
+    for eager in world.workers[:2]:
+        eager.took_ms = 10
+    world.claim_all()
+    world.run(30_000)
+    assert not [name for seat in world.seats.values() for name, _ in seat.traces if name == "task_late"]
+    assert world.run(120_000, world.decided)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from nexapod.protocol.types import PeerId
 from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.wire.messages import Deliver, Grant, Lease, LeaseItem, Message, Release, Renew, Status
@@ -112,6 +114,19 @@ def test_a_task_fails_when_nobody_else_would_run_it() -> None:
     (view,) = world.seat(0).steward.views([0])
     assert view.state == "failed"
     assert {(exit_status, reason) for _, exit_status, reason in view.notes} == {(3, "no such file")}
+
+
+@pytest.mark.parametrize("max_replicas", [2, 5])
+def test_a_worker_that_never_ends_holds_no_failure_up_for_as_long_as_a_task_may_run(max_replicas: int) -> None:
+    world = World(3, workers=3, tasks=1, max_replicas=max_replicas)
+    assert world.kit.spec.limits.wall_ms > 1_000_000
+    first, second, silent = sorted(world.workers, key=lambda worker: world.kit.place(worker.signer, 0), reverse=True)
+    for worker in (first, second):
+        worker.result = lambda task: Result(task, outcome="failed", exit=3)
+    silent.result = lambda task: None
+    world.claim_all()
+    assert world.run(200_000, world.decided)
+    assert world.outcomes(world.seat(0)) == ["failed"]
 
 
 def test_the_submitter_hears_of_the_first_failure_before_any_verdict() -> None:

@@ -14,6 +14,7 @@ from nexapod.protocol.v3.steward.claims import Claims
 from nexapod.protocol.v3.steward.judging import Facts, FreezeEntry, RoundOf
 from nexapod.protocol.v3.steward.leading import Leading
 from nexapod.protocol.v3.steward.ledger import GROUPS_MAX, Account, Given, Ledger
+from nexapod.protocol.v3.steward.pace import Pace
 from nexapod.protocol.v3.steward.signed import SKIPPED_MAX, STUCK_MS, Signed
 from nexapod.protocol.v3.wire import statements
 from nexapod.protocol.v3.wire.messages import Claim
@@ -68,6 +69,30 @@ def test_bars_double_and_are_bounded() -> None:
     for i in range(2 * leases.BARS_MAX):
         table = leases.bar(table, PeerId(f"x{i}"), i)
     assert len(table.bars) == leases.BARS_MAX
+
+
+# --- pace ------------------------------------------------------------------------------------------------------------
+def test_a_few_that_answer_at_once_do_not_make_others_late() -> None:
+    pace = Pace()
+    assert pace.typical({"a": 9_000}) == 0, "nobody has ended a task"
+    for group in ("x", "y", "z"):
+        pace.ended(group, 20)
+    running = dict.fromkeys("abcdef", 9000)
+    assert pace.typical(running) == 9_000
+    for name in "abcdef":
+        pace.ended(name, 60_000)
+    assert pace.typical({}) == 60_000
+
+
+def test_a_groups_last_task_counts_most_and_few_are_remembered() -> None:
+    pace = Pace()
+    pace.ended("a", 1_000)
+    pace.ended("a", 5_000)
+    assert pace.typical({"a": 1 << 30}) == 2_000
+    for number in range(2 * GROUPS_MAX):
+        pace.ended(f"g{number}", 7)
+    assert all(table.size <= table.most for table in pace.tables())
+    assert "a" not in pace
 
 
 # --- claims --------------------------------------------------------------------------------------------------------

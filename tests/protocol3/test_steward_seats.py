@@ -32,6 +32,23 @@ def test_what_was_decided_is_adopted_by_the_next_epoch() -> None:
     assert all(seat.job.group(world.workers[0].peer) for seat in world.seats.values() if seat.ctx.me in world.holders())
 
 
+def test_whoever_collects_what_was_adopted_is_told_by_what_it_counts() -> None:
+    world = World(3, spare=1, workers=3)
+    world.claim_all()
+    assert world.run(20_000, world.decided)
+    replace_seat(world, 0)
+    assert world.run(60_000, world.decided)
+    # What the submitter was told when the seats adopted it is lost.
+    world.collected.clear()
+    world.send(world.kit.submitter.peer, world.holders()[0], Collect(world.kit.job, 0, 0))
+    world.flush()
+    kinds = [statement.kind for statement in world.collected]
+    assert kinds.index("adoption") < kinds.index("verdict")
+    world.collected.clear()
+    world.run(10_000)
+    assert "adoption" not in [statement.kind for statement in world.collected]
+
+
 def test_seats_that_all_leave_hand_on_what_they_have_decided_when_they_are_back() -> None:
     world = World(2, spare=2, workers=3)
     kit, old = world.kit, world.holders()

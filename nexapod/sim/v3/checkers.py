@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from nexapod.protocol.errors import LocalError
-from nexapod.protocol.types import JobId, Millis, TaskId
+from nexapod.protocol.types import JobId, Millis, PeerId, TaskId
 from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.certificate.check import check_bytes
 from nexapod.protocol.v3.events import Effect, Event, Penalise, Received, Run, Send, Tick
 from nexapod.protocol.v3.node.node import Node
 from nexapod.protocol.v3.notices import FaultProven, JobSettled, Notice, ResultStored, TaskDecided
 from nexapod.sim.v3.keys import verify
+from nexapod.sim.v3.liars import HONEST_SEATS
 from nexapod.sim.v3.truth import is_right, right_outcome
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ class Checkers:
         """So many are enough to stop; a measurement may count more."""
         self.decided: dict[TaskId, str] = {}
         self._calls = 0
+        self.excused: list[str] = []
+        """Jobs that are not finished and need not be."""
         self._paces: dict[tuple[int, int], _Pace] = {}
         """By machine and process."""
         self._refusals: dict[int, str] = {}
@@ -220,6 +223,9 @@ class Checkers:
     def _is_finished(self, job: Job) -> None:
         if job.over or job.plan.input_missing:
             return
+        if not self._can_finish(job):
+            self.excused.append(job.draft.name)
+            return
         if job.plan.unfit:
             if job.placed_at is None:
                 self.violated("liveness", f"{job.draft.name} is not placed: {self._progress(job)}")
@@ -229,6 +235,21 @@ class Checkers:
                 self.violated("liveness", f"{job.draft.name}, placed by a submitter that is gone, is not finished")
         else:
             self.violated("liveness", f"{job.draft.name} is not settled: {self._progress(job)}")
+
+    def _can_finish(self, job: Job) -> bool:
+        """Whether honest members of its panel could be a quorum of seats. Of a panel of two or one, none may lie: what
+        it holds back, or because it is banned, nobody can do in its place."""
+        panel = self._panel(job)
+        honest = sum(1 for peer in panel if self.world.by_peer[peer].plan.liar in (None, *HONEST_SEATS))
+        return not panel or honest > min(limits.SEATS, len(panel)) // 2
+
+    def _panel(self, job: Job) -> tuple[PeerId, ...]:
+        """As whoever knows the job says."""
+        for machine in self.world.machines:
+            report = machine.node.job_report(job.id) if machine.node is not None and job.id is not None else None
+            if machine.honest and report is not None:
+                return report.panel
+        return ()
 
     def seats_finished(self, job: Job) -> bool:
         """Of each shard some honest seat has every task decided."""

@@ -25,6 +25,8 @@ WORK_FROM: Final[Millis] = SUBMIT_AT + 300
 SETTLE_MS: Final[Millis] = 150_000
 SEAT_LIARS: Final = ("mute-seat", "lying-seat", "two-faced-seat", "beacon-withholder", "beacon-aborter", "inventor")
 WORKER_LIARS: Final = ("wrong", "copycat", "equivocator", "withholder", "silent", "squatter", "filler", "hoarder")
+MANGLED: Final = 500
+"""How often a peer that lies is one that says anything wrong, in thousandths."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ def _job(rng: Rng) -> JobPlan:
 
 
 def _troubled(rng: Rng, plan: Plan, at: Places) -> Plan:
-    names = rng.shuffled(tuple(TROUBLES))[: rng.between(1, 2)]
+    names = rng.shuffled((*TROUBLES, "lying-seat"))[: rng.between(1, 2)]
     for name in names:
         plan = TROUBLES[name](rng, plan, at)
     return replace(plan, features=(*names, *(peer.liar for peer in plan.peers if peer.liar is not None)))
@@ -97,7 +99,8 @@ def _with(plan: Plan, index: int, kind: str) -> Plan:
     if any(peer.liar is not None for peer in plan.peers):
         return plan
     peers = list(plan.peers)
-    peers[index] = replace(peers[index], liar=kind)
+    mangles = Rng(plan.seed).fork("mangles").chance(MANGLED)
+    peers[index] = replace(peers[index], liar="mangler" if mangles else kind)
     return replace(plan, peers=tuple(peers))
 
 

@@ -47,7 +47,7 @@ from nexapod.protocol.v3.notices import JobAccepted, JobPlaced, JobRefused, JobS
 from nexapod.protocol.v3.rules.matching import Policy
 from nexapod.protocol.v3.types import Executor, JobSpec, Limits, Offer, Profile, TrustPolicy, Validate
 from nexapod.protocol.v3.types import Run as RunSpec
-from nexapod.protocol.v3.wire import messages
+from nexapod.protocol.v3.wire import messages, statements
 from nexapod.sim.rng import Rng
 from nexapod.sim.v3.checkers import Checkers
 from nexapod.sim.v3.conduct import Conduct
@@ -69,6 +69,11 @@ DOOMED_FOR_MS: Final = 2_000
 SUBMIT_CHECK_MS: Final = 5_000
 AFTERMATH_MS: Final = 20_000
 """How long the world goes on once every job is over: nothing may go wrong then either."""
+SPREAD_KINDS: Final[tuple[tuple[statements.Kind, str], ...]] = (
+    ("job", "Job"),
+    ("settlement", "Closing"),
+    ("cancel", "Closing"),
+)
 _NIL: Final = 0xC0
 """In msgpack."""
 NodeFactory: TypeAlias = Callable[..., Node]
@@ -658,11 +663,24 @@ class World:
 
 
 def _kind(frame: bytes) -> str:
-    """The message's name; comparing the sets of all jobs, which is about no job, is told apart."""
+    """The message's name. Comparing the sets of all jobs, which is about no job, is told apart; so is how jobs are made
+    known: their bodies, and their closing statements."""
     if len(frame) < 4 or frame[1] >= len(messages.KINDS):
         return "garbage"
     kind = messages.KINDS[frame[1]]
+    if kind == "Deliver":
+        return _SPREADING.get(_first_statement(frame), kind)
     return "Sync" if kind == "Reconcile" and frame[3] == _NIL else kind
+
+
+_SPREADING: Final = {statements.KINDS.index(kind): name for kind, name in SPREAD_KINDS}
+
+
+def _first_statement(frame: bytes) -> int:
+    """The code of the first statement of a Deliver, as its place says: 2 bytes into the first envelope; -1: none."""
+    at = 4 if frame[3] & 0xF0 == 0x90 else 6
+    header = {0xC4: 2, 0xC5: 3, 0xC6: 5}.get(frame[at] if len(frame) > at else 0, len(frame))
+    return frame[at + header + 2] if len(frame) > at + header + 2 else -1
 
 
 def _shown_event(world: World, event: Event) -> str:

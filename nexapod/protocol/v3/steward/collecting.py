@@ -70,7 +70,10 @@ class Collecting:
         since = self._told[peer]
         tasks = sorted(task for task, version in self._changed.items() if version > since)
         sent = self._sent.setdefault(peer, set())
-        fresh = [statement for statement in self._evidence.statements_of(tasks) if statement.id not in sent]
+        # Those of earlier epochs count by what the present seats adopted, of which the owner may have heard nothing.
+        adoptions = [one for one in self._job.about(self._shard) if one.kind == "adoption"] if tasks else []
+        evidence = self._evidence.statements_of(tasks)
+        fresh = [statement for statement in (*adoptions, *evidence) if statement.id not in sent]
         sent.update(statement.id for statement in fresh)
         self._ctx.deliver(peer, fresh)
         self._told[peer] = self._version

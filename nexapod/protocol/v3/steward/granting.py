@@ -244,7 +244,7 @@ class Granting:
                 self.on_lease(seat, message)
 
     def tables(self) -> tuple[TableReport, ...]:
-        return (TableReport("leases of other seats kept", len(self._early), EARLY_MAX),)
+        return (TableReport("leases of other seats kept", len(self._early), EARLY_MAX), *self._state.pace.tables())
 
     def _on_lease(self, message: messages.Lease) -> None:
         state = self._state
@@ -437,8 +437,7 @@ class Granting:
         # Its worker has room again.
         self._state.assignable = True
         if lease is not None:
-            took, old = max(1, self._ctx.now - lease.granted), self._state.typical_ms
-            self._state.typical_ms = took if old == 0 else (3 * old + took) // 4
+            self._state.pace.ended(lease.group, self._ctx.now - lease.granted)
 
     def help_late(self) -> None:
         """When nothing else is left to do, a task whose worker is late gets one more, and later another: the end must
@@ -447,11 +446,10 @@ class Granting:
         state, now = self._state, self._ctx.now
         if state.open:
             return
-        typical_ms = state.typical_ms or state.job.spec.limits.wall_ms // limits.LATE_GUESS
         soonest: Millis | None = None
         for task in state.leases:
             helped = state.task(task).extra
-            since = leases.late_since(state.leases[task], state.evidence.commits(task), typical_ms, helped)
+            since = leases.late_since(state.leases[task], state.evidence.commits(task), state.usual_ms, helped)
             if since is None or helped >= limits.LATE_MAX or state.decided(task):
                 continue
             if since > now:

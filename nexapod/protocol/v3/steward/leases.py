@@ -143,6 +143,11 @@ def late_since(table: TaskLeases, committed: Collection[PeerId], typical_ms: Mil
     return min(running) + patience_ms if running else None
 
 
+def hopeless_at(lease: Lease, typical_ms: Millis) -> Millis:
+    """When nobody waits for a worker any more to say that a task has failed: it was late as often as others help."""
+    return lease.granted + (max(limits.LATE_MIN_MS, limits.LATE_FACTOR * typical_ms) << limits.LATE_MAX)
+
+
 class LeaseTable:
     """The leases of one shard, by task and by worker."""
 

@@ -11,10 +11,11 @@ from nexapod.protocol.types import Millis, PeerId
 from nexapod.protocol.v3 import limits
 from nexapod.protocol.v3.evidence import Frozen
 from nexapod.protocol.v3.rules.agreement import Accepted, Failed, Undecided
-from nexapod.protocol.v3.steward import judging
+from nexapod.protocol.v3.steward import judging, leases
 from nexapod.protocol.v3.steward.assigning import OpenTask
 from nexapod.protocol.v3.steward.batching import Pronounced
 from nexapod.protocol.v3.steward.judging import Decidable, Facts, Freezable, FreezeEntry, Gather, RoundOf, Waiting
+from nexapod.protocol.v3.steward.leases import Lease
 from nexapod.protocol.v3.steward.outputs import Outputs
 from nexapod.protocol.v3.steward.signed import SKIPPED_MAX
 from nexapod.protocol.v3.steward.state import ShardState
@@ -112,7 +113,7 @@ def facts_of(state: ShardState, outputs: Outputs, task: int, frozen: Frozen | No
         signed=state.signed.freeze(task),
         stuck=stuck_at is not None and stuck_at <= state.ctx.now,
         contested=soft.contested,
-        running=any(lease.worker not in frozen_workers for lease in state.leases[task].firm),
+        running=any(lease.worker not in frozen_workers for lease in _awaited(state, task)),
         outputs_here=isinstance(soft.judgement, Accepted) and gathered(state, outputs, task),
         withheld=()
         if before is None
@@ -202,9 +203,8 @@ def _note_idle(state: ShardState, opened: OpenTask) -> None:
     """How long nobody has been there who could still run it."""
     task = opened.task
     soft = state.task(task)
-    if any(
-        lease.worker not in soft.late for lease in state.leases[task].firm if _uncommitted(state, task, lease.worker)
-    ) or has_admissible_claim(state, opened):
+    running = [lease for lease in _awaited(state, task) if _uncommitted(state, task, lease.worker)]
+    if any(lease.worker not in soft.late for lease in running) or has_admissible_claim(state, opened):
         soft.idle_since = None
     else:
         if soft.idle_since is None:
@@ -213,6 +213,19 @@ def _note_idle(state: ShardState, opened: OpenTask) -> None:
             if soft.idle_since + after > state.ctx.now:
                 state.wake(("idle", task), soft.idle_since + after)
                 break
+
+
+def _awaited(state: ShardState, task: int) -> list[Lease]:
+    """Those whose workers are linked, and may still end it: not one that takes far longer than the others did, or one
+    that keeps the task and never ends it would hold its failure up for as long as a task may run."""
+    firm = state.leases[task].firm
+    running = {
+        one.worker: leases.hopeless_at(one, state.usual_ms) for one in firm if _uncommitted(state, task, one.worker)
+    }
+    later = [when for when in running.values() if when > state.ctx.now]
+    if later:
+        state.wake(("slow", task), min(later))
+    return [one for one in firm if running.get(one.worker, state.ctx.now + 1) > state.ctx.now]
 
 
 def _uncommitted(state: ShardState, task: int, worker: PeerId) -> bool:

@@ -25,6 +25,7 @@ from nexapod.protocol.v3.steward.gathering import Gathering
 from nexapod.protocol.v3.steward.judging import RoundOf
 from nexapod.protocol.v3.steward.leases import LeaseTable
 from nexapod.protocol.v3.steward.ledger import Ledger
+from nexapod.protocol.v3.steward.pace import Pace
 from nexapod.protocol.v3.steward.signed import Signed
 from nexapod.protocol.v3.types import Group
 from nexapod.protocol.v3.wire import fields
@@ -96,13 +97,14 @@ class ShardState:
         """Tasks to be looked at again before the call ends."""
         self.assignable = True
         """Claims, presence or open tasks have changed since the last assigning."""
-        self.typical_ms: Millis = 0
-        """What tasks of this shard have taken of late, from lease to commit; 0: none has been seen."""
+        self.pace = Pace()
         self.began: Millis | None = ctx.now if job.seats(shard).epoch else None
         """Since when this process has a seat that another process, or peer, had before it: leases of then grow back by
         Renew. None: of a seat that nobody has had yet, or without one."""
         self._gathering = Gathering(job.spec.policy.grouping)
         self.closed = False
+        self._typical: tuple[Millis, Millis] | None = None
+        """When `typical_ms` was found last, and what."""
         self._claimants: dict[PeerId, Group] | None = None
         """What `claimants` comes to; None: something it rests on has changed."""
 
@@ -156,6 +158,34 @@ class ShardState:
     def gathered_at(self) -> Millis:
         """When the first lease may be given: now or before, once it may."""
         return self._gathering.over_at(self.ctx.now, len(self.job.lottery.roster(self.shard)) + len(self.claimants()))
+
+    @property
+    def typical_ms(self) -> Millis:
+        """What tasks of this shard take of late, from lease to commit; 0: none has been seen."""
+        if not self.pace:
+            return 0
+        if self._typical is None or self._typical[0] != self.ctx.now:
+            self._typical = self.ctx.now, self.pace.typical(self._running())
+        return self._typical[1]
+
+    def _running(self) -> dict[Group, Millis]:
+        """For how long groups that have ended no task run one, the longest, up to what is guessed of it."""
+        found: dict[Group, Millis] = {}
+        for task in self.leases:
+            for lease in self.leases[task].firm:
+                if lease.group not in self.pace and self.evidence.commit_of(task, lease.worker) is None:
+                    ran_ms = min(self.ctx.now - lease.granted, self._guess_ms)
+                    found[lease.group] = max(found.get(lease.group, 0), ran_ms)
+        return found
+
+    @property
+    def _guess_ms(self) -> Millis:
+        return self.job.spec.limits.wall_ms // limits.LATE_GUESS
+
+    @property
+    def usual_ms(self) -> Millis:
+        """What tasks take, guessed before any has ended here."""
+        return self.typical_ms or self._guess_ms
 
     @property
     def grows_back(self) -> bool:

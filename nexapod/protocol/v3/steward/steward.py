@@ -326,7 +326,7 @@ class Steward:
 
     def _timed_out(self, what: str, task: int) -> None:
         match what:
-            case "task" | "stuck" | "bar" | "idle" | "doubt":
+            case "task" | "stuck" | "bar" | "idle" | "doubt" | "slow":
                 self._state.mark(task)
             case "lease":
                 self._granting.expire(task)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from nexapod.sim.v3.liars import floods, seats, workers
+from nexapod.sim.v3.liars import floods, mangling, seats, workers
 from nexapod.sim.v3.liars.base import Liar
 
 KINDS: Final[dict[str, type[Liar]]] = {
@@ -39,4 +39,7 @@ KINDS: Final[dict[str, type[Liar]]] = {
     "leech": floods.Leech,
     "talker": floods.Talker,
     "newcomer": floods.Newcomer,
+    "mangler": mangling.Mangler,
 }
+HONEST_SEATS: Final = ("wrong", "silent", "hoarder", "late", "poisoner", "squatter")
+"""Those that lie about their own work alone: as seats they do all that seats must."""

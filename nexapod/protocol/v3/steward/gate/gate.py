@@ -59,7 +59,10 @@ class Gate:
 
     @property
     def deadline(self) -> Millis | None:
-        return None if self._job.closed else _earliest(self._wake, self.announcer.due)
+        # Before the job is workable nobody is admitted or called, whatever the time.
+        waits = self._state.round is not None or self._admitting.next_objection is not None
+        rests = not self._job.workable and not waits
+        return None if self._job.closed or rests else _earliest(self._wake, self.announcer.due)
 
     def on_message(self, peer: PeerId, message: Bid | Value | Object) -> None:
         """`peer`: on whose link it came. Raises PeerError."""
