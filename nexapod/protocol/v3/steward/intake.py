@@ -167,6 +167,7 @@ class Intake:
         if statement.kind == "adoption":
             self._fold_adoption(statement)
             return
+        known = self._state.evidence.get(statement.id)
         added = self._state.evidence.add(statement)
         if isinstance(added, Contradiction):
             self._prove(added)
@@ -175,11 +176,17 @@ class Intake:
         if merged is None:
             # A table had no room for what this seat signs: on record all the same.
             merged = statement if self._is_mine(statement) else None
-        if merged is not None and (added == "new" or (added == "proposal" and self._is_mine(merged))):
+        if merged is not None and (added == "new" or self._is_own_news(merged, known, added)):
             self._state.save(merged)
         if added == "new":
             assert merged is not None
             self.counts(merged)
+
+    def _is_own_news(self, merged: Statement, known: Statement | None, added: object) -> bool:
+        """What this seat has signed it must know of after a restart, whether all that it names is here or not."""
+        if not self._is_mine(merged):
+            return False
+        return added == "proposal" or known is None or not self._is_mine(known)
 
     def _is_mine(self, statement: Statement) -> bool:
         return self._state.ctx.me in statement.signers
