@@ -8,6 +8,7 @@ where the world cannot tell (a seat that spoke to itself), nothing is said.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from nexapod.protocol.errors import PeerError
@@ -188,7 +189,8 @@ class Conduct:
         if spec is None:
             return
         self._judged.add((machine.index, statement.id))
-        if statement.kind in _KEPT and not any(statement.raw in value for value in machine.disk.values()):
+        kept = chain(machine.disk.values(), machine.removed)
+        if statement.kind in _KEPT and not any(statement.raw in value for value in kept):
             self._violated("says-unsaved", f"peer {machine.index} says a {statement.kind} that is not on its disk")
         match statement.body:
             case Commit() as commit:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final
 
 from nexapod.protocol.records import Record
 from nexapod.protocol.types import BlobRef, Millis, PeerId, TaskId
@@ -13,6 +14,8 @@ from nexapod.sim.rng import Rng
 from nexapod.sim.v3.keys import HashSigner
 from nexapod.sim.v3.liars.base import Liar
 from nexapod.sim.v3.plan import Crash, PeerPlan
+
+REMOVED_MAX: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,8 @@ class Machine:
     latency_ms: Millis
     liar: Liar | None = None
     disk: dict[tuple[str, bytes], bytes] = field(default_factory=dict)
+    removed: deque[bytes] = field(default_factory=lambda: deque(maxlen=REMOVED_MAX))
+    """What lay there until lately: a call may save something and be done with it."""
     blobs: set[BlobRef] = field(default_factory=set)
     node: Node | None = None
     boot: int = 0

@@ -499,7 +499,8 @@ class World:
                 record = effect.record
                 self._trace.update(b"save" + record.kind.encode() + record.key + (record.value or b""))
                 if record.value is None:
-                    machine.disk.pop((record.kind, record.key), None)
+                    removed = machine.disk.pop((record.kind, record.key), None)
+                    machine.removed.append(removed or b"")
                 else:
                     machine.disk[record.kind, record.key] = record.value
 
