@@ -37,7 +37,8 @@ MODULES = (
     *("rules.agreement", "rules.succession", "rules.entitlement", "evidence"),
     *(f"certificate.{name}" for name in ("check", "tally", "build", "framing", "shards")),
 )
-HANG_S = 240
+HANG_S = 20
+"""Of processor time, in one world."""
 MIXED_EVERY = 10
 """So many worlds of `seated`, then one of `mixed`."""
 _COMPARED: dict[type[ast.cmpop], type[ast.cmpop]] = {
@@ -241,6 +242,7 @@ def broken_by(mutant: Mutant | None, seeds: int) -> tuple[str, int]:
     from nexapod.sim.v3 import scenarios
 
     for count, (scenario, seed) in enumerate(worlds(seeds), 1):
+        signal.setitimer(signal.ITIMER_VIRTUAL, HANG_S)
         try:
             result = scenarios.run_seed(scenario, seed)
         except Exception as error:
@@ -257,7 +259,6 @@ def judged(mutant: Mutant, seeds: int) -> Verdict:
     child = os.fork()
     if child == 0:
         os.close(reader)
-        signal.alarm(HANG_S)
         os.write(writer, json.dumps(broken_by(mutant, seeds)).encode())
         os._exit(0)
     os.close(writer)
