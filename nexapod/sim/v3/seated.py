@@ -89,6 +89,9 @@ def _job(rng: Rng) -> JobPlan:
 
 def _troubled(rng: Rng, plan: Plan, at: Places) -> Plan:
     names = rng.shuffled((*TROUBLES, "lying-seat"))[: rng.between(1, 2)]
+    if "left-alone" in names:
+        # Nobody could finish what another trouble had held up.
+        names = ["left-alone"]
     for name in names:
         plan = TROUBLES[name](rng, plan, at)
     return replace(plan, features=(*names, *(peer.liar for peer in plan.peers if peer.liar is not None)))
