@@ -70,7 +70,7 @@ class Collecting:
         since = self._told[peer]
         tasks = sorted(task for task, version in self._changed.items() if version > since)
         sent = self._sent.setdefault(peer, set())
-        # Those of earlier epochs count by what the present seats adopted, of which the owner may have heard nothing.
+        # Those of earlier epochs count by what the present seats have adopted: the owner may have missed that.
         adoptions = [one for one in self._job.about(self._shard) if one.kind == "adoption"] if tasks else []
         evidence = self._evidence.statements_of(tasks)
         fresh = [statement for statement in (*adoptions, *evidence) if statement.id not in sent]
