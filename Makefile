@@ -43,18 +43,16 @@ demo: $(RUNTIME) $(EXAMPLE)/weights.bin ## one bootstrap, five workers, a real p
 test: $(DEV) $(EXAMPLE)/weights.bin ## the whole test pyramid
 	$(BIN)/python -m pytest $(if $(REQUIRE),--require=$(REQUIRE)) $(PYTEST_FLAGS)
 
-sim: $(RUNTIME) ## three hundred seeds through the simulator, and some through that of the core in the making
+sim: $(RUNTIME) ## many seeds through the simulator
 	$(BIN)/nexapod sim --seeds $(SIM_SEEDS)
-	$(BIN)/nexapod sim --seeds $(SIM3_SEEDS) --protocol 3
 
-SIM_SEEDS ?= 0:300
-SIM3_SEEDS ?= 0:20
+SIM_SEEDS ?= 0:60
 
-bench: $(DEV) ## how fast, against what (docs/benchmarks.md); BENCH="blobs containers split core3"
+bench: $(DEV) ## how fast, against what (docs/benchmarks.md); BENCH="blobs containers split core"
 	@missed=""; for name in $(BENCH); do $(BIN)/python benchmarks/$$name.py || missed="$$missed $$name"; done; \
 	test -z "$$missed" || { echo "missed a bar, or could not be measured:$$missed"; exit 1; }
 
-BENCH ?= blobs containers split core3
+BENCH ?= blobs containers split core
 
 check: $(DEV) ## lint, types, layers
 	$(BIN)/ruff check .

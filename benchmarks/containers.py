@@ -37,7 +37,7 @@ from nexapod.cli.client import Client  # noqa: E402
 from nexapod.executor.contract import TaskRun  # noqa: E402
 from nexapod.executor.docker.engine import connect as connect_engine  # noqa: E402
 from nexapod.executor.docker.settings import container_settings  # noqa: E402
-from nexapod.protocol.v3.types import Limits  # noqa: E402
+from nexapod.protocol.types import Limits  # noqa: E402
 
 BAR = 1.10
 HOME = "00000000be9c0000"

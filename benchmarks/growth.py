@@ -27,16 +27,16 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from nexapod.protocol.certificate.check import check
+from nexapod.protocol.events import Effect, Event, Save
+from nexapod.protocol.node.node import Node
+from nexapod.protocol.notices import JobPlaced
 from nexapod.protocol.records import Record
-from nexapod.protocol.v3.certificate.check import check
-from nexapod.protocol.v3.events import Effect, Event, Save
-from nexapod.protocol.v3.node.node import Node
-from nexapod.protocol.v3.notices import JobPlaced
-from nexapod.sim.v3 import scenarios
-from nexapod.sim.v3.checkers import Checkers
-from nexapod.sim.v3.keys import HashSigner, verify
-from nexapod.sim.v3.plan import Plan
-from nexapod.sim.v3.world import World
+from nexapod.sim import scenarios
+from nexapod.sim.checkers import Checkers
+from nexapod.sim.keys import HashSigner, verify
+from nexapod.sim.plan import Plan
+from nexapod.sim.world import World
 
 MEBIBYTE = 1 << 20
 PLACE_S, PLACE_MB = 60.0, 250.0

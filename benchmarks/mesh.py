@@ -239,7 +239,7 @@ async def _alone(module: bytes, runs: int) -> float:
     from nexapod.executor.contract import TaskRun
     from nexapod.executor.wasm.runners import Roots
     from nexapod.executor.wasm.sandbox import WasmExecutor
-    from nexapod.protocol.v3.types import Limits
+    from nexapod.protocol.types import Limits
 
     with tempfile.TemporaryDirectory(prefix="nxp-") as place:
         folder = Path(place)

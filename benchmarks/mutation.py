@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-CORE = "nexapod.protocol.v3"
+CORE = "nexapod.protocol"
 MODULES = (
     *(f"steward.{name}" for name in ("voting", "judging", "refreshing", "granting", "leases", "assigning", "claims")),
     *(f"steward.{name}" for name in ("cosigning", "signed", "proposing", "ballots", "rounds", "pledges", "gate")),
@@ -190,7 +190,7 @@ def _name(func: ast.expr) -> str:
 
 # --- which mutants ---------------------------------------------------------------------------------------------------
 def path_of(module: str) -> Path:
-    return ROOT / "nexapod/protocol/v3" / (module.replace(".", "/") + ".py")
+    return ROOT / "nexapod/protocol" / (module.replace(".", "/") + ".py")
 
 
 def mutants_of(module: str) -> list[Mutant]:
@@ -239,7 +239,7 @@ def broken_by(mutant: Mutant | None, seeds: int) -> tuple[str, int]:
     """In this process: the first rule that a world of a mutant breaks, and how many worlds that took."""
     if mutant is not None:
         sys.meta_path.insert(0, _Mutated(mutant))
-    from nexapod.sim.v3 import scenarios
+    from nexapod.sim import scenarios
 
     for count, (scenario, seed) in enumerate(worlds(seeds), 1):
         signal.setitimer(signal.ITIMER_VIRTUAL, HANG_S)

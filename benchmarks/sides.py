@@ -108,7 +108,7 @@ async def provide(home: Path, source: Path, port: int) -> None:
 
 
 async def fetch(home: Path, name: str, addrs: list[str]) -> None:
-    from nexapod.protocol.types import BlobRef, Part, PeerId
+    from nexapod.protocol.primitives import BlobRef, Part, PeerId
 
     side, ref = Side(home, tell="TELL" in os.environ), BlobRef.parse(name)
     peers = [PeerId(addr.rpartition("/p2p/")[2]) for addr in addrs]

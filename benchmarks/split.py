@@ -27,7 +27,7 @@ from typing import Any, get_args
 
 from nexapod.cli.records import By
 from nexapod.cli.splitting import Cut, split_file
-from nexapod.protocol.v3.limits import CHUNK_BYTES, SHARD_TASKS
+from nexapod.protocol.limits import CHUNK_BYTES, SHARD_TASKS
 
 ROOT = Path(__file__).parents[1]
 TASKS = 10_000

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from nexapod.executor.contract import TaskRun
-from nexapod.protocol.types import ExecutorName
-from nexapod.protocol.v3.types import Limits
+from nexapod.protocol.primitives import ExecutorName
+from nexapod.protocol.types import Limits
 
 SEED = bytes(32)
 

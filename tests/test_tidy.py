@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import re
 import tokenize
 import tomllib
 from collections.abc import Iterator
-from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 
 import pytest
 
 from nexapod import version
-from nexapod.protocol import limits, statements
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "nexapod"
-PROTOCOL_MD = ROOT / "docs" / "protocol.md"
 LINES_MAX = 700
 MODULES = sorted(PACKAGE.rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 EMPTY_ALLOWED = {"__init__.py"}
-LONGER = {"nexapod/protocol/node.py", "nexapod/protocol/steward.py", "nexapod/protocol/worker.py"}
-"""One machine each, with all that can change its state in one file: these may have up to LONGER_LINES_MAX."""
-LONGER_LINES_MAX = 800
 PRINTING = {"nexapod/executor/wasm/runner.py", "nexapod/executor/wasm/cache.py"}
 """A process of its own, without the daemon's log: what it says to its stderr is all that it can say."""
 PAUSING = {"tests/loopback/test_mesh_containment.py"}
@@ -68,7 +61,7 @@ def test_every_module_says_what_it_is_for(path: Path) -> None:
 @pytest.mark.parametrize("path", MODULES, ids=_name)
 def test_no_module_is_long(path: Path) -> None:
     lines = len(path.read_text(encoding="utf-8").splitlines())
-    most = LONGER_LINES_MAX if _name(path) in LONGER else LINES_MAX
+    most = LINES_MAX
     assert lines <= most, f"{_name(path)} has {lines} lines: it is more than one thing"
 
 
@@ -143,44 +136,6 @@ def test_no_path_of_a_private_machine_is_mentioned() -> None:
 
 
 # --- documents -----------------------------------------------------------------------------------------------------
-def _table_rows(heading: str) -> list[list[str]]:
-    """The cells of the rows of the first table below a heading of docs/protocol.md."""
-    text = PROTOCOL_MD.read_text(encoding="utf-8")
-    assert heading in text, f"docs/protocol.md has no heading {heading!r}"
-    rows: list[list[str]] = []
-    for line in text.split(heading + "\n", 1)[1].splitlines():
-        if line.startswith("|"):
-            rows.append([cell.strip() for cell in line.strip("|").split("|")])
-        elif rows:
-            break
-    return rows[2:]
-
-
-def _number(cell: str) -> int:
-    return int(cell.replace(" ", "").replace("`", ""))
-
-
-def test_the_table_of_limits_is_that_of_the_code() -> None:
-    documented = {row[0].strip("`"): _number(row[1]) for row in _table_rows("### 13.1 Limits shared by all peers")}
-    actual = {name: value for name, value in vars(limits).items() if name.isupper() and isinstance(value, int)}
-    assert documented == actual
-
-
-def test_the_table_of_local_choices_is_that_of_the_code() -> None:
-    rows = _table_rows("### 13.2 Choices of this implementation")
-    assert len(rows) > 5
-    for module, name, value, *_ in rows:
-        found = getattr(importlib.import_module(f"nexapod.protocol.{module.strip('`')}"), name.strip("`"))
-        assert found == _number(value), name
-
-
-@pytest.mark.parametrize("kind", sorted(statements.SCHEMAS))
-def test_every_field_of_a_statement_is_specified_in_its_place(kind: str) -> None:
-    [body] = [c for c, k in statements._KIND_OF.items() if k == kind]
-    rows = _table_rows(f"### `{kind}`")
-    assert [(row[0], row[1]) for row in rows] == [(str(n), f"`{f.name}`") for n, f in enumerate(fields(body))]
-
-
 def test_every_decision_is_in_the_index_and_every_entry_leads_somewhere() -> None:
     folder = ROOT / "docs" / "decisions"
     numbered = {path.name for path in folder.glob("[0-9][0-9][0-9][0-9]-*.md")}

@@ -14,8 +14,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from nexapod.api.backend import ApiError, Backend, JobEvent, Json
 from nexapod.api.event_buffer import EventBuffer
-from nexapod.protocol.types import BlobRef, JobId
-from nexapod.protocol.v3.limits import CHUNK_BYTES
+from nexapod.protocol.limits import CHUNK_BYTES
+from nexapod.protocol.primitives import BlobRef, JobId
 
 log = structlog.get_logger()
 

@@ -23,11 +23,11 @@ from nexapod.api.blob_routes import BLOB_PATH, about_blobs
 from nexapod.api.guard import BodyLimit
 from nexapod.api.image_routes import ARCHIVE_PATH, about_images
 from nexapod.api.task_routes import about_work
+from nexapod.protocol import limits
 from nexapod.protocol.errors import LocalError, PeerError
-from nexapod.protocol.types import BlobRef, JobId, PeerId
-from nexapod.protocol.v3 import limits
-from nexapod.protocol.v3.types import JobSpec, Split
-from nexapod.protocol.v3.wire import statements
+from nexapod.protocol.primitives import BlobRef, JobId, PeerId
+from nexapod.protocol.types import JobSpec, Split
+from nexapod.protocol.wire import statements
 from nexapod.version import __version__
 
 log = structlog.get_logger()

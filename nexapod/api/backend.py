@@ -10,8 +10,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
-from nexapod.protocol.types import BlobRef, JobId, PeerId
-from nexapod.protocol.v3.types import JobSpec
+from nexapod.protocol.primitives import BlobRef, JobId, PeerId
+from nexapod.protocol.types import JobSpec
 
 Json: TypeAlias = dict[str, Any]
 EventName: TypeAlias = Literal[

@@ -11,7 +11,7 @@ from nexapod.api import models
 from nexapod.api.answers import BlobAnswer, Reply
 from nexapod.api.backend import Backend, Invalid, NotFound
 from nexapod.api.uploads import announced_size, exactly
-from nexapod.protocol.types import BlobRef
+from nexapod.protocol.primitives import BlobRef
 
 BLOB_PATH: Final = "/v1/blobs"
 BLOBS_PER_PAGE: Final = 1_000

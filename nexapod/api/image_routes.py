@@ -11,7 +11,7 @@ from starlette.responses import Response
 from nexapod.api.answers import Reply
 from nexapod.api.backend import Backend
 from nexapod.api.uploads import announced_size, exactly
-from nexapod.protocol.v3 import limits
+from nexapod.protocol import limits
 
 ARCHIVE_PATH: Final = "/v1/images/archive"
 PLATFORM_MAX: Final = 100

@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, WithJsonSchema
 
-from nexapod.protocol.types import BlobRef, File, PeerId, key_of_peer_id
-from nexapod.protocol.v3 import limits, types
-from nexapod.protocol.v3.limits import RETENTION_DEFAULT_MS, TASKS_MAX
+from nexapod.protocol import limits, types
+from nexapod.protocol.limits import RETENTION_DEFAULT_MS, TASKS_MAX
+from nexapod.protocol.primitives import BlobRef, File, PeerId, key_of_peer_id
 
 
 def _peer(value: object) -> PeerId:

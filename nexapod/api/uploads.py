@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from fastapi import Request
 
 from nexapod.api.backend import Invalid, TooLarge
-from nexapod.protocol.v3 import limits
+from nexapod.protocol import limits
 
 
 def announced_size(request: Request) -> int:

@@ -15,7 +15,7 @@ from nexapod.blobs.frames import Answer, AskChunk, AskList, ChunkPart, ListPart,
 from nexapod.blobs.rates import Rates
 from nexapod.blobs.serving import LINK_ERRORS, Send
 from nexapod.protocol.errors import PeerError
-from nexapod.protocol.types import PeerId
+from nexapod.protocol.primitives import PeerId
 
 ASKED_PER_PEER_MAX = 12
 """Questions open at one peer: below what an honest server accepts, even with some that we gave up."""

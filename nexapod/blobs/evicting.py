@@ -7,7 +7,7 @@ import os
 from nexapod.blobs.errors import disk_errors
 from nexapod.blobs.files import Layout, name_of, ref_named
 from nexapod.blobs.reading import not_here
-from nexapod.protocol.types import BlobRef
+from nexapod.protocol.primitives import BlobRef
 
 
 def uses(layout: Layout) -> list[tuple[float, BlobRef]]:

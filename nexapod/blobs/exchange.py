@@ -20,7 +20,7 @@ from nexapod.blobs.rates import Rates
 from nexapod.blobs.serving import Send, Server
 from nexapod.blobs.store import BlobStore
 from nexapod.protocol.errors import PeerError
-from nexapod.protocol.types import BlobRef, Part, PeerId
+from nexapod.protocol.primitives import BlobRef, Part, PeerId
 
 log = structlog.get_logger()
 

@@ -26,7 +26,7 @@ from nexapod.blobs.errors import BlobError, BlobUnavailable, QuotaExceeded
 from nexapod.blobs.frames import LIST_PIECE_DIGESTS, AskChunk, AskList
 from nexapod.blobs.store import BlobStore
 from nexapod.protocol.errors import PeerError
-from nexapod.protocol.types import BlobRef, Part, PeerId, blob_root
+from nexapod.protocol.primitives import BlobRef, Part, PeerId, blob_root
 
 log = structlog.get_logger()
 

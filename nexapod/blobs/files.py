@@ -23,7 +23,7 @@ from pathlib import Path
 
 from nexapod.blobs.errors import BlobError, BlobTooLarge, disk_errors
 from nexapod.protocol.limits import CHUNK_BYTES
-from nexapod.protocol.types import BlobRef, blob_root
+from nexapod.protocol.primitives import BlobRef, blob_root
 
 DIGEST_BYTES = 32
 CheckCancelled = Callable[[], None]

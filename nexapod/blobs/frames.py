@@ -16,10 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from nexapod.protocol import codec
 from nexapod.protocol.errors import PeerError
 from nexapod.protocol.limits import BLOB_BYTES_MAX, CHUNK_BYTES, FRAME_BYTES_MAX
-from nexapod.protocol.types import BlobRef, Digest
+from nexapod.protocol.primitives import BlobRef, Digest
+from nexapod.protocol.wire import fields
 
 FRAMING_BYTES = 64
 PIECE_BYTES = 240 * 1024
@@ -65,38 +65,38 @@ Question: TypeAlias = AskList | AskChunk
 Answer: TypeAlias = ListPart | ChunkPart | NotHere
 Frame: TypeAlias = Question | Answer
 
-_ID = codec.integer(0, ID_MAX)
-_DIGEST = codec.binary(32)
-_SIZE = codec.integer(0, BLOB_BYTES_MAX)
-_CHUNK = codec.integer(0, BLOB_BYTES_MAX // CHUNK_BYTES)
-_OFFSET = codec.integer(0, CHUNK_BYTES)
-_DATA = codec.binary(1, PIECE_BYTES)
+_ID = fields.integer(0, ID_MAX)
+_DIGEST = fields.binary(32)
+_SIZE = fields.integer(0, BLOB_BYTES_MAX)
+_CHUNK = fields.integer(0, BLOB_BYTES_MAX // CHUNK_BYTES)
+_OFFSET = fields.integer(0, CHUNK_BYTES)
+_DATA = fields.binary(1, PIECE_BYTES)
 
 
 def encode(frame: Frame) -> bytes:
     """The bytes of a frame, at most FRAME_BYTES_MAX."""
     match frame:
         case AskList(id, ref, first):
-            return codec.pack(["l", id, ref.digest, ref.size, first])
+            return fields.pack(["l", id, ref.digest, ref.size, first])
         case AskChunk(id, ref, chunk):
-            return codec.pack(["c", id, ref.digest, ref.size, chunk])
+            return fields.pack(["c", id, ref.digest, ref.size, chunk])
         case ListPart(id, data):
-            return codec.pack(["L", id, data])
+            return fields.pack(["L", id, data])
         case ChunkPart(id, offset, data):
-            return codec.pack(["C", id, offset, data])
+            return fields.pack(["C", id, offset, data])
         case NotHere(id):
-            return codec.pack(["n", id])
+            return fields.pack(["n", id])
 
 
 def decode(data: bytes) -> Frame:
     """Raises PeerError on anything that is not a frame, never another error."""
-    raw = codec.unpack(data, FRAME_BYTES_MAX)
+    raw = fields.unpack(data, FRAME_BYTES_MAX)
     if type(raw) is not list or len(raw) < 2 or type(raw[0]) is not str:
         raise PeerError("bulk-frame", "not an array that begins with a kind")
-    fields = _FIELDS.get(raw[0])
-    if fields is None or len(raw) != fields[0]:
+    form = _FIELDS.get(raw[0])
+    if form is None or len(raw) != form[0]:
         raise PeerError("bulk-frame", "unknown kind or wrong number of fields")
-    return fields[1](raw)
+    return form[1](raw)
 
 
 def _ref(raw: list[Any]) -> BlobRef:

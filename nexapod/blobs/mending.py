@@ -9,7 +9,7 @@ from nexapod.blobs.errors import BlobMissing, disk_errors
 from nexapod.blobs.files import CheckCancelled, Layout, name_of, sync_folder, write_small
 from nexapod.blobs.partial import Partial
 from nexapod.blobs.reading import not_here, object_digests, read_list
-from nexapod.protocol.types import BlobRef, blob_root
+from nexapod.protocol.primitives import BlobRef, blob_root
 
 
 @dataclass(frozen=True, slots=True)

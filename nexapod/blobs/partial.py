@@ -31,7 +31,7 @@ from nexapod.blobs.files import (
 )
 from nexapod.blobs.reading import not_here
 from nexapod.protocol.limits import CHUNK_BYTES
-from nexapod.protocol.types import BlobRef, blob_root
+from nexapod.protocol.primitives import BlobRef, blob_root
 
 ABSENT, CLAIMED, CHECKED = 0, 1, 2
 """What is known of a chunk: not here; said to be here; seen to be here by this process."""

@@ -7,7 +7,7 @@ from typing import Final
 
 from nexapod.blobs.errors import BlobError, disk_errors
 from nexapod.blobs.files import Layout, name_of, ref_named, sync_folder
-from nexapod.protocol.types import BlobRef
+from nexapod.protocol.primitives import BlobRef
 
 PINS_MAX: Final = 100_000
 

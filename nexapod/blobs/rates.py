@@ -13,7 +13,7 @@ from typing import Final
 
 import trio
 
-from nexapod.protocol.types import PeerId
+from nexapod.protocol.primitives import PeerId
 
 RATE_MIN: Final = 64 << 10
 """Below it an answer would take longer than the peers that asked wait for it."""

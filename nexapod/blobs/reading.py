@@ -12,7 +12,7 @@ from typing import TypeAlias
 from nexapod.blobs.errors import BlobCorrupt, BlobError, BlobMissing, disk_errors
 from nexapod.blobs.files import CheckCancelled, Layout, chunk_length, split_digests, write_all
 from nexapod.protocol.limits import CHUNK_BYTES
-from nexapod.protocol.types import BlobRef, blob_root
+from nexapod.protocol.primitives import BlobRef, blob_root
 
 ReadChunk: TypeAlias = Callable[[int], bytes]
 """The bytes of a chunk, checked. Raises BlobMissing, BlobCorrupt, BlobError."""

@@ -32,7 +32,7 @@ from nexapod.blobs.frames import (
 from nexapod.blobs.rates import Rates
 from nexapod.blobs.store import BlobStore
 from nexapod.protocol.limits import CHUNK_BYTES
-from nexapod.protocol.types import BlobRef, PeerId
+from nexapod.protocol.primitives import BlobRef, PeerId
 
 log = structlog.get_logger()
 

@@ -28,7 +28,7 @@ from nexapod.blobs.pins import Pins
 from nexapod.blobs.reading import Range, ReadChunk
 from nexapod.blobs.room import Quota, Reservation, Room
 from nexapod.protocol.limits import BLOB_BYTES_MAX, CHUNK_BYTES
-from nexapod.protocol.types import BlobRef, Part
+from nexapod.protocol.primitives import BlobRef, Part
 
 log = structlog.get_logger()
 

@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import IO, Any, Final, TypeAlias
 
 from nexapod.blobs.errors import BlobError, disk_errors
-from nexapod.protocol import codec
 from nexapod.protocol.errors import PeerError
-from nexapod.protocol.limits import BLOB_BYTES_MAX, PATH_MAX
-from nexapod.protocol.types import BlobRef
+from nexapod.protocol.limits import PATH_MAX
+from nexapod.protocol.primitives import BlobRef
+from nexapod.protocol.wire import fields
 
 MAGIC: Final = "nexapod-tree"
 VERSION: Final = 1
@@ -34,8 +34,8 @@ ENTRIES_MAX: Final = 100_000
 MANIFEST_BYTES_MAX: Final = 32 << 20
 HEADER_BYTES_MAX: Final = 64 << 10
 """A name or an extended header in a tar archive: read into memory as a whole."""
-_PATH = codec.path(PATH_MAX)
-_BLOB = codec.blob(BLOB_BYTES_MAX)
+_PATH = fields.PATH
+_BLOB = fields.BLOB
 _TAR_HEADERS: Final = (
     tarfile.XHDTYPE,
     tarfile.XGLTYPE,
@@ -77,7 +77,7 @@ def encode(entries: Iterable[Entry]) -> bytes:
     ordered = sorted(entries, key=lambda entry: entry.path.encode("utf-8", "surrogatepass"))
     _check(ordered)
     rows = [[entry.path, entry.executable, entry.blob.digest, entry.blob.size] for entry in ordered]
-    data = codec.pack([MAGIC, VERSION, rows])
+    data = fields.pack([MAGIC, VERSION, rows])
     if len(data) > MANIFEST_BYTES_MAX:
         raise TreeRefused(f"the list of its files has more than {MANIFEST_BYTES_MAX} bytes: pack some of them together")
     return data
@@ -86,7 +86,7 @@ def encode(entries: Iterable[Entry]) -> bytes:
 def decode(data: bytes) -> list[Entry]:
     """The entries of a manifest, from any bytes. Raises TreeRefused."""
     try:
-        raw = codec.unpack(data, MANIFEST_BYTES_MAX)
+        raw = fields.unpack(data, MANIFEST_BYTES_MAX)
         if type(raw) is not list or len(raw) != 3 or raw[0] != MAGIC:
             raise TreeRefused("this blob is no tree")
         if raw[1] != VERSION:
@@ -97,20 +97,20 @@ def decode(data: bytes) -> list[Entry]:
     except PeerError as error:
         raise TreeRefused(f"this tree is malformed: {error.detail or error.rule}") from None
     _check(entries)
-    if codec.pack([MAGIC, VERSION, raw[2]]) != data:
+    if fields.pack([MAGIC, VERSION, raw[2]]) != data:
         raise TreeRefused("this tree is not written in the one way in which trees are")
     return entries
 
 
 def is_tree(start: bytes) -> bool:
     """Whether a blob that begins like this is meant as a tree."""
-    return start.startswith(codec.pack([MAGIC, VERSION, []])[: len(MAGIC) + 3])
+    return start.startswith(fields.pack([MAGIC, VERSION, []])[: len(MAGIC) + 3])
 
 
 def _entry(row: Any) -> Entry:
     if type(row) is not list or len(row) != 4:
         raise TreeRefused("this tree is malformed: a file is a path, a mark, a digest and a size")
-    return Entry(_PATH.decode(row[0]), codec.BOOL.decode(row[1]), _BLOB.decode(row[2:]))
+    return Entry(_PATH.decode(row[0]), fields.BOOL.decode(row[1]), _BLOB.decode(row[2:]))
 
 
 def _check(entries: list[Entry]) -> None:

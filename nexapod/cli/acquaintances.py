@@ -9,7 +9,7 @@ from nexapod.cli.console import note
 from nexapod.cli.safe import safe
 from nexapod.config import ConfigError, Flags, load
 from nexapod.protocol.errors import LocalError
-from nexapod.protocol.types import PeerId
+from nexapod.protocol.primitives import PeerId
 from nexapod.store.home import Home
 
 

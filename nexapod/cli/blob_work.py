@@ -19,7 +19,7 @@ from nexapod.cli.console import byte_progress, facts, note, print_json, say, tab
 from nexapod.cli.errors import FAILED, OK, BadResult, DiskTrouble, FileChanged, NothingThere, Refused
 from nexapod.cli.quantities import show_duration, show_size
 from nexapod.cli.safe import safe
-from nexapod.protocol.types import BlobRef
+from nexapod.protocol.primitives import BlobRef
 
 VERIFY_S: Final = 3600.0
 LIST_PAGE: Final = 1_000

@@ -15,7 +15,7 @@ from typing import IO, Any, Final
 
 from nexapod.cli.errors import CliError, ConnectionLost, DaemonFailed, NothingThere, Refused, Unreachable
 from nexapod.cli.safe import safe
-from nexapod.protocol.types import BlobRef
+from nexapod.protocol.primitives import BlobRef
 from nexapod.store.home import short_socket_path
 
 CONNECT_TIMEOUT_S: Final = 5.0

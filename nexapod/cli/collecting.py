@@ -24,8 +24,8 @@ from nexapod.cli.console import byte_progress, note, print_json, say
 from nexapod.cli.errors import FAILED, OK, BadResult, CliError, DiskTrouble, UnsafePath
 from nexapod.cli.safe import is_plain_name, is_plain_path, safe
 from nexapod.cli.splitting import pieces
-from nexapod.protocol.types import BlobRef, blob_root
-from nexapod.protocol.v3.limits import CHUNK_BYTES
+from nexapod.protocol.limits import CHUNK_BYTES
+from nexapod.protocol.primitives import BlobRef, blob_root
 
 MANIFEST: Final = "nexapod.json"
 PART: Final = ".nexapod-part"

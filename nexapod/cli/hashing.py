@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
 
-from nexapod.protocol.types import BlobRef, blob_root
-from nexapod.protocol.v3.limits import CHUNK_BYTES
+from nexapod.protocol.limits import CHUNK_BYTES
+from nexapod.protocol.primitives import BlobRef, blob_root
 
 AHEAD_MAX: Final = 4
 """Chunks that wait to be hashed: more would only take memory."""

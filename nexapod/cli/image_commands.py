@@ -15,7 +15,7 @@ from nexapod.cli.jobfile import Plan
 from nexapod.cli.quantities import show_size
 from nexapod.cli.safe import safe
 from nexapod.protocol.image_names import registry_host
-from nexapod.protocol.v3.limits import IMAGE_NAME_MAX
+from nexapod.protocol.limits import IMAGE_NAME_MAX
 
 ADD_TIMEOUT_S: Final = 3600.0
 """An image is unpacked, hashed and stored before the daemon answers."""

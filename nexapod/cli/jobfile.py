@@ -2,7 +2,7 @@
 
 All that is wrong is reported at once, each with file, line, table.key and what is allowed; what is wrong inside the
 files that it names only when it is right itself, as they may be large. Bounds that other peers set
-(protocol/v3/types.py) are checked here in a person's words; the daemon checks them again. Knows nothing of HTTP.
+(protocol/types.py) are checked here in a person's words; the daemon checks them again. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from nexapod.cli.jobfile_files import (
 from nexapod.cli.jobfile_tasks import read_tasks
 from nexapod.cli.jobfile_values import BYTES_MAX, ENV_NAME, TEXT_BYTES_MAX, check_filled, take_duration, take_size
 from nexapod.config.document import Document, Table
+from nexapod.protocol import limits
 from nexapod.protocol.image_names import registry_host
-from nexapod.protocol.v3 import limits
-from nexapod.protocol.v3.types import Limits
+from nexapod.protocol.types import Limits
 
 IMAGE = re.compile(r"sha256:[0-9a-f]{64}\Z")
 IMAGE_NAME = re.compile(r"[a-z0-9][a-z0-9._/:-]{0,255}\Z")

@@ -16,8 +16,8 @@ from typing import Final, TypeAlias
 from nexapod.cli.hashing import hash_file
 from nexapod.cli.jobfile_values import check_path
 from nexapod.config.document import Document, Table
-from nexapod.protocol.types import BlobRef
-from nexapod.protocol.v3 import limits
+from nexapod.protocol import limits
+from nexapod.protocol.primitives import BlobRef
 
 FOLDER_ENTRIES_MAX: Final = 10_000
 """Names looked at below one folder."""

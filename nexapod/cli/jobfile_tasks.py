@@ -17,8 +17,8 @@ from nexapod.cli.jobfile_values import ENV_NAME, TEXT_BYTES_MAX, check_path, tak
 from nexapod.cli.records import By, SplitError
 from nexapod.cli.splitting import PIECE_BYTES_MAX, Cut, shard_bounds, split_file
 from nexapod.config.document import Table, kind_of, spelt
-from nexapod.protocol.types import blob_of
-from nexapod.protocol.v3 import limits
+from nexapod.protocol import limits
+from nexapod.protocol.primitives import blob_of
 
 PARAMS_MAX: Final = 64
 PARAMS_BYTES_MAX: Final = 64 << 20

@@ -9,7 +9,7 @@ from typing import Final
 from nexapod.cli.quantities import parse_duration, parse_size, spell_duration, spell_size
 from nexapod.cli.safe import is_plain_path
 from nexapod.config.document import Table, kind_of
-from nexapod.protocol.v3 import limits
+from nexapod.protocol import limits
 
 BYTES_MAX: Final = 1 << 40
 TEXT_BYTES_MAX: Final = 4096

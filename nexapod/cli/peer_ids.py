@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nexapod.cli.errors import Refused
 from nexapod.cli.safe import safe
-from nexapod.protocol.types import PeerId, key_of_peer_id
+from nexapod.protocol.primitives import PeerId, key_of_peer_id
 
 
 class NoPeer(Refused):

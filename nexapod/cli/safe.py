@@ -28,7 +28,7 @@ def safe_lines(text: str) -> list[str]:
 def is_plain_path(path: str) -> bool:
     """Whether a path is relative, without '..', control characters or anything else that leads out of its folder."""
     # Most commands read no paths: they need not load what decodes them.
-    from nexapod.protocol.v3.wire.fields import PATH
+    from nexapod.protocol.wire.fields import PATH
 
     try:
         PATH.decode(path)

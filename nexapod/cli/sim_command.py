@@ -11,17 +11,11 @@ import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from types import ModuleType
-from typing import Annotated, TypeAlias
+from typing import Annotated
 
 import typer
 
-from nexapod.sim import scenarios as version_2
-from nexapod.sim.v3 import scenarios as version_3
-
-Result: TypeAlias = version_2.Result | version_3.Result
-WORLDS: dict[int, ModuleType] = {2: version_2, 3: version_3}
-"""By the version of the protocol that they drive."""
+from nexapod.sim.scenarios import SCENARIOS, Result, run_seed
 
 
 def parse_seeds(text: str) -> range:
@@ -33,20 +27,14 @@ def parse_seeds(text: str) -> range:
     return seeds
 
 
-def run_seed(protocol: int, scenario: str, seed: int) -> Result:
-    """Run the world of one seed. (A function of this module, so that a process can be sent its name.)"""
-    result: Result = WORLDS[protocol].run_seed(scenario, seed)
-    return result
-
-
-def run_all(scenario: str, seeds: range, processes: int, protocol: int = 2) -> Iterator[Result]:
+def run_all(scenario: str, seeds: range, processes: int) -> Iterator[Result]:
     """One result a seed, as they come."""
     if processes <= 1 or len(seeds) == 1:
-        yield from (run_seed(protocol, scenario, seed) for seed in seeds)
+        yield from (run_seed(scenario, seed) for seed in seeds)
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=min(processes, len(seeds)), mp_context=context) as pool:
-        for done in as_completed([pool.submit(run_seed, protocol, scenario, seed) for seed in seeds]):
+        for done in as_completed([pool.submit(run_seed, scenario, seed) for seed in seeds]):
             yield done.result()
 
 
@@ -76,12 +64,7 @@ def summary(scenario: str, results: list[Result], wall_s: float) -> dict[str, ob
 
 def sim(
     seeds: Annotated[str, typer.Option(help="Which seeds: A:B (B excluded), or one.")] = "0:50",
-    scenario: Annotated[
-        str, typer.Option(help=f"One of: {', '.join(dict.fromkeys((*version_2.SCENARIOS, *version_3.SCENARIOS)))}.")
-    ] = "mixed",
-    protocol: Annotated[
-        int, typer.Option(help="Which version of the core: 2, which the daemon speaks, or 3, in the making.")
-    ] = 2,
+    scenario: Annotated[str, typer.Option(help=f"One of: {', '.join(SCENARIOS)}.")] = "mixed",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
     jobs: Annotated[int, typer.Option(help="Processes; 0 = one a core.", min=0)] = 0,
     trace: Annotated[bool, typer.Option("--trace", help="Print all that happens in the first seed's world.")] = False,
@@ -91,18 +74,15 @@ def sim(
         chosen = parse_seeds(seeds)
     except ValueError:
         raise typer.BadParameter(f"{seeds!r} names no seeds: say 0:300, or 17", param_hint="--seeds") from None
-    if protocol not in WORLDS:
-        raise typer.BadParameter(f"there is no version {protocol}: say 2 or 3", param_hint="--protocol")
-    worlds = WORLDS[protocol]
-    if scenario not in worlds.SCENARIOS:
-        known = ", ".join(worlds.SCENARIOS)
+    if scenario not in SCENARIOS:
+        known = ", ".join(SCENARIOS)
         raise typer.BadParameter(f"{scenario!r} is none of {known}", param_hint="--scenario")
     began = time.monotonic()
     if trace:
-        results: list[Result] = [worlds.run_seed(scenario, chosen.start, typer.echo)]
+        results: list[Result] = [run_seed(scenario, chosen.start, typer.echo)]
     else:
         results = []
-        for result in run_all(scenario, chosen, jobs or os.cpu_count() or 1, protocol):
+        for result in run_all(scenario, chosen, jobs or os.cpu_count() or 1):
             results.append(result)
             if result.violations and not as_json:
                 _report(result)

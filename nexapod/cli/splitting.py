@@ -16,8 +16,8 @@ from typing import IO, Final, Protocol
 
 from nexapod.cli.hashing import ChunkHash, chunk_hash, chunks
 from nexapod.cli.records import BadRecord, By, SplitError, beginning, scan
-from nexapod.protocol.types import BlobRef
-from nexapod.protocol.v3.limits import CHUNK_BYTES, SHARD_TASKS, SPLIT_ENTRY_BYTES, TASKS_MAX
+from nexapod.protocol.limits import CHUNK_BYTES, SHARD_TASKS, SPLIT_ENTRY_BYTES, TASKS_MAX
+from nexapod.protocol.primitives import BlobRef
 
 PIECE_BYTES_MAX: Final = 2**32 - 1
 PIECE: Final = struct.Struct(">QI")

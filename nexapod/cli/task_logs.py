@@ -9,7 +9,7 @@ from nexapod.cli.client import Client
 from nexapod.cli.console import note, print_json, say
 from nexapod.cli.errors import NothingThere
 from nexapod.cli.safe import safe, safe_lines
-from nexapod.protocol.v3.limits import TASKS_MAX
+from nexapod.protocol.limits import TASKS_MAX
 
 LOOK_S: Final = 1.0
 _OVER: Final = ("accepted", "failed")

@@ -18,10 +18,10 @@ from nexapod.cli.console import note, print_json, say
 from nexapod.cli.errors import FAILED, OK, NothingThere, Refused
 from nexapod.cli.peer_ids import peer_of
 from nexapod.cli.safe import is_plain_name, safe
-from nexapod.protocol.types import BlobRef
-from nexapod.protocol.v3.certificate.check import OnTask, check
-from nexapod.protocol.v3.certificate.report import Pins, Report, TaskReport, lines
-from nexapod.protocol.v3.certificate.tally import Problems
+from nexapod.protocol.certificate.check import OnTask, check
+from nexapod.protocol.certificate.report import Pins, Report, TaskReport, lines
+from nexapod.protocol.certificate.tally import Problems
+from nexapod.protocol.primitives import BlobRef
 
 MANIFEST_BYTES_MAX: Final = 256 << 20
 PROBLEMS_SHOWN: Final = 20

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from nexapod.config.document import Table, kind_of, spelt
-from nexapod.protocol.v3.limits import GPUS_MAX
+from nexapod.protocol.limits import GPUS_MAX
 
 DISABLED_MAX: Final = 64
 TEMPERATURE_C: Final = (30, 120)

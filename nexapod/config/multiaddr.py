@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from nexapod.protocol.types import PeerId, key_of_peer_id
+from nexapod.protocol.primitives import PeerId, key_of_peer_id
 
 MULTIADDR_MAX: Final = 256
 _NAME = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_][A-Za-z0-9_-]{0,62})*\.?\Z")

@@ -15,7 +15,7 @@ from nexapod.config.multiaddr import parse
 
 if TYPE_CHECKING:
     # For its name alone: every command loads this module.
-    from nexapod.protocol.v3.types import Grouping
+    from nexapod.protocol.types import Grouping
 
 FILE_NAME: Final = "bootstrap_peers.toml"
 BOOTSTRAP_MAX: Final = 64

@@ -18,12 +18,12 @@ from nexapod.config.multiaddr import parse
 from nexapod.config.stewarding import StewardSettings, SubmitSettings, read_steward, read_submit
 from nexapod.config.storage import Bandwidth, Storage, read_bandwidth, read_storage
 from nexapod.protocol.image_names import registry_host
-from nexapod.protocol.v3.limits import REGISTRIES_MAX
+from nexapod.protocol.limits import REGISTRIES_MAX
 from nexapod.store.home import Home
 
 if TYPE_CHECKING:
     # For its name alone: every command loads this module.
-    from nexapod.protocol.v3.types import Grouping
+    from nexapod.protocol.types import Grouping
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "console", "json"]

@@ -7,8 +7,8 @@ from typing import Final
 
 from nexapod.config.document import Table
 from nexapod.config.storage import read_size
-from nexapod.protocol.types import PeerId, key_of_peer_id
-from nexapod.protocol.v3.limits import PANEL_MAX, SHARDS_MAX
+from nexapod.protocol.limits import PANEL_MAX, SHARDS_MAX
+from nexapod.protocol.primitives import PeerId, key_of_peer_id
 
 STORAGE_MIN: Final = 1 << 20
 SHARDS_DEFAULT: Final = 1024

@@ -56,12 +56,12 @@ from nexapod.log import sd_notify, setup_logging
 from nexapod.mesh import identity
 from nexapod.mesh.links import PeerUnreachable
 from nexapod.mesh.mesh import Mesh
+from nexapod.protocol import events
 from nexapod.protocol.errors import LocalError, PeerError
-from nexapod.protocol.types import PeerId
-from nexapod.protocol.v3 import events
-from nexapod.protocol.v3.node.archive import ARCHIVED
-from nexapod.protocol.v3.node.node import Node
-from nexapod.protocol.v3.rules.matching import Policy
+from nexapod.protocol.node.archive import ARCHIVED
+from nexapod.protocol.node.node import Node
+from nexapod.protocol.primitives import PeerId
+from nexapod.protocol.rules.matching import Policy
 from nexapod.store.home import Home
 from nexapod.store.reading import open_reader
 from nexapod.store.store import Store

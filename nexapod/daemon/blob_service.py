@@ -11,7 +11,7 @@ from nexapod.api.backend import Busy, Invalid, Json, NotFound
 from nexapod.blobs.errors import BlobError, BlobMissing, BlobTooLarge, BlobUnavailable, DiskFull, QuotaExceeded
 from nexapod.blobs.store import BlobStat, BlobStore
 from nexapod.daemon.retention import UPLOAD_KEPT_S
-from nexapod.protocol.types import BlobRef
+from nexapod.protocol.primitives import BlobRef
 
 
 class BlobService:

@@ -10,8 +10,8 @@ import structlog
 from nexapod.blobs.exchange import Exchange
 from nexapod.daemon.engine import Engine
 from nexapod.mesh import events as mesh_events
-from nexapod.protocol.types import PeerId
-from nexapod.protocol.v3 import events
+from nexapod.protocol import events
+from nexapod.protocol.primitives import PeerId
 
 log = structlog.get_logger()
 

@@ -14,7 +14,7 @@ import trio
 from nexapod.dht.dht import Dht
 from nexapod.mesh.mesh import Mesh
 from nexapod.protocol.errors import LocalError
-from nexapod.protocol.types import PeerId
+from nexapod.protocol.primitives import PeerId
 from nexapod.store.store import Store
 
 log = structlog.get_logger()

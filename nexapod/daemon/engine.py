@@ -18,10 +18,10 @@ import trio
 
 from nexapod.daemon.recall import Recall
 from nexapod.protocol.errors import LocalError
+from nexapod.protocol.events import Checkpointed, Effect, Event, Progressed, Received, Save, Tick
+from nexapod.protocol.node.node import Node
+from nexapod.protocol.primitives import Millis, PeerId, TaskId
 from nexapod.protocol.records import Record
-from nexapod.protocol.types import Millis, PeerId, TaskId
-from nexapod.protocol.v3.events import Checkpointed, Effect, Event, Progressed, Received, Save, Tick
-from nexapod.protocol.v3.node.node import Node
 
 log = structlog.get_logger()
 

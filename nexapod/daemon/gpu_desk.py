@@ -16,7 +16,7 @@ import trio
 from nexapod.config.gpus import GpuSettings
 from nexapod.daemon.gpus import GpuLeases, GpuMeter, GpuState
 from nexapod.profile.gpus import GpuLook, GpuReader, told
-from nexapod.protocol.v3.types import Gpu, JobSpec
+from nexapod.protocol.types import Gpu, JobSpec
 
 log = structlog.get_logger()
 

@@ -12,7 +12,7 @@ from typing import Final
 
 from nexapod.config.gpus import GpuSettings
 from nexapod.profile.gpus import GpuReading
-from nexapod.protocol.v3.rules.matching import capability as capability_order
+from nexapod.protocol.rules.matching import capability as capability_order
 
 BUSY_UTILISATION_PERCENT: Final = 25
 BUSY_MEMORY_BYTES: Final = 1 << 30

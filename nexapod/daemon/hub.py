@@ -15,8 +15,8 @@ from typing import Any, TypeAlias
 import structlog
 import trio
 
-from nexapod.protocol.v3.events import Trace
-from nexapod.protocol.v3.notices import Notice
+from nexapod.protocol.events import Trace
+from nexapod.protocol.notices import Notice
 
 log = structlog.get_logger()
 

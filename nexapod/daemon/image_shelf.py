@@ -27,7 +27,7 @@ from nexapod.daemon.small_files import delete_durably, write_durably
 from nexapod.executor.images import oci
 from nexapod.executor.images.errors import BadImage, ImageError, ImageUnavailable
 from nexapod.executor.images.inventory import Engine, is_id
-from nexapod.protocol.types import BlobRef
+from nexapod.protocol.primitives import BlobRef
 
 log = structlog.get_logger()
 T = TypeVar("T")

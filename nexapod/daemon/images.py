@@ -29,8 +29,8 @@ from nexapod.executor.images import oci
 from nexapod.executor.images.errors import BadImage, EngineSilent, ImageError, ImageUnavailable
 from nexapod.executor.images.inventory import Engine, ImageNotHere, is_id
 from nexapod.protocol.image_names import registry_host
-from nexapod.protocol.types import BlobRef
-from nexapod.protocol.v3.types import Run
+from nexapod.protocol.primitives import BlobRef
+from nexapod.protocol.types import Run
 
 log = structlog.get_logger()
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from nexapod.api.backend import JobEvent
 from nexapod.daemon.job_views import failing_view
-from nexapod.protocol.types import JobId
-from nexapod.protocol.v3.notices import (
+from nexapod.protocol.notices import (
     FaultProven,
     JobClosed,
     JobPlaced,
@@ -17,6 +16,7 @@ from nexapod.protocol.v3.notices import (
     TaskFailing,
     TaskViewed,
 )
+from nexapod.protocol.primitives import JobId
 
 
 def event_of(notice: Notice) -> tuple[JobId, JobEvent] | None:

@@ -22,12 +22,12 @@ from nexapod.daemon.job_events import event_of
 from nexapod.daemon.looking import Looking
 from nexapod.daemon.stopping import Stop
 from nexapod.protocol.errors import LocalError
-from nexapod.protocol.types import JobId, PeerId
-from nexapod.protocol.v3.events import AskTask, CancelJob, RatifyJob, Submit
-from nexapod.protocol.v3.limits import SHARD_TASKS
-from nexapod.protocol.v3.notices import JobAccepted, TaskLogged
-from nexapod.protocol.v3.report import JobReport, SubmissionReport, TaskReport
-from nexapod.protocol.v3.types import JobSpec
+from nexapod.protocol.events import AskTask, CancelJob, RatifyJob, Submit
+from nexapod.protocol.limits import SHARD_TASKS
+from nexapod.protocol.notices import JobAccepted, TaskLogged
+from nexapod.protocol.primitives import JobId, PeerId
+from nexapod.protocol.report import JobReport, SubmissionReport, TaskReport
+from nexapod.protocol.types import JobSpec
 
 LOG_ANSWER_S: Final = 1.0
 

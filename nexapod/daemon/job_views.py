@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
-from nexapod.protocol.types import BlobRef, File
-from nexapod.protocol.v3.notices import JobAccepted, TaskFailing
-from nexapod.protocol.v3.report import JobReport, ReplicaReport, SubmissionReport, TaskReport
-from nexapod.protocol.v3.rules.succession import quorum
+from nexapod.protocol.notices import JobAccepted, TaskFailing
+from nexapod.protocol.primitives import BlobRef, File
+from nexapod.protocol.report import JobReport, ReplicaReport, SubmissionReport, TaskReport
+from nexapod.protocol.rules.succession import quorum
 
 UNSHOWN: Final = ("running", "committed")
 """Outcomes of a replica whose result was not shown yet."""

@@ -19,7 +19,7 @@ from nexapod.daemon.retention import UPLOAD_KEPT_S
 from nexapod.executor.contract import TaskRun
 from nexapod.executor.outputs import OutputFile, OutputRefused, collect
 from nexapod.protocol.limits import CHECKPOINT_FILES_MAX
-from nexapod.protocol.types import File
+from nexapod.protocol.primitives import File
 
 log = structlog.get_logger()
 

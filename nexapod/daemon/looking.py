@@ -12,11 +12,11 @@ import trio
 
 from nexapod.daemon.engine import Engine
 from nexapod.daemon.hub import Hub, TooManyWatchers
-from nexapod.protocol.types import JobId
-from nexapod.protocol.v3.events import AskShard
-from nexapod.protocol.v3.limits import SHARD_TASKS
-from nexapod.protocol.v3.notices import TaskViewed
-from nexapod.protocol.v3.report import JobReport
+from nexapod.protocol.events import AskShard
+from nexapod.protocol.limits import SHARD_TASKS
+from nexapod.protocol.notices import TaskViewed
+from nexapod.protocol.primitives import JobId
+from nexapod.protocol.report import JobReport
 
 SHARDS_MAX: Final = 4
 """The core keeps in mind so many at a time."""

@@ -14,10 +14,10 @@ from nexapod.config.gpus import GpuSettings
 from nexapod.daemon.gpu_desk import GpuDesk
 from nexapod.executor.contract import Availability, Executor
 from nexapod.profile.hardware import hardware
-from nexapod.protocol.v3 import types
-from nexapod.protocol.v3.events import Event, ProfileChanged
-from nexapod.protocol.v3.limits import ADDRS_MAX, PROTOCOL_MINOR
-from nexapod.protocol.v3.types import Profile
+from nexapod.protocol import types
+from nexapod.protocol.events import Event, ProfileChanged
+from nexapod.protocol.limits import ADDRS_MAX, PROTOCOL_MINOR
+from nexapod.protocol.types import Profile
 from nexapod.version import __version__
 
 log = structlog.get_logger()

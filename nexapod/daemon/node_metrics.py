@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from nexapod.api.backend import Metric
-from nexapod.protocol.v3.report import NodeReport
+from nexapod.protocol.report import NodeReport
 
 
 def node_metrics(report: NodeReport) -> list[Metric]:

@@ -14,8 +14,8 @@ from typing import Final
 import trio
 
 from nexapod.config.stewarding import StewardSettings
-from nexapod.protocol.v3.events import Event, OfferChanged
-from nexapod.protocol.v3.types import Offer
+from nexapod.protocol.events import Event, OfferChanged
+from nexapod.protocol.types import Offer
 
 LASTS_MS: Final = 24 * 3_600_000
 RENEW_MS: Final = 18 * 3_600_000

@@ -17,7 +17,7 @@ from nexapod.blobs.errors import BlobError
 from nexapod.daemon.engine import Engine
 from nexapod.daemon.small_files import delete_durably, write_durably
 from nexapod.daemon.tasks import TaskRunner
-from nexapod.protocol.v3.events import Pause
+from nexapod.protocol.events import Pause
 
 log = structlog.get_logger()
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from nexapod.protocol.v3.report import NodeReport, PeerReport
-from nexapod.protocol.v3.types import Offer, Profile
+from nexapod.protocol.report import NodeReport, PeerReport
+from nexapod.protocol.types import Offer, Profile
 
 LEASED: Final = ("granted", "running", "finished", "committed")
 """The states of an attempt in which this worker holds a lease."""

@@ -17,8 +17,7 @@ from nexapod.daemon.retention import Retention
 from nexapod.daemon.tasks import TaskRunner
 from nexapod.dht.dht import Dht
 from nexapod.mesh.mesh import Mesh
-from nexapod.protocol.types import BlobRef
-from nexapod.protocol.v3.events import (
+from nexapod.protocol.events import (
     BlobFailed,
     BlobReady,
     Drop,
@@ -32,6 +31,7 @@ from nexapod.protocol.v3.events import (
     Stop,
     Trace,
 )
+from nexapod.protocol.primitives import BlobRef
 
 log = structlog.get_logger()
 

@@ -10,7 +10,7 @@ import structlog
 import trio
 
 from nexapod.blobs.errors import BlobError, BlobUnavailable
-from nexapod.protocol.types import BlobRef, Digest, Part, PeerId
+from nexapod.protocol.primitives import BlobRef, Digest, Part, PeerId
 
 log = structlog.get_logger()
 

@@ -14,7 +14,7 @@ import trio
 
 from nexapod.blobs.errors import BlobError
 from nexapod.blobs.store import BlobStore
-from nexapod.protocol.types import BlobRef
+from nexapod.protocol.primitives import BlobRef
 
 log = structlog.get_logger()
 

@@ -25,7 +25,7 @@ from nexapod.daemon.offering import Offering
 from nexapod.daemon.pausing import Pausing
 from nexapod.daemon.stopping import Stop
 from nexapod.daemon.tasks import TaskRunner
-from nexapod.protocol.types import BlobRef, PeerId
+from nexapod.protocol.primitives import BlobRef, PeerId
 from nexapod.version import __version__
 
 WHY_JOBS_MAX = 32

@@ -30,10 +30,10 @@ from nexapod.executor.contract import BadRun, Ended, TaskRun
 from nexapod.executor.images.errors import BadImage
 from nexapod.executor.outputs import collect
 from nexapod.executor.removal import remove_tree
+from nexapod.protocol.events import Run
 from nexapod.protocol.limits import SPLIT_ENTRY_BYTES, TEXT_MAX
-from nexapod.protocol.types import BlobRef, File, Part, PeerId, TaskId, Usage
-from nexapod.protocol.v3.events import Run
-from nexapod.protocol.v3.types import JobSpec
+from nexapod.protocol.primitives import BlobRef, File, Part, PeerId, TaskId
+from nexapod.protocol.types import JobSpec, Usage
 
 log = structlog.get_logger()
 

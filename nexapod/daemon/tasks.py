@@ -20,9 +20,11 @@ from nexapod.daemon.keeping import keep_checkpoints
 from nexapod.daemon.staging import End, InputError, Note, Staging, label_of
 from nexapod.executor.contract import Ended, Executor, Report, TaskRun
 from nexapod.executor.outputs import OutputRefused
+from nexapod.protocol.events import Checkpointed, Event, Finished, Progressed, Run, Vacated
 from nexapod.protocol.limits import TEXT_MAX
-from nexapod.protocol.types import File, RunResult, TaskId, Usage
-from nexapod.protocol.v3.events import Checkpointed, Event, Finished, Progressed, Run, Vacated
+from nexapod.protocol.primitives import File, TaskId
+from nexapod.protocol.runs import RunResult
+from nexapod.protocol.types import Usage
 
 log = structlog.get_logger()
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from nexapod.daemon.job_views import failing_view
-from nexapod.protocol.types import PeerId
-from nexapod.protocol.v3.notices import TaskFailing
-from nexapod.protocol.v3.report import JobReport, NodeReport, PeerReport, SubmissionReport, TaskReport
-from nexapod.protocol.v3.rules.matching import satisfies
+from nexapod.protocol.notices import TaskFailing
+from nexapod.protocol.primitives import PeerId
+from nexapod.protocol.report import JobReport, NodeReport, PeerReport, SubmissionReport, TaskReport
+from nexapod.protocol.rules.matching import satisfies
 
 LOG_LINES_SHOWN: Final = 5
 FAILURES_SHOWN: Final = 3

@@ -22,7 +22,7 @@ from nexapod.dht.containment import (
     patch_query_timeout,
 )
 from nexapod.protocol.errors import LocalError
-from nexapod.protocol.types import Digest, PeerId, key_of_peer_id
+from nexapod.protocol.primitives import Digest, PeerId, key_of_peer_id
 
 log = structlog.get_logger()
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Final, Protocol, TypeAlias
 
 from nexapod.protocol.errors import LocalError
-from nexapod.protocol.types import EXIT_TRY_ELSEWHERE, ExecutorName, RunOutcome, Usage
-from nexapod.protocol.v3.types import Limits
+from nexapod.protocol.primitives import ExecutorName
+from nexapod.protocol.runs import EXIT_TRY_ELSEWHERE, RunEnd
+from nexapod.protocol.types import Limits, Usage
 
 EXIT_OK: Final = 0
 EXIT_TRAPPED: Final = 134
@@ -95,7 +96,7 @@ class Availability:
 class Ended:
     """How a run ended. `reason` is for people: at most TEXT_MAX bytes of printable text; empty when all went well."""
 
-    outcome: RunOutcome
+    outcome: RunEnd
     exit: int
     usage: Usage = field(default_factory=Usage)
     log: str = ""
@@ -160,7 +161,7 @@ class Executor(Protocol):
         ...
 
 
-def outcome_of_exit(exit_status: int) -> RunOutcome:
+def outcome_of_exit(exit_status: int) -> RunEnd:
     """What an exit status means when no limit was hit (docs/protocol.md, Task)."""
-    named: dict[int, RunOutcome] = {EXIT_OK: "ok", EXIT_TRY_ELSEWHERE: "try-elsewhere"}
+    named: dict[int, RunEnd] = {EXIT_OK: "ok", EXIT_TRY_ELSEWHERE: "try-elsewhere"}
     return named.get(exit_status, "failed")

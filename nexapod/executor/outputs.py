@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Final, Literal
 
 from nexapod.executor.capture import escape, reason_text
-from nexapod.protocol import codec
 from nexapod.protocol.errors import PeerError
-from nexapod.protocol.limits import OUTPUT_FILES_MAX, PATH_MAX
+from nexapod.protocol.limits import OUTPUT_FILES_MAX
+from nexapod.protocol.wire import fields
 
 DEPTH_MAX: Final = 16
 """Directories within directories."""
 DIRECTORIES_MAX: Final = 256
 
-_PATH = codec.path(PATH_MAX)
+_PATH = fields.PATH
 _OPEN: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 

@@ -25,7 +25,8 @@ from nexapod.executor.outputs import Left, OutputRefused, measure
 from nexapod.executor.removal import remove_tree
 from nexapod.executor.writes import Writes
 from nexapod.protocol.limits import OUTPUT_FILES_MAX
-from nexapod.protocol.types import RunOutcome, Usage
+from nexapod.protocol.runs import RunEnd
+from nexapod.protocol.types import Usage
 
 log = structlog.get_logger()
 
@@ -52,7 +53,7 @@ SCRATCH_FILES_MAX: Final = 16
 class MustStop:
     """Why a task may not go on."""
 
-    outcome: RunOutcome
+    outcome: RunEnd
     reason: str
 
 

@@ -16,7 +16,7 @@ import psutil
 
 from nexapod.mesh.library import Multiaddr
 from nexapod.protocol.errors import LocalError
-from nexapod.protocol.types import PeerId, key_of_peer_id
+from nexapod.protocol.primitives import PeerId, key_of_peer_id
 
 _HOSTS = ("ip4", "ip6", "dns", "dns4", "dns6")
 _ADDR_CHARS_MAX = 256

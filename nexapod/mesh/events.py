@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
-from nexapod.protocol.types import PeerId
-from nexapod.protocol.v3.events import PeerDown as PeerDown
-from nexapod.protocol.v3.events import PeerUp as PeerUp
+from nexapod.protocol.events import PeerDown as PeerDown
+from nexapod.protocol.events import PeerUp as PeerUp
+from nexapod.protocol.primitives import PeerId
 
 Channel: TypeAlias = Literal["control", "bulk"]
 CHANNELS: Final[tuple[Channel, ...]] = ("control", "bulk")

@@ -15,7 +15,7 @@ from nacl.exceptions import CryptoError
 from nacl.signing import SigningKey, VerifyKey
 
 from nexapod.protocol.errors import LocalError
-from nexapod.protocol.types import PeerId, key_of_peer_id, peer_id_of_key
+from nexapod.protocol.primitives import PeerId, key_of_peer_id, peer_id_of_key
 
 SEED_BYTES = 32
 _PRIVATE_MODE = 0o600

@@ -15,7 +15,7 @@ import trio
 from nexapod.mesh import containment
 from nexapod.mesh.peers import AddressBook, Dialler
 from nexapod.mesh.presence import Presence
-from nexapod.protocol.types import PeerId
+from nexapod.protocol.primitives import PeerId
 
 log = structlog.get_logger()
 

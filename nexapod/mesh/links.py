@@ -20,7 +20,7 @@ from nexapod.mesh.framing import FrameBuffer, encode_frame
 from nexapod.mesh.library import ID, STREAM_ERRORS
 from nexapod.mesh.peers import Dialler
 from nexapod.protocol.errors import PeerError
-from nexapod.protocol.types import PeerId
+from nexapod.protocol.primitives import PeerId
 
 log = structlog.get_logger()
 

@@ -26,7 +26,7 @@ from nexapod.mesh.peers import AddressBook, Dialler
 from nexapod.mesh.presence import Presence
 from nexapod.mesh.reaching import Reaching
 from nexapod.protocol.errors import LocalError
-from nexapod.protocol.types import PeerId
+from nexapod.protocol.primitives import PeerId
 
 log = structlog.get_logger()
 

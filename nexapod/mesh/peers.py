@@ -17,7 +17,7 @@ import trio
 from nexapod.mesh import containment
 from nexapod.mesh.addresses import dialable, same_host
 from nexapod.mesh.library import DIAL_ERRORS, ID, STREAM_ERRORS, Multiaddr
-from nexapod.protocol.types import PeerId
+from nexapod.protocol.primitives import PeerId
 
 log = structlog.get_logger()
 

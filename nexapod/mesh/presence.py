@@ -19,7 +19,7 @@ from nexapod.mesh.events import CHANNELS, Foreign, MeshEvent, PeerDown, PeerUp, 
 from nexapod.mesh.library import ID, STREAM_ERRORS, Direction
 from nexapod.mesh.links import Links
 from nexapod.mesh.peers import AddressBook
-from nexapod.protocol.types import PeerId, key_of_peer_id
+from nexapod.protocol.primitives import PeerId, key_of_peer_id
 
 log = structlog.get_logger()
 

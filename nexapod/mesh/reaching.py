@@ -15,7 +15,7 @@ import trio
 from nexapod.mesh.events import MeshEvent, Reached
 from nexapod.mesh.peers import Dialler
 from nexapod.mesh.presence import Presence
-from nexapod.protocol.types import PeerId
+from nexapod.protocol.primitives import PeerId
 
 PAUSES_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0, 3.0, 10.0, 30.0, 120.0)
 """Before each attempt; the last of them again and again. The first few wait for the peer to say where it is."""

@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar
 import structlog
 
 from nexapod.protocol.limits import GPUS_MAX, TEXT_MAX
-from nexapod.protocol.v3.types import Gpu
+from nexapod.protocol.types import Gpu
 
 log = structlog.get_logger()
 T = TypeVar("T")

@@ -1,15 +1,20 @@
-"""What goes into a node and what comes out of it: the whole interface between the core and its drivers."""
+"""What goes into a node and what comes out of it: the whole interface between the core and its drivers.
+
+Effects that other parts of a daemon act on are typed here and in notices.py; a Trace is diagnosis only, and nothing may
+act on its name.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
+from nexapod.protocol.notices import Notice
+from nexapod.protocol.primitives import BlobRef, Digest, File, JobId, Part, PeerId, TaskId
 from nexapod.protocol.records import Record
-from nexapod.protocol.types import BlobRef, Digest, File, JobId, JobSpec, Part, PeerId, Profile, RunResult, TaskId
-
-Topic: TypeAlias = Literal["profile", "job"]
+from nexapod.protocol.runs import RunResult
+from nexapod.protocol.types import JobSpec, Offer, Profile
 
 
 # --- events --------------------------------------------------------------------------------------------------------
@@ -20,10 +25,11 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class PeerUp:
-    """A link to a peer exists; `addr` is its remote multiaddr ("" when unknown)."""
+    """A link to a peer exists. `addr`: its remote multiaddr, "" when unknown; `dialled`: by this node."""
 
     peer: PeerId
     addr: str
+    dialled: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +55,6 @@ class Received:
 
 
 @dataclass(frozen=True, slots=True)
-class Gossiped:
-    """A gossip message, from whoever published it: each peer on its way has admitted it (Node.admit)."""
-
-    peer: PeerId
-    topic: Topic
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
 class ProfileChanged:
     """This machine's profile: at start, and whenever it is something else. The node sets `seq`."""
 
@@ -65,10 +62,22 @@ class ProfileChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class OfferChanged:
+    """What this machine would do as a steward; None: it would not be one. The node sets `seq`."""
+
+    offer: Offer | None
+
+
+@dataclass(frozen=True, slots=True)
 class Submit:
-    """The user injects a job, whose blobs are all in the store."""
+    """The user injects a job, whose blobs are all in the store. The node chooses the panel: `spec.panel` is empty.
+
+    `friends` are pinned into the panel; `accept_unknown` allows one all known from one source.
+    """
 
     spec: JobSpec
+    friends: tuple[PeerId, ...] = ()
+    accept_unknown: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +89,22 @@ class CancelJob:
 
 
 @dataclass(frozen=True, slots=True)
+class RatifyJob:
+    """The user accepts what caretakers decided while no quorum was there."""
+
+    job: JobId
+
+
+@dataclass(frozen=True, slots=True)
 class Drain:
     """Take no new tasks; finish those that run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """The owner of this machine wants it for itself: take nothing new. Running tasks are frozen by the driver."""
+
+    paused: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,22 +125,7 @@ class Checkpointed:
 
     task: TaskId
     files: tuple[File, ...]
-    continued: bool
-
-
-@dataclass(frozen=True, slots=True)
-class AskLog:
-    """The user wants to see what a running task of its own job prints; workers' answers are in Submission.logs."""
-
-    job: JobId
-    task: int
-
-
-@dataclass(frozen=True, slots=True)
-class Pause:
-    """The owner of this machine wants it for itself: take nothing new. Running tasks are frozen by the driver."""
-
-    paused: bool
+    continued: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +142,22 @@ class Finished:
 
     task: TaskId
     result: RunResult
+
+
+@dataclass(frozen=True, slots=True)
+class AskTask:
+    """The user looks at a task of a job of its own: ask its seats and workers how it stands and what it prints."""
+
+    job: JobId
+    task: int
+
+
+@dataclass(frozen=True, slots=True)
+class AskShard:
+    """The user looks at a job of its own: ask a seat how the tasks of one shard stand (TaskViewed follows)."""
+
+    job: JobId
+    shard: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,17 +189,19 @@ Event: TypeAlias = (
     | PeerDown
     | Unreachable
     | Received
-    | Gossiped
     | ProfileChanged
+    | OfferChanged
     | Submit
     | CancelJob
+    | RatifyJob
     | Drain
+    | Pause
     | Progressed
     | Checkpointed
-    | AskLog
-    | Pause
     | Vacated
     | Finished
+    | AskTask
+    | AskShard
     | Misbehaved
     | BlobReady
     | BlobFailed
@@ -192,7 +218,7 @@ class Save:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """A frame for a peer; `addrs` are where it said it can be dialled."""
+    """A frame for a peer; `addrs` are where it said it can be dialled when there is no link to it."""
 
     peer: PeerId
     frame: bytes
@@ -200,24 +226,15 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True)
-class Publish:
-    """A statement for everybody."""
-
-    topic: Topic
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
 class Run:
     """Execute a task: fetch what it needs from `sources`, run it, say Vacated, put its outputs into the store, and say
-    Finished."""
+    Finished. Its inputs were fetched before (Fetch), unless they are named by the task's piece of a split alone."""
 
     task: TaskId
     spec: JobSpec
     seed: Digest
     sources: tuple[PeerId, ...]
     checkpoint: tuple[File, ...] = ()
-    """What another worker had kept of it: put there before it begins, unless something is there already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,19 +261,19 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Penalise:
-    """A peer broke a rule; `ban` when it has done so once too often and should be disconnected."""
+    """A peer broke a rule. `ban_ms` > 0: refuse it, inbound and outbound, for so long, across restarts."""
 
     peer: PeerId
     rule: str
-    ban: bool
+    ban_ms: int
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Something happened that a person, a metric or a test may want to know."""
+    """Diagnosis: something happened that a person or a log may want to know. Nothing acts on it."""
 
     name: str
     facts: Mapping[str, object]
 
 
-Effect: TypeAlias = Save | Send | Publish | Run | Stop | Fetch | Drop | Penalise | Trace
+Effect: TypeAlias = Save | Send | Run | Stop | Fetch | Drop | Penalise | Notice | Trace

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Hashable
 
-from nexapod.protocol.types import Millis
+from nexapod.protocol.primitives import Millis
 
 
 class Timers:

@@ -1,31 +1,38 @@
 """What must hold in every simulated world, judged with knowledge of the whole truth. Each rule has a name.
 
-Online, after every call of a node, what is cheap; now and then, and at the end, what is not. A checker reads nodes and
-never changes them.
+They stand on what nodes tell and report (notices, reports), never on what is inside of them. Online, after every call
+of a node, what is cheap; now and then, and at the end, what is not.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Final
 
-from nexapod.protocol import certificate, limits, messages
-from nexapod.protocol.events import Effect, Event, Penalise, Tick, Trace
-from nexapod.protocol.node import Node
-from nexapod.protocol.statements import Verdict
-from nexapod.protocol.steward import INTEREST_MAX, Steward
-from nexapod.protocol.submitter import Submission
-from nexapod.protocol.types import Digest, JobId, Millis, TaskId
+from nexapod.protocol import limits
+from nexapod.protocol.certificate.check import check_bytes
+from nexapod.protocol.errors import LocalError
+from nexapod.protocol.events import Effect, Event, Penalise, Received, Run, Send, Tick
+from nexapod.protocol.node.node import Node
+from nexapod.protocol.notices import FaultProven, JobSettled, Notice, ResultStored, TaskDecided
+from nexapod.protocol.primitives import JobId, Millis, PeerId, TaskId
 from nexapod.sim.keys import verify
-from nexapod.sim.truth import fails, true_root
+from nexapod.sim.liars import HONEST_SEATS
+from nexapod.sim.truth import is_right, right_outcome
 
 if TYPE_CHECKING:
-    from nexapod.sim.world import Box, Job, World
+    from nexapod.sim.machine import Machine
+    from nexapod.sim.world import Job, World
 
-VIOLATIONS_MAX = 8
-SCAN_EVERY = 256
+VIOLATIONS_MAX: Final = 8
+SCAN_EVERY: Final = 256
 """Calls of nodes between two looks at the tables of the node that was called."""
-TICKS_PER_SECOND_MAX = 120
+CLOCK_FAST: Final = 30
+"""By how many thousandths the fastest clock of a machine runs too fast."""
+TICKS_PER_SECOND_MAX: Final = 1_000 * (1_000 + CLOCK_FAST) // (1_000 * limits.TICK_MS) + 1
+"""A node asks for a call each TICK_MS at most, however many jobs it keeps."""
+IDLE_TICKS_MAX: Final = 100
+"""Calls in a row that a node asked for as soon as it could, and that came to nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,253 +44,229 @@ class Violation:
     at: Millis
 
 
+@dataclass(slots=True)
+class _Pace:
+    """How one process is called: in this second, and in vain."""
+
+    second: Millis = -1
+    count: int = 0
+    last: Millis = -1_000
+    idle: int = 0
+
+
 class Checkers:
     """All of them, for one world."""
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.violations: list[Violation] = []
+        self.violations_max = VIOLATIONS_MAX
+        """So many are enough to stop; a measurement may count more."""
+        self.decided: dict[TaskId, str] = {}
         self._calls = 0
-        self._ticks: dict[int, tuple[Millis, int]] = {}
-        self._believed: dict[TaskId, dict[int, tuple[str, Digest]]] = {}
+        self.excused: list[str] = []
+        """Jobs that are not finished and need not be."""
+        self._paces: dict[tuple[int, int], _Pace] = {}
+        """By machine and process."""
+        self._refusals: dict[int, str] = {}
 
     @property
     def hopeless(self) -> bool:
         """Enough has gone wrong to stop."""
-        return len(self.violations) >= VIOLATIONS_MAX
+        return len(self.violations) >= self.violations_max
 
     def violated(self, invariant: str, detail: str) -> None:
         found = Violation(invariant, detail, self.world.now)
-        if len(self.violations) < VIOLATIONS_MAX and found not in self.violations:
+        if len(self.violations) < self.violations_max and found not in self.violations:
             self.violations.append(found)
 
     # --- online ------------------------------------------------------------------------------------------------------
-    def sent(self, box: Box, frame: bytes) -> None:
-        """Counted by kind: what a protocol costs is what it says. Only a few bytes are looked at: frames are many."""
-        known = len(frame) > 1 and frame[0] == 0x92 and frame[1] < len(messages.KINDS)
-        kind = messages.KINDS[frame[1]] if known else "garbage"
-        if kind == "Offer" and b"profile" in frame[:24]:
-            kind = "Profile"
-        by_kind = self.world.stats.by_kind
-        by_kind[kind] = by_kind.get(kind, 0) + 1
-
-    def started(self, box: Box) -> None:
+    def started(self, machine: Machine, effect: Run) -> None:
         """A task has begun to run."""
-        slots = box.plan.slots
-        if box.honest and (len(box.running) - len(box.leaving) > slots or len(box.running) > 2 * slots):
-            self.violated("capacity", f"peer {box.index} runs more than its {slots} slots")
-
-    def after(self, box: Box, event: Event, effects: list[Effect]) -> None:
-        """A node has handled an event; its effects are still to be done."""
-        if not box.honest or box.node is None:
+        if not machine.honest:
             return
-        node = box.node
+        self.world.conduct.started(machine, effect)
+        slots = machine.plan.slots
+        busy = len(machine.running) - len(machine.vacated)
+        if busy > slots or len(machine.running) > 2 * slots:
+            self.violated("capacity", f"peer {machine.index} runs {busy} at once, with {slots} slots")
+        if machine.paused or machine.draining:
+            self.violated(
+                "runs-unasked", f"peer {machine.index} begins {effect.task} though its owner wants nothing new"
+            )
+        job = self.world.specs.get(effect.task.job)
+        # Its submitter takes its own store to be whole, and finds out when it runs the task.
+        if job is None or job.plan.unfit or (job.plan.input_missing and machine.index != job.plan.submitter):
+            self.violated("runs-without-inputs", f"peer {machine.index} runs {effect.task}")
+
+    def after(self, machine: Machine, event: Event, effects: list[Effect]) -> None:
+        """A node has handled an event; its effects are still to be done."""
+        if not machine.honest or machine.node is None:
+            return
         self._calls += 1
         if isinstance(event, Tick):
-            self._count_tick(box)
+            self._count_tick(machine, effects)
+        if isinstance(event, Received):
+            self._amplifies(machine, event, effects)
         for effect in effects:
-            match effect:
-                case Trace(name, facts):
-                    self._on_trace(box, node, name, dict(facts))
-                case Penalise():
-                    self._on_penalty(box, effect)
+            if isinstance(effect, Penalise):
+                self._on_penalty(machine, effect)
         if self._calls % SCAN_EVERY == 0:
-            self.scan(box, node)
+            self.scan(machine, machine.node)
 
-    def _count_tick(self, box: Box) -> None:
-        second = self.world.now // 1_000
-        when, count = self._ticks.get(box.index, (second, 0))
-        count = count + 1 if when == second else 1
-        self._ticks[box.index] = (second, count)
-        if count == TICKS_PER_SECOND_MAX:
-            self.violated("tick-storm", f"peer {box.index}: {count} ticks in one second")
+    def _count_tick(self, machine: Machine, effects: list[Effect]) -> None:
+        now = self.world.now
+        pace = self._paces.setdefault((machine.index, machine.boot), _Pace())
+        pace.count = pace.count + 1 if pace.second == now // 1_000 else 1
+        at_once = now - pace.last <= 2 * limits.TICK_MS
+        pace.idle = pace.idle + 1 if at_once and not effects else 0
+        pace.second, pace.last = now // 1_000, now
+        if pace.count == TICKS_PER_SECOND_MAX + 1:
+            self.violated("tick-storm", f"peer {machine.index}: {pace.count} ticks in one second")
+        if pace.idle == IDLE_TICKS_MAX:
+            self.violated("tick-storm", f"peer {machine.index}: {pace.idle} ticks in a row that came to nothing")
 
-    def _on_trace(self, box: Box, node: Node, name: str, facts: dict[str, Any]) -> None:
-        match name:
-            case "settled":
-                self._truthful(box, facts["job"], facts["task"], facts["outcome"], facts["root"], "steward")
-            case "task_settled":
-                submission = node.submissions.get(facts["job"])
-                if submission is not None:
-                    verdict = submission.decided[facts["task"]]
-                    self._truthful(box, facts["job"], facts["task"], verdict.outcome, verdict.root, "submitter")
-            case "fault_proven":
-                worker = self.world.by_peer[facts["worker"]]
-                if worker.honest:
-                    self.violated("honest-fault", f"peer {worker.index} contradicted itself on task {facts['task']}")
-            case "granted":
-                self._within_wanted(box, node, facts)
-            case "complete":
-                submission = node.submissions.get(facts["job"])
-                if submission is not None:
-                    self._certificate(box, submission)
+    def _amplifies(self, machine: Machine, event: Received, effects: list[Effect]) -> None:
+        """Whoever has no part in any job is not told more than a multiple of what it asked. One job, or statement, is
+        given whole."""
+        asking = self.world.by_peer.get(event.peer)
+        if asking is None or asking.honest or asking.plan.steward or asking.plan.works:
+            return
+        answers = [len(effect.frame) for effect in effects if isinstance(effect, Send) and effect.peer == event.peer]
+        allowed = max(limits.ANSWER_FREE_BYTES, limits.ANSWER_FACTOR_MAX * len(event.frame))
+        if sum(answers) - max(answers, default=0) > allowed:
+            what = f"peer {machine.index} answers {len(event.frame)} bytes of peer {asking.index}'s with {sum(answers)}"
+            self.violated("amplification", what)
 
-    def _truthful(self, box: Box, job: JobId, task: int, outcome: str, root: Digest, role: str) -> None:
-        known = self.world.specs[job]
-        self._believed.setdefault(TaskId(job, task), {})[box.index] = (outcome, root)
-        right = "failed" if fails(known.spec, task) else "accepted"
-        where = f"peer {box.index} ({role}), task {task} of {known.spec.name}"
-        if outcome == "accepted" and (right == "failed" or root != true_root(TaskId(known.id, task))):
-            self.violated("wrong-output", f"{where}: a wrong output is settled")
-        elif outcome != right:
-            self.violated("wrong-outcome", f"{where}: {outcome}, and it should be {right}")
-
-    def _on_penalty(self, box: Box, effect: Penalise) -> None:
+    def _on_penalty(self, machine: Machine, effect: Penalise) -> None:
         other = self.world.by_peer.get(effect.peer)
         if other is None or not other.honest:
             return
         counted = self.world.stats.honest_penalties
         counted[effect.rule] = counted.get(effect.rule, 0) + 1
-        if effect.ban:
-            self.violated("honest-ban", f"peer {box.index} bans honest peer {other.index}: {effect.rule}")
+        if effect.ban_ms:
+            self.violated("honest-ban", f"peer {machine.index} bans honest peer {other.index}: {effect.rule}")
         elif self.world.plan.scenario == "quiet":
-            self.violated("honest-penalty", f"peer {box.index} penalises honest peer {other.index}: {effect.rule}")
+            self.violated("honest-penalty", f"peer {machine.index} penalises peer {other.index}: {effect.rule}")
 
-    def _within_wanted(self, box: Box, node: Node, facts: dict[str, Any]) -> None:
-        """Of the workers that have a task, no more have yet to commit than results are wanted, late ones aside.
+    def refused(self, job: Job, reason: str) -> None:
+        """A submitter's own node would not take its job: fine while it knows no steward, and its user tries again."""
+        self._refusals[job.index] = reason
 
-        A steward that has just restarted takes every saved bid for a lease, until they run out: not then.
-        """
-        if box.boot > 1 and self.world.now < box.clock_since + 2 * limits.LEASE_TTL_MS:
+    def noticed(self, machine: Machine, notice: Notice) -> None:
+        """What a node said has become so."""
+        if not machine.honest or machine.node is None:
             return
-        for (job, _), steward in node.stewards.items():
-            if job != facts["job"]:
-                continue
-            for task in facts["tasks"]:
-                if task not in steward.state.tasks:
-                    continue
-                desk = steward.desks[task]
-                commits = steward.state.file(task).commits
-                running = [worker for worker in desk.leases if worker not in commits]
-                if desk.settled is None and desk.wanted and len(running) > desk.wanted + desk.extra:
-                    self.violated(
-                        "leases",
-                        f"peer {box.index} has leased task {task} to {sorted(desk.leases)}, and wants {desk.wanted}",
-                    )
+        match notice:
+            case TaskDecided(job, task, outcome, reason):
+                self._decided(machine, job, task, outcome, reason)
+            case ResultStored(job, task):
+                self._truthful(machine, machine.node, TaskId(job, task))
+            case JobSettled(job):
+                self._certificate(machine, machine.node, job)
+            case FaultProven(_, peer):
+                other = self.world.by_peer.get(peer)
+                if other is not None and other.honest:
+                    self.violated("honest-fault", f"peer {machine.index} proves a fault of honest peer {other.index}")
+            case _:
+                pass
 
-    def _certificate(self, box: Box, submission: Submission) -> None:
-        data = submission.certificate()
-        if data is None:
-            self.violated("certificate", f"peer {box.index}: a complete job has none")
+    def _decided(self, machine: Machine, job: JobId, task: int, outcome: str, reason: str) -> None:
+        spec = self.world.specs[job].draft
+        self.decided[TaskId(job, task)] = outcome
+        right = right_outcome(spec, task)
+        if outcome != right:
+            self.violated("wrong-outcome", f"task {task} of {spec.name}: {outcome} ({reason}), it should be {right}")
+
+    def _truthful(self, machine: Machine, node: Node, task: TaskId) -> None:
+        spec = self.world.specs[task.job].draft
+        report = node.task_report(task.job, task.index)
+        if report is None or not report.outputs:
             return
-        report = certificate.check(data, verify)
+        if any(file.blob not in machine.blobs for file in report.outputs):
+            self.violated("output-missing", f"task {task.index} of {spec.name}: an output is not at its submitter")
+        if not is_right(spec, task, report.outputs):
+            self.violated("wrong-output", f"task {task.index} of {spec.name}: a wrong output is accepted")
+
+    def _certificate(self, machine: Machine, node: Node, job: JobId) -> None:
+        spec = self.world.specs[job].draft
+        try:
+            certificate = b"".join(node.certificate(job))
+        except LocalError as error:
+            self.violated("certificate", f"{spec.name}: there is none: {error}")
+            return
+        report = check_bytes(certificate, verify)
         if not report.ok:
-            self.violated("certificate", f"peer {box.index}: {'; '.join(report.problems[:3])}")
-        for task in report.tasks:
-            if task.outcome == "accepted" and task.root != true_root(TaskId(submission.job, task.index)):
-                self.violated("certificate", f"peer {box.index}: it proves a wrong output of task {task.index}")
+            self.violated("certificate", f"{spec.name}: {'; '.join(report.problems[:3])}")
+        for index in range(spec.tasks):
+            self._truthful(machine, node, TaskId(job, index))
 
     # --- now and then ------------------------------------------------------------------------------------------------
-    def scan(self, box: Box, node: Node) -> None:
+    def scan(self, machine: Machine, node: Node) -> None:
         """Every table within its limit."""
-        worker, directory = node.worker, node.ctx.directory
-        tables: list[tuple[str, int, int]] = [
-            ("profiles", len(directory.known), limits.PROFILES_MAX),
-            ("jobs", len(node.jobs), limits.JOBS_MAX),
-            ("shards", len(node.stewards), limits.SHARDS_MAX),
-            ("penalties", len(node.penalties), limits.PROFILES_MAX),
-            ("prospects", len(worker.prospects), limits.JOBS_MAX),
-            ("effects", len(node.ctx.effects), 0),
-            ("words to itself", len(node.ctx.to_self), 0),
-        ]
-        for (_, shard), steward in node.stewards.items():
-            tables += self._of_steward(shard, steward)
-        for name, size, most in tables:
-            if size > most:
-                self.violated("table", f"peer {box.index} holds {size} {name}, at most {most} allowed")
-
-    def _of_steward(self, shard: int, steward: Steward) -> list[tuple[str, int, int]]:
-        state = steward.state
-        held: dict[str, int] = {}
-        for desk in steward.desks.values():
-            for peer in desk.leases:
-                held[peer] = held.get(peer, 0) + 1
-        return [
-            (f"bids of shard {shard}", len(state.bids), limits.STATEMENTS_PER_SHARD_MAX),
-            (f"statements of shard {shard}", state.summary()[0], 2 * limits.STATEMENTS_PER_SHARD_MAX),
-            (f"desks of shard {shard}", len(steward.desks), limits.SHARD_TASKS),
-            (f"waiting workers of shard {shard}", len(steward._interest), INTEREST_MAX),
-            (f"lapses of shard {shard}", max((len(d.lapses) for d in steward.desks.values()), default=0), 512),
-            (f"leases of one worker on shard {shard}", max(held.values(), default=0), limits.SHARD_TASKS),
-        ]
+        for table in node.report().tables:
+            if table.size > table.most:
+                what = f"peer {machine.index} holds {table.size} {table.name}, at most {table.most} allowed"
+                self.violated("table", what)
 
     # --- at the end --------------------------------------------------------------------------------------------------
     def at_end(self) -> None:
         """The network has healed, and had time."""
-        for box in self.world.boxes:
-            if box.honest and box.node is not None:
-                self.scan(box, box.node)
-                self._no_honest_fault(box, box.node)
+        for machine in self.world.machines:
+            if machine.honest and machine.node is not None:
+                self.scan(machine, machine.node)
         if self.hopeless:
             return
         for job in self.world.jobs:
-            self._one_verdict(job)
-            self._complete(job)
+            self._is_finished(job)
 
-    def _no_honest_fault(self, box: Box, node: Node) -> None:
-        for steward in node.stewards.values():
-            for task, file in steward.state.files.items():
-                for peer in file.faults:
-                    if self.world.by_peer[peer].honest:
-                        index = self.world.by_peer[peer].index
-                        self.violated("honest-fault", f"peer {box.index} holds a fault of {index} on task {task}")
+    def _is_finished(self, job: Job) -> None:
+        if job.over or job.plan.input_missing:
+            return
+        if not self._can_finish(job):
+            self.excused.append(job.draft.name)
+            return
+        if job.plan.unfit:
+            if job.placed_at is None:
+                self.violated("liveness", f"{job.draft.name} is not placed: {self._progress(job)}")
+            return
+        if self.world.machines[job.plan.submitter].gone:
+            if job.placed_at is not None and not self.seats_finished(job):
+                self.violated("liveness", f"{job.draft.name}, placed by a submitter that is gone, is not finished")
+        else:
+            self.violated("liveness", f"{job.draft.name} is not settled: {self._progress(job)}")
 
-    def _one_verdict(self, job: Job) -> None:
-        """All honest observers that take a task for settled take it for settled alike."""
-        for task in range(job.spec.tasks):
-            believed = self._believed.get(TaskId(job.id, task), {})
-            seen: dict[tuple[str, Digest], int] = {}
-            for box in self.world.boxes:
-                if not box.honest or box.node is None:
-                    continue
-                # Stewards forget a job that is over; what they held last is remembered here.
-                now = [verdict.result for verdict in _settled(box.node, job.id, task)]
-                for result in now or [believed[i] for i in (box.index,) if i in believed]:
-                    seen.setdefault(result, box.index)
-            if len(seen) > 1:
-                self.violated("two-verdicts", f"task {task} of {job.spec.name}: {sorted(seen.values())} differ")
+    def _can_finish(self, job: Job) -> bool:
+        """Whether honest members of its panel could be a quorum of seats. Of a panel of two or one, none may lie: what
+        it holds back, or because it is banned, nobody can do in its place."""
+        panel = self._panel(job)
+        honest = sum(1 for peer in panel if self.world.by_peer[peer].plan.liar in (None, *HONEST_SEATS))
+        return not panel or honest > min(limits.SEATS, len(panel)) // 2
 
-    def _complete(self, job: Job) -> None:
-        submitter = self.world.boxes[job.plan.submitter]
-        if submitter.gone:
-            if job.placed_at is not None and job.complete_at is None and not self.stewards_finished(job):
-                self.violated("liveness", f"{job.spec.name}, placed by a submitter that is gone, is not finished")
-        elif job.complete_at is None:
-            self.violated("liveness", f"{job.spec.name} is not complete: {self._progress(job)}")
+    def _panel(self, job: Job) -> tuple[PeerId, ...]:
+        """As whoever knows the job says."""
+        for machine in self.world.machines:
+            report = machine.node.job_report(job.id) if machine.node is not None and job.id is not None else None
+            if machine.honest and report is not None:
+                return report.panel
+        return ()
 
-    def stewards_finished(self, job: Job) -> bool:
-        """Every shard is settled on a majority of what are, in truth, its live honest stewards."""
-        for shard in range(job.spec.shards):
-            keepers = [
-                box.node.stewards[job.id, shard]
-                for box in self.world.boxes
-                if box.honest and box.node is not None and (job.id, shard) in box.node.stewards
-            ]
-            finished = [s for s in keepers if s.active and s.finished]
-            if len(finished) < min(2, len([s for s in keepers if s.active])) or not finished:
-                return False
-        return True
+    def seats_finished(self, job: Job) -> bool:
+        """Of each shard some honest seat has every task decided."""
+        if job.id is None:
+            return False
+        wanted = {shard: len(job.draft.shard_tasks(shard)) for shard in range(job.draft.shards)}
+        for machine in self.world.machines:
+            if machine.honest and machine.node is not None:
+                report = machine.node.job_report(job.id)
+                for kept in report.shards if report is not None else ():
+                    if kept.decided >= wanted.get(kept.shard, limits.SHARD_TASKS + 1):
+                        del wanted[kept.shard]
+        return not wanted
 
     def _progress(self, job: Job) -> str:
-        box = self.world.boxes[job.plan.submitter]
-        submission = box.node.submissions.get(job.id) if box.node is not None else None
-        if submission is None:
-            return f"its submitter {box.index} is down or does not know it"
-        open_tasks = [t for t in range(job.spec.tasks) if t not in submission.decided]
-        return (
-            f"{len(submission.decided)} of {job.spec.tasks} decided, open {open_tasks[:8]},"
-            f" {len(submission._missing)} outputs missing, placed: {submission.placed}"
-        )
-
-
-def _settled(node: Node, job: JobId, task: int) -> list[Verdict]:
-    found = []
-    steward = node.stewards.get((job, task // limits.SHARD_TASKS))
-    if steward is not None and steward.active and task in steward.desks:
-        verdict = steward.desks[task].settled
-        if verdict is not None:
-            found.append(verdict)
-    submission = node.submissions.get(job)
-    if submission is not None and task in submission.decided:
-        found.append(submission.decided[task])
-    return found
+        machine = self.world.machines[job.plan.submitter]
+        report = machine.node.job_report(job.id) if machine.node is not None and job.id is not None else None
+        if report is None:
+            return f"its submitter {machine.index} does not know it {self._refusals.get(job.index, '')}"
+        return f"{report}"[:600]

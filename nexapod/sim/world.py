@@ -1,8 +1,8 @@
 """A deterministic world: an event heap, a virtual clock, machines, links, disks, and the faults that befall them.
 
-It drives real nodes (nexapod.protocol.node) as the daemon does, and keeps the same promises: all Save effects of a call
-are on disk before any other effect of it happens; a crash comes between any two effects; what was not saved is lost.
-It decides no policy and judges nothing: checkers.py watches.
+It drives real nodes of protocol 3 as the daemon does, and keeps the same promises: all Save effects of a call are on
+disk before any other effect of it happens; a crash comes between any two effects; what was not saved is lost. It
+decides no policy and judges nothing: checkers.py watches.
 
 One plan decides everything. No set is iterated, no hash() or id() used: a run is the same under any PYTHONHASHSEED.
 """
@@ -14,23 +14,22 @@ import heapq
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Final, TypeAlias
 
-from nexapod.protocol import limits
 from nexapod.protocol.errors import LocalError
 from nexapod.protocol.events import (
     BlobFailed,
     BlobReady,
+    CancelJob,
+    Drain,
     Drop,
     Effect,
     Event,
     Fetch,
-    Gossiped,
-    PeerDown,
-    PeerUp,
+    OfferChanged,
+    Pause,
     Penalise,
     ProfileChanged,
-    Publish,
     Received,
     Run,
     Save,
@@ -39,111 +38,67 @@ from nexapod.protocol.events import (
     Submit,
     Tick,
     Trace,
-    Unreachable,
 )
-from nexapod.protocol.node import Node
+from nexapod.protocol.node.archive import ARCHIVED
+from nexapod.protocol.node.node import Node
+from nexapod.protocol.notices import JobAccepted, JobPlaced, JobRefused, JobSettled, Notice
+from nexapod.protocol.primitives import BlobRef, File, JobId, Millis, PeerId, TaskId, blob_of
 from nexapod.protocol.records import Record
-from nexapod.protocol.statements import make
-from nexapod.protocol.types import (
-    BlobRef,
-    Executor,
-    JobId,
-    JobSpec,
-    Limits,
-    Millis,
-    PeerId,
-    Profile,
-    TaskId,
-    Validate,
-    blob_of,
-)
+from nexapod.protocol.rules.matching import Policy
+from nexapod.protocol.types import Executor, JobSpec, Limits, Offer, Profile, TrustPolicy, Validate
 from nexapod.protocol.types import Run as RunSpec
+from nexapod.protocol.wire import messages, statements
 from nexapod.sim.checkers import Checkers
+from nexapod.sim.conduct import Conduct
 from nexapod.sim.keys import HashSigner, verify
-from nexapod.sim.liars import KINDS, Liar
-from nexapod.sim.plan import Crash, JobPlan, PeerPlan, Plan
+from nexapod.sim.liars import KINDS
+from nexapod.sim.liars.base import Gang, Target
+from nexapod.sim.links import Links
+from nexapod.sim.machine import Machine
+from nexapod.sim.plan import ClockJump, Crash, DiskFault, JobPlan, Order, Plan
 from nexapod.sim.rng import Rng
-from nexapod.sim.running import Kept, Running
+from nexapod.sim.running import Running
+from nexapod.sim.sizes import shards_of
 from nexapod.sim.truth import checkpoint_blob, short
 
-NETWORK = "sim"
-MODULE = blob_of(b"a wasm module")
-DOOMED_FOR_MS = 2_000
-SUBMIT_CHECK_MS = 5_000
-AFTERMATH_MS = 20_000
-"""How long the world goes on once every job is complete: nothing may go wrong then either."""
-BAN_MS = 600_000
+NETWORK: Final = "sim"
+MODULE: Final = blob_of(b"a wasm module")
+NOWHERE: Final = blob_of(b"an input that nobody has")
+UNFIT_MEMORY: Final = 1 << 40
+DOOMED_FOR_MS: Final = 2_000
+SUBMIT_CHECK_MS: Final = 5_000
+AFTERMATH_MS: Final = 20_000
+"""How long the world goes on once every job is over: nothing may go wrong then either."""
+SPREAD_KINDS: Final[tuple[tuple[statements.Kind, str], ...]] = (
+    ("job", "Job"),
+    ("settlement", "Closing"),
+    ("cancel", "Closing"),
+)
+_NIL: Final = 0xC0
+"""In msgpack."""
 NodeFactory: TypeAlias = Callable[..., Node]
-
-
-@dataclass(slots=True)
-class Link:
-    """A connection that two peers keep: dialled again whenever it is down."""
-
-    one: int
-    other: int
-    up: bool = False
-    epoch: int = 0
-    tries: int = 0
-
-
-@dataclass(slots=True)
-class Box:
-    """A machine: what survives a crash, and the process that runs on it, if one does."""
-
-    index: int
-    plan: PeerPlan
-    signer: HashSigner
-    rng: Rng
-    latency_ms: Millis
-    liar: Liar | None = None
-    disk: dict[tuple[str, bytes], bytes] = field(default_factory=dict)
-    blobs: set[BlobRef] = field(default_factory=set)
-    node: Node | None = None
-    boot: int = 0
-    clock_base: Millis = 0
-    clock_since: Millis = 0
-    paused_until: Millis = 0
-    tick_at: Millis | None = None
-    running: dict[TaskId, int] = field(default_factory=dict)
-    leaving: set[TaskId] = field(default_factory=set)
-    """Those of them whose programs have ended."""
-    kept: dict[TaskId, Kept] = field(default_factory=dict)
-    """What lies in the checkpoint folders: it survives a crash."""
-    run_number: int = 0
-    dialling: dict[int, Millis] = field(default_factory=dict)
-    banned: dict[PeerId, Millis] = field(default_factory=dict)
-    doomed: Crash | None = None
-    gone: bool = False
-    side: int = 0
-    links: dict[int, Link] = field(default_factory=dict)
-
-    @property
-    def peer(self) -> PeerId:
-        return self.signer.peer
-
-    @property
-    def honest(self) -> bool:
-        return self.plan.liar is None
-
-    def local(self, now: Millis) -> Millis:
-        """What this machine's monotonic clock shows."""
-        return self.clock_base + (now - self.clock_since) * (1000 + self.plan.drift) // 1000
-
-    def when(self, local: Millis) -> Millis:
-        """When this machine's clock will show so much, or a little later."""
-        return self.clock_since + -(-(local - self.clock_base) * 1000 // (1000 + self.plan.drift))
 
 
 @dataclass(slots=True)
 class Job:
     """A job of the plan, and what became of it."""
 
+    index: int
     plan: JobPlan
-    spec: JobSpec
-    id: JobId
+    draft: JobSpec
+    id: JobId | None = None
+    """Known once its submitter has signed it: the panel is part of it."""
+    panel: tuple[PeerId, ...] = ()
+    """Its first panel, likewise."""
+    submitted_at: Millis | None = None
     placed_at: Millis | None = None
-    complete_at: Millis | None = None
+    settled_at: Millis | None = None
+    refused: str = ""
+    cancelled: bool = False
+
+    @property
+    def over(self) -> bool:
+        return self.settled_at is not None or self.cancelled or bool(self.refused)
 
 
 @dataclass(slots=True)
@@ -152,9 +107,13 @@ class Stats:
 
     events: int = 0
     sent: int = 0
+    sent_bytes: int = 0
     by_kind: dict[str, int] = field(default_factory=dict)
+    bytes_by_kind: dict[str, int] = field(default_factory=dict)
     traces: dict[str, int] = field(default_factory=dict)
+    notices: dict[str, int] = field(default_factory=dict)
     crashes: int = 0
+    runs: int = 0
     honest_penalties: dict[str, int] = field(default_factory=dict)
 
 
@@ -164,84 +123,89 @@ class World:
     def __init__(self, plan: Plan, *, factory: NodeFactory = Node, tell: Callable[[str], None] | None = None) -> None:
         self.plan = plan
         self.now: Millis = 0
-        self.rng = Rng(plan.seed).fork("world", plan.scenario)
+        self.rng = Rng(plan.seed).fork("world3", plan.scenario)
         self.stats = Stats()
         self._factory = factory
         self._tell = tell
         self._heap: list[tuple[Millis, int, Callable[[], None]]] = []
         self._order = 0
         self._trace = hashlib.blake2b(digest_size=16)
-        self._clogged: dict[tuple[int, int], Millis] = {}
-        self.boxes = [self._box(i, p) for i, p in enumerate(plan.peers)]
-        self.by_peer = {box.peer: box for box in self.boxes}
-        everybody = tuple(box.peer for box in self.boxes)
-        for box in self.boxes:
-            if box.plan.liar is not None:
-                box.liar = KINDS[box.plan.liar](box.signer, box.rng.fork("liar"), everybody)
+        self.machines = [self._machine(i) for i in range(len(plan.peers))]
+        self.by_peer = {machine.peer: machine for machine in self.machines}
         self.jobs = [self._job(i, j) for i, j in enumerate(plan.jobs)]
-        self.specs = {job.id: job for job in self.jobs}
+        self.specs: dict[JobId, Job] = {}
         self.checkers = Checkers(self)
+        self.conduct = Conduct(self, self.checkers.violated)
+        self.links = Links(self)
         self._running = Running(self)
+        self._corrupt()
         self._schedule()
 
     # --- what the plan says ----------------------------------------------------------------------------------------
-    def _box(self, index: int, plan: PeerPlan) -> Box:
-        rng = self.rng.fork("box", index)
+    def _machine(self, index: int) -> Machine:
+        plan = self.plan.peers[index]
+        rng = self.rng.fork("machine", index)
         low, high = self.plan.network.latency_ms
-        return Box(index, plan, HashSigner(self.plan.seed, index), rng, rng.between(low, high))
+        addr = plan.addr or f"/ip4/10.{index >> 16 & 255}.{index >> 8 & 255}.{index & 255}/tcp/4001"
+        return Machine(index, plan, HashSigner(self.plan.seed, index), rng, addr, rng.between(low, high))
+
+    def _corrupt(self) -> None:
+        """Make liars of those that the plan names."""
+        targets = tuple(Target(machine.peer, machine.addr) for machine in self.machines)
+        gangs: dict[int, Gang] = {}
+        for machine in self.machines:
+            if machine.plan.liar is None:
+                continue
+            number = machine.plan.gang or -1 - machine.index
+            gang = gangs.setdefault(number, Gang(number))
+            gang.members.append(machine.signer)
+            machine.liar = KINDS[machine.plan.liar](machine.signer, machine.rng.fork("liar"), targets, gang)
 
     def _job(self, index: int, plan: JobPlan) -> Job:
-        kept: Literal["local", "shared"] = "shared" if plan.checkpoints else "local"
-        spec = JobSpec(
-            NETWORK,
-            f"job-{index}",
-            self.rng.fork("nonce", index).bytes(16),
-            0,
-            RunSpec("wasm", module=MODULE, env=tuple(("FAILS", str(t)) for t in plan.failing), checkpoint=kept),
-            plan.tasks,
-            limits=Limits(wall_ms=plan.wall_ms),
+        env = [("FAILS", str(t)) for t in plan.failing] + [("DIFFERS", str(t)) for t in plan.nondeterministic]
+        inputs = (File("gone", NOWHERE),) if plan.input_missing else ()
+        draft = JobSpec(
+            network=NETWORK,
+            name=f"job-{index}",
+            nonce=self.rng.fork("nonce", index).bytes(16),
+            stamp=0,
+            run=RunSpec(
+                "wasm", module=MODULE, env=tuple(env[:64]), checkpoint="shared" if plan.checkpoints else "local"
+            ),
+            tasks=plan.tasks,
+            inputs=inputs,
+            limits=Limits(wall_ms=plan.wall_ms, memory=UNFIT_MEMORY if plan.unfit else 256 << 20),
             validate=Validate(agree=plan.agree, max_replicas=plan.max_replicas),
+            policy=TrustPolicy(grouping=self.plan.network.grouping),
         )
-        return Job(plan, spec, JobId(make(spec, self.boxes[plan.submitter].signer).id))
+        return Job(index, plan, draft)
 
     def _schedule(self) -> None:
-        for box in self.boxes:
-            self.at(box.plan.joins_at + box.rng.between(0, 300), lambda box=box: self._boot(box))  # type: ignore[misc]
-        for link in self._topology():
-            start = max(self.boxes[link.one].plan.joins_at, self.boxes[link.other].plan.joins_at)
-            self.at(start + self.rng.between(300, 900), lambda link=link: self._mend(link))  # type: ignore[misc]
+        plan = self.plan
+        for machine in self.machines:
+            at = machine.plan.joins_at + machine.rng.between(0, 300)
+            self.at(at, lambda machine=machine: self._boot(machine))  # type: ignore[misc]
+        for link in self.links.overlay():
+            start = max(plan.peers[link.one].joins_at, plan.peers[link.other].joins_at)
+            self.at(start + self.rng.between(300, 900), lambda link=link: self.links.mend(link))  # type: ignore[misc]
         for job in self.jobs:
             self.at(job.plan.at, lambda job=job: self._submit(job))  # type: ignore[misc]
-        for crash in self.plan.crashes:
+        for crash in plan.crashes:
             self.at(crash.at, lambda crash=crash: self._doom(crash))  # type: ignore[misc]
-        for pause in self.plan.pauses:
-            self.at(pause.at, lambda pause=pause: self._pause(pause.peer, pause.for_ms))  # type: ignore[misc]
-        for cut in self.plan.partitions:
+        for pause in plan.pauses:
+            self.at(pause.at, lambda pause=pause: self._sleep(pause.peer, pause.for_ms))  # type: ignore[misc]
+        for fault in plan.disk_faults:
+            self.at(fault.at, lambda fault=fault: self._disk_fault(fault))  # type: ignore[misc]
+        for jump in plan.clock_jumps:
+            self.at(jump.at, lambda jump=jump: self._jump(jump))  # type: ignore[misc]
+        for order in plan.orders:
+            self.at(order.at, lambda order=order: self._obey(order))  # type: ignore[misc]
+        for cut in plan.partitions:
             self.at(cut.at, lambda cut=cut: self._part(cut.sides))  # type: ignore[misc]
             self.at(cut.until, lambda: self._part(frozenset()))
-        for clog in self.plan.clogs:
+        for clog in plan.clogs:
             pair = (clog.sender, clog.receiver)
-            self.at(clog.at, lambda pair=pair, clog=clog: self._clogged.__setitem__(pair, clog.until))  # type: ignore[misc]
-
-    def _topology(self) -> list[Link]:
-        """Who keeps a link to whom: everybody to everybody, or a ring and random chords."""
-        count, degree = len(self.boxes), self.plan.network.degree
-        pairs: dict[tuple[int, int], None] = {}
-        if not degree or degree >= count - 1:
-            pairs = {(i, j): None for i in range(count) for j in range(i + 1, count)}
-        else:
-            rng = self.rng.fork("topology")
-            for i in range(count):
-                pairs[min(i, (i + 1) % count), max(i, (i + 1) % count)] = None
-                for _ in range(max(0, degree // 2 - 1)):
-                    j = rng.below(count)
-                    if j != i:
-                        pairs[min(i, j), max(i, j)] = None
-        links = [Link(i, j) for i, j in pairs]
-        for link in links:
-            self.boxes[link.one].links[link.other] = link
-            self.boxes[link.other].links[link.one] = link
-        return links
+            self.at(clog.at, lambda pair=pair, clog=clog: self.links.clogged.__setitem__(pair, clog.until))  # type: ignore[misc]
 
     # --- the heap --------------------------------------------------------------------------------------------------
     def at(self, when: Millis, act: Callable[[], None]) -> None:
@@ -249,40 +213,35 @@ class World:
         heapq.heappush(self._heap, (when, self._order, act))
 
     def run(self) -> None:
-        """To the end: every job complete and the aftermath over, or out of time, or too much gone wrong."""
-        last_submission = max((j.plan.at for j in self.jobs), default=0)
-        time_is_up = max(self.plan.heal_at, last_submission) + self.plan.settle_within_ms
+        """To the end: every job over and the aftermath too, or out of time, or too much gone wrong."""
+        with shards_of(self.plan.shard_tasks):
+            self._run()
+
+    def _run(self) -> None:
+        last = max((j.plan.at for j in self.jobs), default=0)
+        time_is_up = max(self.plan.heal_at, last) + self.plan.settle_within_ms
         end = time_is_up
         finished = False
         while self._heap and self._heap[0][0] <= end and not self.checkers.hopeless:
             self.now, _, act = heapq.heappop(self._heap)
             act()
-            if not finished and self.now >= self.plan.heal_at and self._all_complete():
+            if not finished and self.now >= self.plan.heal_at and all(self._is_over(job) for job in self.jobs):
                 finished = True
                 end = min(time_is_up, self.now + AFTERMATH_MS)
         self.checkers.at_end()
 
     def run_until(self, end: Millis) -> None:
-        """Go on for so long, whatever is complete."""
-        while self._heap and self._heap[0][0] <= end:
-            self.now, _, act = heapq.heappop(self._heap)
-            act()
+        """Go on for so long, whatever is over."""
+        with shards_of(self.plan.shard_tasks):
+            while self._heap and self._heap[0][0] <= end:
+                self.now, _, act = heapq.heappop(self._heap)
+                act()
         self.now = max(self.now, end)
 
-    def _all_complete(self) -> bool:
-        return all(job.complete_at is not None or self._left_behind(job) for job in self.jobs)
-
-    def _left_behind(self, job: Job) -> bool:
-        """Whether nobody is left to collect a job, and it is finished all the same, or never began."""
-        if not self.boxes[job.plan.submitter].gone:
-            return False
-        return job.placed_at is None or self.checkers.stewards_finished(job)
-
-    def job_complete(self, job: JobId) -> None:
-        """Called by whoever sees it first."""
-        known = self.specs.get(job)
-        if known is not None and known.complete_at is None:
-            known.complete_at = self.now
+    def _is_over(self, job: Job) -> bool:
+        if job.over or job.plan.input_missing or (job.plan.unfit and job.placed_at is not None):
+            return True
+        return self.machines[job.plan.submitter].gone and (job.placed_at is None or self.checkers.seats_finished(job))
 
     @property
     def digest(self) -> str:
@@ -290,365 +249,445 @@ class World:
         return self._trace.hexdigest()
 
     # --- machines --------------------------------------------------------------------------------------------------
-    def _boot(self, box: Box) -> None:
-        if box.gone or box.node is not None:
+    def _boot(self, machine: Machine) -> None:
+        if machine.gone or machine.node is not None:
             return
-        box.boot += 1
+        machine.boot += 1
         # A monotonic clock begins anywhere, and after a restart it may show less than before.
-        box.clock_base = box.rng.between(0, 10_000_000)
-        box.clock_since = self.now
-        box.paused_until = 0
-        box.tick_at = None
-        entropy = box.rng.fork("entropy", box.boot)
-        records = [Record(kind, key, value) for (kind, key), value in box.disk.items()]
+        machine.clock_base = machine.rng.between(0, 10_000_000)
+        machine.clock_since = self.now
+        machine.tick_at = None
+        machine.paused = machine.draining = False
+        machine.waiting.clear()
+        entropy = machine.rng.fork("entropy", machine.boot)
+        records = [Record(kind, key, value) for (kind, key), value in machine.disk.items() if kind not in ARCHIVED]
         try:
-            box.node = self._factory(
-                box.signer, verify, NETWORK, entropy.bytes, records=records, now=box.local(self.now)
+            machine.node = self._factory(
+                machine.signer,
+                verify,
+                NETWORK,
+                self.plan.network.grouping,
+                entropy.bytes,
+                policy=Policy(work=machine.plan.works),
+                records=records,
+                archive=machine.read,
+                now=machine.local(self.now),
             )
         except Exception:
-            self.checkers.violated("restart-raises", f"peer {box.index}: {traceback.format_exc(limit=-4)}")
-            box.gone = True
+            self.checkers.violated("restart-raises", f"peer {machine.index}: {traceback.format_exc(limit=-4)}")
+            machine.gone = True
             return
-        for job, submission in box.node.submissions.items():
-            if submission.settlement is not None:
-                self.job_complete(job)  # it was saved, and the crash came before it was told
-        self._say(box, f"boots ({len(records)} records)")
-        self.enter(box, ProfileChanged(self._profile(box)))
+        self.say(machine, f"boots ({len(records)} records)")
+        for job in machine.node.report().submissions:
+            # It may have died after it had saved a job and before it could say so.
+            self._accepted(machine, job)
+        self.enter(machine, ProfileChanged(self._profile(machine)))
+        if machine.plan.steward:
+            self.enter(machine, OfferChanged(self._offer(machine)))
 
-    def _profile(self, box: Box) -> Profile:
-        slots = 64 if box.plan.liar == "hoarder" else box.plan.slots
+    def _profile(self, machine: Machine) -> Profile:
+        liar = machine.liar
         return Profile(
             network=NETWORK,
             seq=0,
             stamp=self.now,
             agent="sim",
+            minor=0,
             os="linux",
             arch="x86_64",
             cpu_model="virtual",
-            cpus=4,
-            memory=8 << 30,
+            cpus=64 if liar is not None and liar.slots is not None else 4,
+            memory=(8 if liar is None or liar.slots is None else 64) << 30,
             disk_free=1 << 40,
             gpus=(),
             executors=(Executor("wasm", "1"),),
             images=(),
             registries=(),
-            addrs=(),
-            serves=box.plan.serves,
-            slots=slots,
+            addrs=(machine.addr,),
+            slots=liar.slots if liar is not None and liar.slots is not None else machine.plan.slots,
         )
+
+    def _offer(self, machine: Machine) -> Offer:
+        return Offer(NETWORK, 0, (machine.addr,), 1 << 40, 10_000, 1 << 50)
 
     def _doom(self, crash: Crash) -> None:
         """It dies in the middle of what it does next, or soon if it does nothing."""
-        box = self.boxes[crash.peer]
-        if box.node is None or box.doomed is not None:
+        machine = self.machines[crash.peer]
+        if machine.node is None or machine.doomed is not None:
             return
-        box.doomed = crash
-        boot = box.boot
-        self.at(
-            self.now + DOOMED_FOR_MS, lambda: self._crash(box) if box.doomed is crash and box.boot == boot else None
-        )
+        machine.doomed = crash
+        boot = machine.boot
+        at = self.now + DOOMED_FOR_MS
+        self.at(at, lambda: self._crash(machine) if machine.doomed is crash and machine.boot == boot else None)
 
-    def _crash(self, box: Box) -> None:
-        crash, box.doomed = box.doomed, None
-        if box.node is None or crash is None:
+    def _crash(self, machine: Machine) -> None:
+        crash, machine.doomed = machine.doomed, None
+        if machine.node is None or crash is None:
             return
-        self._say(box, "crashes")
+        self.say(machine, "crashes")
         self.stats.crashes += 1
-        box.node = None
-        box.boot += 1
-        box.running.clear()
-        box.leaving.clear()
-        box.dialling.clear()
-        box.banned.clear()
-        for link in box.links.values():
-            if link.up:
-                self._break(link, quickly=box.rng.chance(800))
+        self.links.break_all(machine, quickly=True)
+        machine.node = None
+        machine.boot += 1
+        machine.running.clear()
+        machine.vacated.clear()
+        machine.waiting.clear()
+        machine.busy_until = 0
         if crash.down_ms is None:
-            box.gone = True
+            machine.gone = True
         else:
-            self.at(self.now + crash.down_ms, lambda: self._boot(box))
+            self.at(self.now + crash.down_ms, lambda: self._boot(machine))
 
-    def _pause(self, index: int, for_ms: Millis) -> None:
-        self.boxes[index].paused_until = self.now + for_ms
+    def _sleep(self, index: int, for_ms: Millis) -> None:
+        machine = self.machines[index]
+        machine.asleep_until = max(machine.asleep_until, self.now + for_ms)
+        self.say(machine, f"sleeps for {for_ms} ms")
+        if for_ms > 8_000:
+            self.links.break_all(machine, quickly=False)
 
-    # --- links -----------------------------------------------------------------------------------------------------
+    def _disk_fault(self, fault: DiskFault) -> None:
+        machine = self.machines[fault.peer]
+        self.say(machine, f"has a disk that is {'slow' if fault.slow_ms else 'full'}")
+        if fault.slow_ms:
+            machine.disk_slow_until, machine.disk_slow_ms = fault.until, fault.slow_ms
+        else:
+            machine.disk_full_until = fault.until
+
+    def _jump(self, jump: ClockJump) -> None:
+        machine = self.machines[jump.peer]
+        machine.clock_base += jump.by_ms
+        self.say(machine, f"clock jumps by {jump.by_ms} ms")
+        if machine.node is not None:
+            self.enter(machine, Tick())
+
+    def _obey(self, order: Order) -> None:
+        machine = self.machines[order.peer]
+        match order.what:
+            case "drain":
+                self.enter(machine, Drain())
+            case "pause":
+                self.enter(machine, Pause(True))
+            case "resume":
+                self.enter(machine, Pause(False))
+
     def _part(self, sides: frozenset[int]) -> None:
-        for box in self.boxes:
-            box.side = 1 if box.index in sides else 0
-        for box in self.boxes:
-            for other, link in box.links.items():
-                if box.index < other and link.up and box.side != self.boxes[other].side:
-                    self._break(link, quickly=False)
-
-    def _break(self, link: Link, *, quickly: bool) -> None:
-        """Both ends learn it some time later: from a reset, or from pings that are not answered."""
-        link.up = False
-        link.epoch += 1
-        epoch = link.epoch
-        for end, far in ((link.one, link.other), (link.other, link.one)):
-            box, peer = self.boxes[end], self.boxes[far].peer
-            delay = self.rng.between(10, 300) if quickly else self.rng.between(3_000, 12_000)
-            self._later(box, delay, PeerDown(peer), lambda: link.epoch == epoch)
-        self.at(self.now + self.rng.between(1_000, 4_000), lambda: self._mend(link))
-
-    def _mend(self, link: Link) -> None:
-        one, other = self.boxes[link.one], self.boxes[link.other]
-        if link.up or one.gone or other.gone:
-            return
-        banned = one.banned.get(other.peer, 0) > self.now or other.banned.get(one.peer, 0) > self.now
-        if banned or not self.reaches(one, other) or not self.reaches(other, one):
-            link.tries += 1
-            self.at(self.now + self.rng.between(500, 1_000 << min(link.tries, 3)), lambda: self._mend(link))
-            return
-        link.up = True
-        link.epoch += 1
-        link.tries = 0
-        for box, far in ((one, other), (other, one)):
-            self._later(box, self.rng.between(1, 20), PeerUp(far.peer, far.plan.addr), lambda: link.up)
-
-    def reaches(self, sender: Box, receiver: Box) -> bool:
-        """Whether bytes can get from one to the other now."""
-        if sender.node is None or receiver.node is None or sender.side != receiver.side:
-            return False
-        return self._clogged.get((sender.index, receiver.index), 0) <= self.now
-
-    def _latency(self, one: Box, other: Box) -> Millis:
-        delay = one.latency_ms + other.latency_ms
-        delay += self.rng.below(delay + 1)
-        if self.now < self.plan.heal_at and self.rng.chance(self.plan.network.straggling):
-            delay += self.rng.below(self.plan.network.straggle_ms)
-        return delay
+        for machine in self.machines:
+            machine.side = 1 if machine.index in sides else 0
+        self.links.break_sides()
 
     # --- a node's turn -----------------------------------------------------------------------------------------------
-    def _later(self, box: Box, delay: Millis, event: Event, unless: Callable[[], bool] | None = None) -> None:
+    def later(self, machine: Machine, delay: Millis, event: Event, holds: Callable[[], bool] | None = None) -> None:
         """An event for the process that runs there now; void if it has died by then."""
-        boot = box.boot
+        boot = machine.boot
 
         def happen() -> None:
-            if box.boot == boot and box.node is not None and (unless is None or unless()):
-                self.enter(box, event)
+            if machine.boot == boot and machine.node is not None and (holds is None or holds()):
+                self.enter(machine, event)
 
         self.at(self.now + delay, happen)
 
-    def enter(self, box: Box, event: Event) -> None:
-        """Let a node handle an event, and do what it wants done."""
-        node = box.node
+    def enter(self, machine: Machine, event: Event) -> None:
+        """Let a node handle an event, and do what it wants done; later, if its machine sleeps or its disk is slow."""
+        node = machine.node
         if node is None:
             return
-        if box.paused_until > self.now:
-            boot = box.boot
-            self.at(box.paused_until, lambda: self.enter(box, event) if box.boot == boot else None)
+        free_at = max(machine.asleep_until, machine.busy_until)
+        if free_at > self.now:
+            machine.waiting.append(lambda: self.enter(machine, event))
+            if len(machine.waiting) == 1:
+                self._wake_at(machine, free_at)
             return
         self.stats.events += 1
-        own: list[Effect] = []
-        if box.liar is not None and isinstance(event, Received):
-            own = box.liar.hears(node, event)
-        try:
-            effects = node.handle(event, box.local(self.now))
-        except LocalError as error:
-            self._say(box, f"refuses: {error}")
-            effects = []
-        except Exception:
-            self.checkers.violated(
-                "handle-raises", f"peer {box.index} on {event!r:.200}: {traceback.format_exc(limit=-4)}"
-            )
-            effects, node.ctx.effects = node.ctx.effects, []
-        if box.liar is not None:
-            effects = [*own, *box.liar.speaks(node, effects)]
-        self._record(box, event)
-        self.checkers.after(box, event, effects)
-        self._do_all(box, effects)
-        if box.node is node:
-            self._arm(box)
+        machine.paused = event.paused if isinstance(event, Pause) else machine.paused
+        machine.draining = machine.draining or isinstance(event, Drain)
+        if isinstance(event, Received) and machine.honest:
+            self.conduct.received(machine, event.peer, event.frame)
+        liar = machine.liar
+        own = liar.hears(node, event, self.now) if liar is not None else []
+        effects: list[Effect] = []
+        if liar is None or not liar.swallows(node, event):
+            effects = self._handle(machine, node, event)
+        if liar is not None:
+            effects = [*own, *liar.speaks(node, effects)]
+        self._record(machine, event)
+        self.checkers.after(machine, event, effects)
+        self._do_all(machine, effects)
+        if machine.node is node:
+            self._arm(machine)
 
-    def _arm(self, box: Box) -> None:
-        assert box.node is not None
-        deadline = box.node.deadline
+    def _handle(self, machine: Machine, node: Node, event: Event) -> list[Effect]:
+        try:
+            return node.handle(event, machine.local(self.now))
+        except LocalError as error:
+            self.say(machine, f"refuses: {error}")
+            if isinstance(event, Submit):
+                self._refused(event, str(error))
+        except Exception:
+            what = f"peer {machine.index} on {event!r:.200}: {traceback.format_exc(limit=-4)}"
+            self.checkers.violated("handle-raises", what)
+        return []
+
+    def _wake_at(self, machine: Machine, when: Millis) -> None:
+        boot = machine.boot
+
+        def wake() -> None:
+            if machine.boot != boot:
+                return
+            waiting = list(machine.waiting)
+            machine.waiting.clear()
+            for act in waiting:
+                act()
+
+        self.at(when, wake)
+
+    def _arm(self, machine: Machine) -> None:
+        assert machine.node is not None
+        deadline = machine.node.deadline
         if deadline is None:
             return
-        when = max(box.when(deadline), self.now + 1)
-        if box.tick_at is not None and self.now < box.tick_at <= when:
+        when = max(machine.when(deadline), self.now + 1)
+        if machine.tick_at is not None and self.now < machine.tick_at <= when:
             return
-        box.tick_at = when
-        boot = box.boot
+        machine.tick_at = when
+        boot = machine.boot
 
         def tick() -> None:
-            if box.boot == boot and box.tick_at == when:
-                box.tick_at = None
-                self.enter(box, Tick())
+            if machine.boot == boot and machine.tick_at == when:
+                machine.tick_at = None
+                self.enter(machine, Tick())
 
         self.at(when, tick)
 
-    def _do_all(self, box: Box, effects: list[Effect]) -> None:
-        rest = [e for e in effects if not isinstance(e, Save)]
-        if box.doomed is None:
-            self._save(box, effects)
-            for effect in rest:
-                self._do(box, effect)
-            return
-        done = box.rng.below(len(rest) + 2) - 1
-        if done >= 0:
-            self._save(box, effects)
-            for effect in rest[:done]:
-                self._do(box, effect)
-        self._crash(box)
+    def _do_all(self, machine: Machine, effects: list[Effect]) -> None:
+        saves = any(isinstance(effect, Save) for effect in effects)
+        if saves and machine.disk_full_until > self.now:
+            self._hold_up(machine, effects, machine.disk_full_until)
+        elif saves and machine.disk_slow_until > self.now:
+            self._hold_up(machine, effects, self.now + machine.disk_slow_ms)
+        else:
+            self._carry_out(machine, effects)
 
-    def _save(self, box: Box, effects: list[Effect]) -> None:
+    def _hold_up(self, machine: Machine, effects: list[Effect], until: Millis) -> None:
+        """Nothing is said before it is saved: the whole machine waits for its disk."""
+        machine.busy_until = until
+        boot = machine.boot
+
+        def go_on() -> None:
+            if machine.boot == boot and machine.node is not None:
+                self._carry_out(machine, effects)
+                self._arm(machine)
+
+        self.at(until, go_on)
+
+    def _carry_out(self, machine: Machine, effects: list[Effect]) -> None:
+        rest = [effect for effect in effects if not isinstance(effect, Save)]
+        if machine.doomed is None:
+            self._save(machine, effects)
+            for effect in rest:
+                self._do(machine, effect)
+            return
+        done = machine.rng.below(len(rest) + 2) - 1
+        if done >= 0:
+            self._save(machine, effects)
+            for effect in rest[:done]:
+                self._do(machine, effect)
+        self._crash(machine)
+
+    def _save(self, machine: Machine, effects: list[Effect]) -> None:
         for effect in effects:
             if isinstance(effect, Save):
                 record = effect.record
                 self._trace.update(b"save" + record.kind.encode() + record.key + (record.value or b""))
                 if record.value is None:
-                    box.disk.pop((record.kind, record.key), None)
+                    removed = machine.disk.pop((record.kind, record.key), None)
+                    machine.removed.append(removed or b"")
                 else:
-                    box.disk[record.kind, record.key] = record.value
+                    machine.disk[record.kind, record.key] = record.value
 
-    def _do(self, box: Box, effect: Effect) -> None:
+    def _do(self, machine: Machine, effect: Effect) -> None:
         match effect:
-            case Send(peer, frame, _):
-                self._send(box, peer, frame)
-            case Publish():
-                self._publish(box, effect)
+            case Send(peer, frame, addrs):
+                self._send(machine, peer, frame, addrs)
             case Run():
-                self._running.start(box, effect)
+                self.stats.runs += 1
+                self._running.start(machine, effect)
             case Stop(task):
-                box.running.pop(task, None)
-                box.leaving.discard(task)
-                box.kept.pop(task, None)
+                machine.running.pop(task, None)
+                machine.vacated.discard(task)
+                machine.kept.pop(task, None)
             case Fetch():
-                self._fetch(box, effect)
+                self._fetch(machine, effect)
             case Drop(ref):
-                box.blobs.discard(ref)
+                machine.blobs.discard(ref)
             case Penalise():
-                self._penalise(box, effect)
+                self._penalise(machine, effect)
             case Trace(name, facts):
-                self._on_trace(box, name, dict(facts))
+                self.stats.traces[name] = self.stats.traces.get(name, 0) + 1
                 if self._tell is not None:
-                    self._say(box, f"{name} " + " ".join(f"{k}={_shown(v)}" for k, v in facts.items()))
+                    self.say(machine, f"{name} " + " ".join(f"{k}={_shown(v)}" for k, v in facts.items()))
+            case Save():
+                pass
+            case _:
+                self._on_notice(machine, effect)
 
-    # --- messages --------------------------------------------------------------------------------------------------
-    def _send(self, box: Box, peer: PeerId, frame: bytes) -> None:
-        other = self.by_peer.get(peer)
-        self.stats.sent += 1
+    def _send(self, machine: Machine, peer: PeerId, frame: bytes, addrs: tuple[str, ...]) -> None:
+        stats = self.stats
+        stats.sent += 1
+        stats.sent_bytes += len(frame)
+        kind = _kind(frame)
+        stats.by_kind[kind] = stats.by_kind.get(kind, 0) + 1
+        stats.bytes_by_kind[kind] = stats.bytes_by_kind.get(kind, 0) + len(frame)
         self._trace.update(b"send%d" % self.now + peer.encode() + frame)
-        self.checkers.sent(box, frame)
-        if other is None or other.banned.get(box.peer, 0) > self.now:
-            return
-        link = box.links.get(other.index)
-        linked = link is not None and link.up
-        if not self.reaches(box, other):
-            if not linked:
-                self._dial_in_vain(box, other)
-            return
-        network = self.plan.network
-        faulty = self.now < self.plan.heal_at
-        if faulty and self.rng.chance(network.loss):
-            return
-        extra = 0 if linked else self.rng.between(20, 150)
-        self._later(other, extra + self._latency(box, other), Received(box.peer, frame))
-        if faulty and self.rng.chance(network.duplication):
-            self._later(other, extra + self._latency(box, other), Received(box.peer, frame))
+        self.conduct.sent(machine, frame)
+        other = self.by_peer.get(peer)
+        if other is not None:
+            self.links.send(machine, other, frame, addrs)
 
-    def _dial_in_vain(self, box: Box, other: Box) -> None:
-        if box.dialling.get(other.index, 0) > self.now:
-            return
-        delay = self.rng.between(500, 4_000)
-        box.dialling[other.index] = self.now + delay
-        self._later(box, delay, Unreachable(other.peer))
-
-    def _publish(self, box: Box, effect: Publish) -> None:
-        self._trace.update(b"gossip" + effect.data)
-        for other in self.boxes:
-            if other is box or other.node is None or other.side != box.side:
-                continue
-            if self.now < self.plan.heal_at and self.rng.chance(self.plan.network.gossip_loss):
-                continue
-            if not box.honest and not other.node.admit(effect.topic, effect.data):
-                continue
-            hops = 1 + self.rng.below(3)
-            delay = sum(self._latency(box, other) for _ in range(hops))
-            self._later(other, delay, Gossiped(box.peer, effect.topic, effect.data))
-
-    def _penalise(self, box: Box, effect: Penalise) -> None:
+    def _penalise(self, machine: Machine, effect: Penalise) -> None:
         other = self.by_peer.get(effect.peer)
-        if other is None:
-            return
-        if effect.ban and box.banned.get(effect.peer, 0) <= self.now:
-            self._say(box, f"bans peer {other.index}")
-            box.banned[effect.peer] = self.now + BAN_MS
-            link = box.links.get(other.index)
-            if link is not None and link.up:
-                self._break(link, quickly=True)
+        if other is not None and effect.ban_ms > 0:
+            self.say(machine, f"bans peer {other.index}: {effect.rule}")
+            machine.banned[effect.peer] = self.now + effect.ban_ms
+            self.links.break_between(machine, other, quickly=True)
 
     # --- blobs -----------------------------------------------------------------------------------------------------
-    def keeps(self, box: Box, task: TaskId) -> BlobRef:
+    def keeps(self, machine: Machine, task: TaskId) -> BlobRef:
         """What a machine puts into a task's checkpoint folder half-way."""
-        return box.liar.keeps(task) if box.liar is not None else checkpoint_blob(task)
+        return machine.liar.keeps(task) if machine.liar is not None else checkpoint_blob(task)
 
-    def holder(self, box: Box, ref: BlobRef, sources: tuple[PeerId, ...]) -> Box | None:
+    def holder(self, machine: Machine, ref: BlobRef, sources: tuple[PeerId, ...]) -> Machine | None:
         for peer in sources:
             other = self.by_peer.get(peer)
-            if other is not None and ref in other.blobs and self.reaches(other, box) and self.reaches(box, other):
+            if other is None or ref not in other.blobs:
+                continue
+            if self.links.reaches(other, machine) and self.links.reaches(machine, other):
                 return other
         return None
 
-    def _fetch(self, box: Box, effect: Fetch) -> None:
+    def _fetch(self, machine: Machine, effect: Fetch) -> None:
         ref = effect.part.blob
-        if ref in box.blobs:
-            self._later(box, 1, BlobReady(effect.part))
+        if ref in machine.blobs:
+            self.later(machine, 1, BlobReady(effect.part))
             return
-        boot = box.boot
+        boot = machine.boot
 
         def arrive() -> None:
-            if box.boot != boot or box.node is None:
+            if machine.boot != boot or machine.node is None:
                 return
-            if ref in box.blobs or self.holder(box, ref, effect.sources) is not None:
-                box.blobs.add(ref)
-                self.enter(box, BlobReady(effect.part))
+            if ref in machine.blobs or self.holder(machine, ref, effect.sources) is not None:
+                machine.blobs.add(ref)
+                self.enter(machine, BlobReady(effect.part))
             else:
-                self.enter(box, BlobFailed(effect.part))
+                self.enter(machine, BlobFailed(effect.part))
 
-        quick = self.holder(box, ref, effect.sources) is not None
+        quick = self.holder(machine, ref, effect.sources) is not None
         self.at(self.now + (self.rng.between(5, 60) if quick else self.rng.between(200, 3_000)), arrive)
 
     # --- jobs ------------------------------------------------------------------------------------------------------
     def _submit(self, job: Job) -> None:
         """The user submits, and looks after a while whether it was kept: a crash may have come before the commit."""
-        box = self.boxes[job.plan.submitter]
-        if box.gone or ("statement", job.id) in box.disk:
+        machine = self.machines[job.plan.submitter]
+        if machine.gone or job.over or self._kept_by_submitter(machine, job):
             return
-        if box.node is not None and box.paused_until <= self.now:
-            box.blobs.update(job.spec.blobs)
-            self.enter(box, Submit(job.spec))
+        if job.id is not None:
+            self.checkers.violated("job-forgotten", f"{job.draft.name}: its submitter had accepted it")
+        if machine.node is not None and max(machine.asleep_until, machine.busy_until) <= self.now:
+            machine.blobs.update(ref for ref in job.draft.blobs if ref != NOWHERE)
+            job.submitted_at = self.now
+            self.enter(machine, Submit(job.draft, accept_unknown=True))
         self.at(self.now + SUBMIT_CHECK_MS, lambda: self._submit(job))
 
-    def _on_trace(self, box: Box, name: str, facts: dict[str, Any]) -> None:
-        traces = self.stats.traces
-        traces[name] = traces.get(name, 0) + 1
-        if name == "placed":
-            job = self.specs.get(facts["job"])
-            if job is not None and job.placed_at is None:
-                job.placed_at = self.now
-                self._vanish(box, job)
-        elif name == "complete":
-            self.job_complete(facts["job"])
+    def _kept_by_submitter(self, machine: Machine, job: Job) -> bool:
+        if job.id is None:
+            return False
+        wanted = bytes(job.id)
+        return any(wanted in key for _, key in machine.disk)
 
-    def _vanish(self, box: Box, job: Job) -> None:
-        if job.plan.vanishes == "no":
+    def _refused(self, event: Submit, reason: str) -> None:
+        for job in self.jobs:
+            if job.draft is event.spec:
+                self.checkers.refused(job, reason)
+
+    def _on_notice(self, machine: Machine, notice: Notice) -> None:
+        name = type(notice).__name__
+        self.stats.notices[name] = self.stats.notices.get(name, 0) + 1
+        if self._tell is not None:
+            self.say(machine, f"{notice}")
+        match notice:
+            case JobAccepted(job):
+                self._accepted(machine, job)
+            case JobPlaced(job, holders) if holders != (machine.peer,):
+                self._placed(machine, self.specs[job])
+            case JobSettled(job):
+                known = self.specs[job]
+                known.settled_at = self.now if known.settled_at is None else known.settled_at
+            case JobRefused(job, reason) if job in self.specs:
+                self.specs[job].refused = reason
+            case _:
+                pass
+        self.checkers.noticed(machine, notice)
+
+    def _accepted(self, machine: Machine, job_id: JobId) -> None:
+        assert machine.node is not None
+        report = machine.node.job_report(job_id)
+        assert report is not None, "an accepted job has a report"
+        for job in self.jobs:
+            if job.draft.name == report.name and job.id != job_id:
+                job.id, job.panel = job_id, report.panel
+                self.specs[job_id] = job
+                if job.plan.cancelled_at is not None:
+                    self.at(max(self.now + 1, job.plan.cancelled_at), lambda job=job: self._cancel(job))  # type: ignore[misc]
+
+    def _cancel(self, job: Job) -> None:
+        machine = self.machines[job.plan.submitter]
+        if job.id is not None and machine.node is not None and not job.over:
+            job.cancelled = True
+            self.enter(machine, CancelJob(job.id, "changed my mind"))
+
+    def _placed(self, machine: Machine, job: Job) -> None:
+        if job.placed_at is not None:
             return
-        down = 30_000 if job.plan.vanishes == "for-a-while" else None
-        crash = Crash(self.now, box.index, down)
-        self.at(self.now + self.rng.between(0, 500), lambda: self._doom(crash))
+        job.placed_at = self.now
+        if job.plan.vanishes != "no":
+            crash = Crash(self.now, machine.index, 30_000 if job.plan.vanishes == "for-a-while" else None)
+            self.at(self.now + self.rng.between(0, 500), lambda: self._doom(crash))
 
     # --- the trace ---------------------------------------------------------------------------------------------------
-    def _record(self, box: Box, event: Event) -> None:
-        self._trace.update(f"{self.now} {box.index} {type(event).__name__}\n".encode())
-        if self._tell is not None and isinstance(event, PeerUp | PeerDown | Unreachable):
-            self._say(box, f"{type(event).__name__} peer {self.by_peer[event.peer].index}")
+    def _record(self, machine: Machine, event: Event) -> None:
+        self._trace.update(f"{self.now} {machine.index} {type(event).__name__}\n".encode())
+        if self._tell is not None and not isinstance(event, Received | Tick):
+            self.say(machine, _shown_event(self, event))
 
-    def _say(self, box: Box, text: str) -> None:
+    def say(self, machine: Machine, text: str) -> None:
         if self._tell is not None:
-            self._tell(f"{self.now:>8} {box.index:>3} {text}")
+            self._tell(f"{self.now:>8} {machine.index:>3} {text}")
+
+
+def _kind(frame: bytes) -> str:
+    """The message's name. Comparing the sets of all jobs, which is about no job, is told apart; so is how jobs are made
+    known: their bodies, and their closing statements."""
+    if len(frame) < 4 or frame[1] >= len(messages.KINDS):
+        return "garbage"
+    kind = messages.KINDS[frame[1]]
+    if kind == "Deliver":
+        return _SPREADING.get(_first_statement(frame), kind)
+    return "Sync" if kind == "Reconcile" and frame[3] == _NIL else kind
+
+
+_SPREADING: Final = {statements.KINDS.index(kind): name for kind, name in SPREAD_KINDS}
+
+
+def _first_statement(frame: bytes) -> int:
+    """The code of the first statement of a Deliver, as its place says: 2 bytes into the first envelope; -1: none."""
+    at = 4 if frame[3] & 0xF0 == 0x90 else 6
+    header = {0xC4: 2, 0xC5: 3, 0xC6: 5}.get(frame[at] if len(frame) > at else 0, len(frame))
+    return frame[at + header + 2] if len(frame) > at + header + 2 else -1
+
+
+def _shown_event(world: World, event: Event) -> str:
+    peer = getattr(event, "peer", None)
+    other = world.by_peer.get(peer) if peer is not None else None
+    return f"{type(event).__name__} {f'peer {other.index}' if other is not None else ''}".strip()
 
 
 def _shown(value: object) -> str:
@@ -659,6 +698,3 @@ def _shown(value: object) -> str:
     if isinstance(value, tuple | list):
         return "[" + ",".join(map(_shown, value)) + "]"
     return str(value)
-
-
-assert DOOMED_FOR_MS < limits.LEASE_TTL_MS

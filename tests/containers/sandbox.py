@@ -19,7 +19,7 @@ from run_kit import task_run
 
 from nexapod.executor.contract import Ended, Report, TaskRun
 from nexapod.executor.docker.sandbox import DockerExecutor
-from nexapod.protocol.v3.types import Limits
+from nexapod.protocol.types import Limits
 
 HOME = secrets.token_hex(8)
 """Of this run of the tests alone: another may be using the same engine."""

@@ -16,7 +16,7 @@ from containers.sandbox import HOME, Sandbox
 from nexapod.executor.docker.engine import Engine
 from nexapod.executor.docker.sandbox import DockerExecutor
 from nexapod.executor.docker.settings import ImageFacts
-from nexapod.protocol.v3.types import Limits
+from nexapod.protocol.types import Limits
 
 
 async def test_there_is_no_network(sandbox: Sandbox) -> None:

@@ -19,7 +19,7 @@ from nexapod.config.gpus import GpuSettings
 from nexapod.daemon.gpus import GpuLeases
 from nexapod.executor.docker.sandbox import DockerExecutor
 from nexapod.profile.gpus import GpuReader
-from nexapod.protocol.v3.types import Limits
+from nexapod.protocol.types import Limits
 
 HOME = "ab01cd23ef456789"
 PROBE = Path(__file__).parent / "cuda_probe.py"

@@ -23,7 +23,7 @@ from nexapod.executor import watch
 from nexapod.executor.contract import EXIT_KILLED, Ended
 from nexapod.executor.docker.engine import Engine
 from nexapod.executor.outputs import OutputRefused, collect
-from nexapod.protocol.v3.types import Limits
+from nexapod.protocol.types import Limits
 
 MIB = 1 << 20
 SMALL = Limits(memory=64 * MIB, output=4 * MIB, disk=8 * MIB, wall_ms=20_000)

@@ -23,7 +23,7 @@ from containers.engine_kit import NoEngine, import_image
 from containers.sandbox import HOME, Sandbox, killed_daemon, running, wait_until
 
 from nexapod.executor.docker.sandbox import DockerExecutor
-from nexapod.protocol.v3.types import Limits
+from nexapod.protocol.types import Limits
 
 START_S = 10
 CONTAINERS_CONF = """

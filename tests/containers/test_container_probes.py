@@ -37,7 +37,7 @@ from nexapod.executor.probe.promises import (
 )
 from nexapod.executor.probe.sandboxes import DockerSandbox
 from nexapod.executor.probe.trying import try_promise
-from nexapod.protocol.v3.types import Limits
+from nexapod.protocol.types import Limits
 
 ARCH = platform.machine()
 BY_NAME = {promise.name: promise for promise in DOCKER}

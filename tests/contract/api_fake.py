@@ -20,8 +20,8 @@ from nexapod.api.app import create_app
 from nexapod.api.backend import Forbidden, Invalid, Json, Metric, NotFound, NotReady, Over
 from nexapod.api.serve import serve
 from nexapod.protocol.errors import LocalError
-from nexapod.protocol.types import BlobRef, JobId, PeerId, blob_of, peer_id_of_key
-from nexapod.protocol.v3.types import JobSpec
+from nexapod.protocol.primitives import BlobRef, JobId, PeerId, blob_of, peer_id_of_key
+from nexapod.protocol.types import JobSpec
 
 ME, ANN, BOB = (peer_id_of_key(bytes([n]) * 32) for n in (1, 2, 3))
 RESTS_ON = "Only 2 other stewards are known: the result rests on these."

@@ -25,8 +25,8 @@ from nexapod.cli import app as app_module
 from nexapod.cli import submitting, watching, work_commands
 from nexapod.cli.app import main
 from nexapod.log import setup_logging
-from nexapod.protocol.types import JobId
-from nexapod.protocol.v3.limits import CHUNK_BYTES
+from nexapod.protocol.limits import CHUNK_BYTES
+from nexapod.protocol.primitives import JobId
 
 JOB_FILE = """
 [job]
@@ -66,7 +66,7 @@ class Daemon:
         return self.do(self._add, name, tasks)  # type: ignore[no-any-return]
 
     def _add(self, name: str, tasks: int) -> JobId:
-        from nexapod.protocol.v3.types import JobSpec, Run
+        from nexapod.protocol.types import JobSpec, Run
 
         module = self.backend.put(b"\0asm")
         job = JobId(bytes([len(self.backend.known) + 1]) * 32)

@@ -24,8 +24,8 @@ from nexapod.api import models, task_routes
 from nexapod.api import serve as serve_module
 from nexapod.api.app import create_app
 from nexapod.api.serve import ApiSocketError, bind_unix, load_or_create_token, serve
-from nexapod.protocol.types import BlobRef, JobId, blob_of
-from nexapod.protocol.v3.limits import CHUNK_BYTES
+from nexapod.protocol.limits import CHUNK_BYTES
+from nexapod.protocol.primitives import BlobRef, JobId, blob_of
 
 DEADLINE_S = 10.0
 

@@ -16,7 +16,7 @@ from test_api_cli import logs as logs
 
 from nexapod.api.image_routes import ImageAdded, ImageView
 from nexapod.cli.client import Client
-from nexapod.protocol.types import blob_of
+from nexapod.protocol.primitives import blob_of
 
 JOB = """
 [job]

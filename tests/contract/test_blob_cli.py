@@ -14,7 +14,7 @@ from test_api_cli import Cli
 from test_api_cli import logs as logs
 from test_blob_contract import Real
 
-from nexapod.protocol.types import BlobRef, blob_of
+from nexapod.protocol.primitives import BlobRef, blob_of
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from nexapod.blobs.errors import BlobUnavailable
 from nexapod.blobs.room import Quota
 from nexapod.blobs.store import BlobStore
 from nexapod.daemon.blob_service import BlobService
-from nexapod.protocol.types import BlobRef, blob_of
-from nexapod.protocol.v3.limits import CHUNK_BYTES
+from nexapod.protocol.limits import CHUNK_BYTES
+from nexapod.protocol.primitives import BlobRef, blob_of
 
 
 class Real(BlobService, FakeBackend):

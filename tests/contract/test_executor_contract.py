@@ -25,7 +25,7 @@ from nexapod.executor.docker.sandbox import DockerExecutor
 from nexapod.executor.outputs import OutputRefused, collect
 from nexapod.executor.wasm.sandbox import WasmExecutor
 from nexapod.protocol.limits import LOG_TAIL_MAX
-from nexapod.protocol.v3.types import Limits
+from nexapod.protocol.types import Limits
 
 WAT = Path(__file__).parent.parent / "wasm"
 SEED = bytes(range(32))
@@ -432,7 +432,7 @@ from pathlib import Path
 from nexapod.executor.contract import TaskRun
 from nexapod.executor.docker.sandbox import DockerExecutor
 from nexapod.executor.wasm.sandbox import WasmExecutor
-from nexapod.protocol.v3.types import Limits
+from nexapod.protocol.types import Limits
 
 scratch, run = Path(sys.argv[1]), json.loads(sys.argv[2])
 wasm = run["executor"] == "wasm"

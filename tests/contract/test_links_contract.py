@@ -18,7 +18,7 @@ from nexapod.mesh.links import PeerUnreachable
 from nexapod.mesh.mesh import Mesh
 from nexapod.protocol.errors import LocalError
 from nexapod.protocol.limits import FRAME_BYTES_MAX
-from nexapod.protocol.types import PeerId
+from nexapod.protocol.primitives import PeerId
 
 OnEvent = Callable[[MeshEvent], None]
 OnBulk = Callable[[PeerId, bytes], Awaitable[None]]

@@ -31,8 +31,8 @@ import psutil
 import wasmtime
 
 from nexapod.mesh import identity
-from nexapod.protocol.v3.certificate.check import check_bytes
-from nexapod.protocol.v3.limits import SHARD_TASKS
+from nexapod.protocol.certificate.check import check_bytes
+from nexapod.protocol.limits import SHARD_TASKS
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "secondary-structure"
 LIAR_DAEMON = Path(__file__).with_name("liar_daemon.py")

@@ -4,7 +4,7 @@
     hoard      it takes leases and renews them, and its executor never ends
     copycat    it computes nothing: it commits to junk, asks everybody for results, and claims whatever it sees
 
-and every other liar of the simulator (nexapod/sim/v3/liars) around an honest executor: `two-faced-seat`, `mute-seat`...
+and every other liar of the simulator (nexapod/sim/liars) around an honest executor: `two-faced-seat`, `mute-seat`...
 Each of those says in its log, as `lied`, how often it has done what an honest peer would not.
 """
 
@@ -21,12 +21,12 @@ from nexapod.config import Config
 from nexapod.daemon.app import Parts, make_executors, run
 from nexapod.executor.contract import Availability, Ended, Executor, OnReport, TaskRun
 from nexapod.mesh import identity
-from nexapod.protocol.types import ExecutorName, Millis
-from nexapod.protocol.v3.events import Effect, Event, Trace
-from nexapod.protocol.v3.node.node import Node
+from nexapod.protocol.events import Effect, Event, Trace
+from nexapod.protocol.node.node import Node
+from nexapod.protocol.primitives import ExecutorName, Millis
+from nexapod.sim.liars import KINDS, envelopes
+from nexapod.sim.liars.base import Gang, Target
 from nexapod.sim.rng import Rng
-from nexapod.sim.v3.liars import KINDS, envelopes
-from nexapod.sim.v3.liars.base import Gang, Target
 from nexapod.store.home import Home
 
 

@@ -11,7 +11,7 @@ from nexapod.dht.dht import Dht
 from nexapod.mesh.events import MeshEvent
 from nexapod.mesh.library import ID, BasicHost, Multiaddr, create_new_key_pair, new_host
 from nexapod.mesh.mesh import Mesh
-from nexapod.protocol.types import PeerId
+from nexapod.protocol.primitives import PeerId
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 EventT = TypeVar("EventT")

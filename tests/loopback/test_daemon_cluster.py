@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 from harness import Cluster, Daemon, Refused, assert_right, copying_job, gone, wait_until
 
-from nexapod.protocol.v3 import limits
+from nexapod.protocol import limits
 
 JOB_S = 60.0
 DOWN_S = 5.0

@@ -14,10 +14,10 @@ from harness import NETWORK, Cluster, Daemon, assert_right, copying_job
 from nexapod.mesh import identity
 from nexapod.mesh.events import Frame, MeshEvent, PeerDown, PeerUp
 from nexapod.mesh.mesh import Mesh
-from nexapod.protocol.types import Digest, JobId, StatementId
-from nexapod.protocol.v3 import limits
-from nexapod.protocol.v3.wire import bodies, messages, statements
-from nexapod.protocol.v3.wire.messages import Collect, Deliver, Want
+from nexapod.protocol import limits
+from nexapod.protocol.primitives import Digest, JobId, StatementId
+from nexapod.protocol.wire import bodies, messages, statements
+from nexapod.protocol.wire.messages import Collect, Deliver, Want
 
 JOB_S = 60.0
 RSS_GROWTH_MAX = 64 << 20

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 from harness import Cluster, Daemon, assert_right, copying_job, wait_until
 
-from nexapod.protocol.v3 import limits
+from nexapod.protocol import limits
 
 TASKS = 6
 JOB_S = 60.0 + 2 * limits.LEASE_TTL_MS / 1000

@@ -12,7 +12,7 @@ from mesh_nodes import Node, running, until
 from nexapod.dht import containment
 from nexapod.mesh.library import ID, Multiaddr
 from nexapod.protocol.errors import LocalError
-from nexapod.protocol.types import Digest, PeerId, kad_key
+from nexapod.protocol.primitives import Digest, PeerId, kad_key
 
 DIGEST = Digest(hashlib.sha256(b"blob").digest())
 

@@ -6,10 +6,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from nexapod.protocol.types import PeerId, blob_of
-from nexapod.protocol.v3.node.node import Node
-from nexapod.protocol.v3.types import Executor, JobSpec, Offer, Profile, Run
-from nexapod.sim.v3.keys import HashSigner, verify
+from nexapod.protocol.node.node import Node
+from nexapod.protocol.primitives import PeerId, blob_of
+from nexapod.protocol.types import Executor, JobSpec, Offer, Profile, Run
+from nexapod.sim.keys import HashSigner, verify
 
 __all__ = ["NETWORK", "job_spec", "new_node", "offer", "pid", "profile", "signer", "verify"]
 

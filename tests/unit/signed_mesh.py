@@ -7,12 +7,12 @@ import random
 from functools import cache
 
 from nexapod.mesh.identity import Signer, verify
+from nexapod.protocol.events import Submit
+from nexapod.protocol.node.archive import ARCHIVED
+from nexapod.protocol.node.node import Node
+from nexapod.protocol.notices import JobSettled
 from nexapod.protocol.records import Record
-from nexapod.protocol.v3.events import Submit
-from nexapod.protocol.v3.node.archive import ARCHIVED
-from nexapod.protocol.v3.node.node import Node
-from nexapod.protocol.v3.notices import JobSettled
-from tests.protocol3.mesh import NETWORK, Mesh, Peer, job_of, job_spec
+from tests.protocol.mesh import NETWORK, Mesh, Peer, job_of, job_spec
 
 PEERS = 4
 

@@ -11,7 +11,7 @@ import trio.testing
 from nexapod.blobs.asking import GIVEN_UP_MAX, Asker, Failure, Outcome, Timing
 from nexapod.blobs.frames import AskChunk, ChunkPart, NotHere, decode
 from nexapod.blobs.rates import Rates
-from nexapod.protocol.types import PeerId, blob_of
+from nexapod.protocol.primitives import PeerId, blob_of
 
 ANN = PeerId("ann")
 SIZE = 100

@@ -30,7 +30,7 @@ from nexapod.blobs.rates import Caps, Rates
 from nexapod.blobs.serving import PEERS_SERVED_MAX, QUESTIONS_PER_PEER_MAX
 from nexapod.blobs.store import BlobStore
 from nexapod.protocol.limits import CHUNK_BYTES
-from nexapod.protocol.types import BlobRef, Digest, Part, blob_of
+from nexapod.protocol.primitives import BlobRef, Digest, Part, blob_of
 
 TIMING = Timing(stall=2.0, answer=5.0, hedge=0.1, send=1.0)
 MIB = CHUNK_BYTES

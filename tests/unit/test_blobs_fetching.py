@@ -25,7 +25,7 @@ from nexapod.blobs.frames import PIECE_BYTES, AskChunk, ChunkPart, NotHere, deco
 from nexapod.blobs.rates import Caps, Rates
 from nexapod.blobs.store import BlobStore
 from nexapod.protocol.limits import CHUNK_BYTES
-from nexapod.protocol.types import BlobRef, Part, PeerId, blob_of
+from nexapod.protocol.primitives import BlobRef, Part, PeerId, blob_of
 
 MIB = CHUNK_BYTES
 GIVER = PeerId("giver")

@@ -17,10 +17,10 @@ from nexapod.blobs.frames import (
     decode,
     encode,
 )
-from nexapod.protocol import codec
 from nexapod.protocol.errors import PeerError
 from nexapod.protocol.limits import BLOB_BYTES_MAX, CHUNK_BYTES, FRAME_BYTES_MAX
-from nexapod.protocol.types import BlobRef, Digest
+from nexapod.protocol.primitives import BlobRef, Digest
+from nexapod.protocol.wire import fields
 
 ids = st.integers(0, ID_MAX)
 refs = st.builds(BlobRef, st.binary(min_size=32, max_size=32).map(Digest), st.integers(0, BLOB_BYTES_MAX))
@@ -58,12 +58,12 @@ def test_any_bytes_are_a_frame_or_a_breach(data):
 
 @given(raw)
 def test_any_value_is_a_frame_or_a_breach(value):
-    decode_or_blame(codec.pack(value))
+    decode_or_blame(fields.pack(value))
 
 
 @given(st.sampled_from("lLcCn"), st.lists(raw, max_size=5))
-def test_any_fields_are_a_frame_or_a_breach(kind, fields):
-    decode_or_blame(codec.pack([kind, *fields]))
+def test_any_fields_are_a_frame_or_a_breach(kind, values):
+    decode_or_blame(fields.pack([kind, *values]))
 
 
 def test_the_largest_frames_fit():
@@ -90,4 +90,4 @@ def test_the_largest_frames_fit():
 )
 def test_what_no_honest_peer_sends_is_a_breach(value):
     with pytest.raises(PeerError):
-        decode(codec.pack(value))
+        decode(fields.pack(value))

@@ -20,7 +20,7 @@ from nexapod.blobs.files import name_of
 from nexapod.blobs.room import DEFAULT_BYTES_MAX, DEFAULT_DISK_FREE_MIN, Quota
 from nexapod.blobs.store import BlobStore
 from nexapod.daemon.retention import Retention
-from nexapod.protocol.types import BlobRef, Part, blob_of
+from nexapod.protocol.primitives import BlobRef, Part, blob_of
 
 QUOTA = Quota(blobs_max=8 * MIB)
 

@@ -12,7 +12,7 @@ from test_blobs_exchange import MIB, network_in
 from nexapod.blobs.errors import BlobError, BlobMissing, BlobUnavailable
 from nexapod.blobs.fetching import REFUSALS_MAX
 from nexapod.blobs.store import BlobStore
-from nexapod.protocol.types import Part
+from nexapod.protocol.primitives import Part
 
 
 def received(network, name):

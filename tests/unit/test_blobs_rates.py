@@ -7,7 +7,7 @@ import trio
 import trio.testing
 
 from nexapod.blobs.rates import PEERS_MAX, PIECE_BYTES_MIN, Caps, Rates
-from nexapod.protocol.types import PeerId
+from nexapod.protocol.primitives import PeerId
 
 ANN, BOB = PeerId("ann"), PeerId("bob")
 RATE = 100_000

@@ -21,7 +21,7 @@ from nexapod.blobs.files import Writer, publish, write_blob
 from nexapod.blobs.partial import Partial
 from nexapod.blobs.store import BlobStore
 from nexapod.protocol.limits import CHUNK_BYTES
-from nexapod.protocol.types import BlobRef, Part, blob_of
+from nexapod.protocol.primitives import BlobRef, Part, blob_of
 
 SIZES = [0, 1, 4096, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES, 3 * CHUNK_BYTES + 7]
 
@@ -284,7 +284,7 @@ FETCHER = """
 import hashlib, sys, trio
 from pathlib import Path
 from nexapod.blobs.store import BlobStore
-from nexapod.protocol.types import BlobRef, blob_root
+from nexapod.protocol.primitives import (BlobRef, blob_root)
 
 def chunk(index):
     return bytes([index]) * (1 << 20)
@@ -449,7 +449,7 @@ PLAIN_USER = """
 import hashlib, os, signal, sys, trio
 from pathlib import Path
 from nexapod.blobs.store import BlobStore
-from nexapod.protocol.types import BlobRef, blob_root
+from nexapod.protocol.primitives import (BlobRef, blob_root)
 
 def chunk(index):
     return bytes([index]) * (1 << 20)

@@ -30,8 +30,8 @@ from nexapod.blobs.trees import (
     to_folder,
     to_tar,
 )
-from nexapod.protocol import codec
-from nexapod.protocol.types import BlobRef, blob_of
+from nexapod.protocol.primitives import BlobRef, blob_of
+from nexapod.protocol.wire import fields
 
 FILES = {"a.txt": b"alpha", "bin/run": b"#!/bin/sh\n", "deep/er/empty": b"", "z": bytes(300_000)}
 BLOB = blob_of(b"x")
@@ -139,7 +139,7 @@ def test_paths_that_lead_out_are_refused_everywhere(store: Store, tmp_path: Path
     with pytest.raises(TreeRefused):
         encode([Entry(name, False, BLOB)])
     with pytest.raises(TreeRefused):
-        decode(codec.pack(["nexapod-tree", 1, [[name, False, BLOB.digest, BLOB.size]]]))
+        decode(fields.pack(["nexapod-tree", 1, [[name, False, BLOB.digest, BLOB.size]]]))
     with pytest.raises(TreeRefused):
         to_folder([Entry(name, False, BLOB)], store.read, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -258,7 +258,7 @@ def test_the_same_name_twice_and_files_inside_of_files_are_refused(store: Store,
 
 def test_manifests_have_one_form() -> None:
     good = [["a", False, BLOB.digest, 1], ["b", True, BLOB.digest, 1]]
-    assert len(decode(codec.pack(["nexapod-tree", 1, good]))) == 2
+    assert len(decode(fields.pack(["nexapod-tree", 1, good]))) == 2
     for bad in (
         ["nexapod-tree", 1, good[::-1]],
         ["nexapod-tree", 2, good],
@@ -270,10 +270,10 @@ def test_manifests_have_one_form() -> None:
         ["nexapod-tree", 1, [["a", False, BLOB.digest]]],
     ):
         with pytest.raises(TreeRefused):
-            decode(codec.pack(bad))
+            decode(fields.pack(bad))
     with pytest.raises(TreeRefused):
-        decode(codec.pack(["nexapod-tree", 1, good]) + b"\xc0")
-    wide = codec.pack(["nexapod-tree", 1, good])[:-1] + b"\xcc\x01"  # 1 in two bytes
+        decode(fields.pack(["nexapod-tree", 1, good]) + b"\xc0")
+    wide = fields.pack(["nexapod-tree", 1, good])[:-1] + b"\xcc\x01"  # 1 in two bytes
     with pytest.raises(TreeRefused):
         decode(wide)
 

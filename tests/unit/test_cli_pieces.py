@@ -19,8 +19,8 @@ from nexapod.cli.quantities import (
 )
 from nexapod.cli.safe import is_plain_name, is_plain_path, safe
 from nexapod.cli.watching import Standing
-from nexapod.protocol.types import blob_of
-from nexapod.protocol.v3.limits import CHUNK_BYTES
+from nexapod.protocol.limits import CHUNK_BYTES
+from nexapod.protocol.primitives import blob_of
 
 
 @pytest.mark.parametrize(

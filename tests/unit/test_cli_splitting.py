@@ -20,8 +20,8 @@ from nexapod.cli import records, splitting
 from nexapod.cli.hashing import hash_file
 from nexapod.cli.records import By, SplitError, scan
 from nexapod.cli.splitting import Cut, Split, pieces, shard_bounds, split_file
-from nexapod.protocol.types import blob_of
-from nexapod.protocol.v3.limits import CHUNK_BYTES, SHARD_TASKS
+from nexapod.protocol.limits import CHUNK_BYTES, SHARD_TASKS
+from nexapod.protocol.primitives import blob_of
 
 FORMATS: list[By] = ["lines", "fasta", "sdf", "csv"]
 BLANK = b" \t\r\n\v\f"

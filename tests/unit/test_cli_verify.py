@@ -16,8 +16,8 @@ from nexapod.cli.errors import NothingThere
 from nexapod.cli.peer_ids import NoPeer
 from nexapod.cli.verifying import NoCertificate, verify_file, whom
 from nexapod.mesh.identity import load_or_create, peer_id
-from nexapod.protocol.v3.certificate.report import Pins
-from tests.protocol3.mesh import job_of
+from nexapod.protocol.certificate.report import Pins
+from tests.protocol.mesh import job_of
 
 NOBODY = Pins()
 

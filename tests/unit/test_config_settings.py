@@ -17,7 +17,7 @@ from nexapod.config.gpus import GpuSettings
 from nexapod.config.multiaddr import parse
 from nexapod.config.settings import DEFAULT_LISTEN, config_file, loopback_address
 from nexapod.config.stewarding import StewardSettings, SubmitSettings
-from nexapod.protocol.types import peer_id_of_key
+from nexapod.protocol.primitives import peer_id_of_key
 
 PEER = peer_id_of_key(bytes(32))
 FRIEND = peer_id_of_key(bytes([7]) * 32)

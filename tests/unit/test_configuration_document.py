@@ -16,7 +16,7 @@ from nexapod.config.stewarding import STORAGE_MIN
 from nexapod.config.storage import BLOBS_MIN, IMAGES_MIN, RATE_MIN
 from nexapod.daemon.images import IMAGES_MAX_DEFAULT
 from nexapod.daemon.offering import JOB_PART
-from nexapod.protocol.types import peer_id_of_key
+from nexapod.protocol.primitives import peer_id_of_key
 
 TEXT = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")
 TOP = ""

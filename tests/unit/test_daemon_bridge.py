@@ -6,9 +6,9 @@ from typing import Any, cast
 
 from nexapod.daemon.bridge import FOREIGN_MAX, FRAMING_PENALTY, MeshBridge
 from nexapod.mesh import events as mesh_events
-from nexapod.protocol.types import PeerId
-from nexapod.protocol.v3 import events
-from nexapod.protocol.v3.events import Event
+from nexapod.protocol import events
+from nexapod.protocol.events import Event
+from nexapod.protocol.primitives import PeerId
 
 PEER = PeerId("peer")
 ADDR = "/ip4/10.0.0.1/tcp/4001"

@@ -23,9 +23,7 @@ from nexapod.daemon.engine import (
     Engine,
 )
 from nexapod.protocol.errors import LocalError
-from nexapod.protocol.records import Record
-from nexapod.protocol.types import JobId, PeerId, RunResult, TaskId
-from nexapod.protocol.v3.events import (
+from nexapod.protocol.events import (
     Checkpointed,
     Drain,
     Effect,
@@ -40,9 +38,12 @@ from nexapod.protocol.v3.events import (
     Send,
     Submit,
 )
-from nexapod.protocol.v3.limits import FRAME_BYTES_MAX
-from nexapod.protocol.v3.node.node import Node
-from nexapod.protocol.v3.notices import JobAccepted
+from nexapod.protocol.limits import FRAME_BYTES_MAX
+from nexapod.protocol.node.node import Node
+from nexapod.protocol.notices import JobAccepted
+from nexapod.protocol.primitives import JobId, PeerId, TaskId
+from nexapod.protocol.records import Record
+from nexapod.protocol.runs import RunResult
 
 
 class DiskFull(LocalError):

@@ -20,8 +20,8 @@ from nexapod.daemon.machine import Machine
 from nexapod.daemon.machine_views import gpus_view
 from nexapod.executor.contract import Availability
 from nexapod.profile.gpus import NO_DRIVER, SILENT, GpuReader
-from nexapod.protocol.v3.events import Event, ProfileChanged
-from nexapod.protocol.v3.types import Gpu, JobSpec, Limits, Requires
+from nexapod.protocol.events import Event, ProfileChanged
+from nexapod.protocol.types import Gpu, JobSpec, Limits, Requires
 
 IDLE_4090 = "GPU-0b6f3d2e-7c1a-4e7d-9a35-1f20c84e6d11"
 BUSY_4090 = "GPU-5d0e8a44-33b9-1c6f-e2a7-90be4471f0c2"

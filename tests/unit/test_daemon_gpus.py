@@ -21,8 +21,8 @@ from nexapod.daemon.gpus import (
     GpuMeter,
 )
 from nexapod.profile.gpus import GpuReading, told
-from nexapod.protocol.matching import satisfies
-from nexapod.protocol.v3.types import Limits, Requires
+from nexapod.protocol.rules.matching import satisfies
+from nexapod.protocol.types import Limits, Requires
 
 [LAPTOP] = readings("laptop")
 [A100] = readings("A100, not split")

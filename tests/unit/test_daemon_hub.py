@@ -7,9 +7,9 @@ import structlog.testing
 import trio
 
 from nexapod.daemon.hub import WATCHER_NOTICES_MAX, WATCHERS_MAX, Hub, Lagged, TooManyWatchers, plain
-from nexapod.protocol.types import Digest, JobId, PeerId
-from nexapod.protocol.v3.events import Trace
-from nexapod.protocol.v3.notices import JobClosed, JobSettled, ResultStored, TaskFailing
+from nexapod.protocol.events import Trace
+from nexapod.protocol.notices import JobClosed, JobSettled, ResultStored, TaskFailing
+from nexapod.protocol.primitives import Digest, JobId, PeerId
 
 JOB = JobId(Digest(b"j" * 32))
 

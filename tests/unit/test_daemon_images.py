@@ -27,8 +27,8 @@ from nexapod.daemon.images import Images
 from nexapod.executor.images.errors import BadImage, ImageUnavailable
 from nexapod.executor.images.inventory import EngineRoom, ImageNotHere
 from nexapod.executor.images.oci import Platform
-from nexapod.protocol.types import BlobRef, blob_of
-from nexapod.protocol.v3.types import Run
+from nexapod.protocol.primitives import BlobRef, blob_of
+from nexapod.protocol.types import Run
 
 BASE = tar({"usr/lib/base": bytes(range(256)) * 12_000})
 """Three chunks: its blob's name is not the plain hash of its bytes."""

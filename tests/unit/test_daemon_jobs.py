@@ -18,9 +18,7 @@ from nexapod.daemon.engine import Engine
 from nexapod.daemon.hub import Hub
 from nexapod.daemon.job_service import JobService
 from nexapod.daemon.stopping import Stop
-from nexapod.protocol.records import Record
-from nexapod.protocol.types import File, JobId, RunResult, blob_of
-from nexapod.protocol.v3.events import (
+from nexapod.protocol.events import (
     AskShard,
     AskTask,
     BlobReady,
@@ -35,8 +33,11 @@ from nexapod.protocol.v3.events import (
     Trace,
     Vacated,
 )
-from nexapod.protocol.v3.notices import Notice
-from nexapod.protocol.v3.types import Validate
+from nexapod.protocol.notices import Notice
+from nexapod.protocol.primitives import File, JobId, blob_of
+from nexapod.protocol.records import Record
+from nexapod.protocol.runs import RunResult
+from nexapod.protocol.types import Validate
 
 OUT = File("out.txt", blob_of(b"result"))
 ALONE = Validate(agree=1)

@@ -7,10 +7,10 @@ import pytest
 from nexapod.config.stewarding import StewardSettings
 from nexapod.daemon import offering
 from nexapod.daemon.offering import JOB_PART, LASTS_MS, OFFER_ADDRS_MAX, RENEW_MS, Offering
-from nexapod.protocol.v3.events import Event, OfferChanged
-from nexapod.protocol.v3.types import Offer
-from nexapod.protocol.v3.wire import statements
-from nexapod.sim.v3.keys import HashSigner
+from nexapod.protocol.events import Event, OfferChanged
+from nexapod.protocol.types import Offer
+from nexapod.protocol.wire import statements
+from nexapod.sim.keys import HashSigner
 
 QUOTA = 40 << 30
 ADDRS = ["/ip4/10.0.0.1/tcp/4001"]

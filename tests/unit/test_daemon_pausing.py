@@ -13,10 +13,10 @@ import trio.testing
 
 from nexapod.blobs.errors import BlobError
 from nexapod.daemon.pausing import Pausing
-from nexapod.protocol.v3.events import BlobReady, Event, Fetch, Pause, ProfileChanged, Run, Submit, Tick
-from nexapod.protocol.v3.node.node import Node
-from nexapod.sim.v3.keys import verify
-from tests.protocol3.mesh import NETWORK, Mesh, job_spec, profile
+from nexapod.protocol.events import BlobReady, Event, Fetch, Pause, ProfileChanged, Run, Submit, Tick
+from nexapod.protocol.node.node import Node
+from nexapod.sim.keys import verify
+from tests.protocol.mesh import NETWORK, Mesh, job_spec, profile
 
 
 class Daemon:

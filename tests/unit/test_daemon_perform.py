@@ -14,9 +14,9 @@ from nexapod.blobs.store import BlobStore
 from nexapod.daemon.hub import Hub
 from nexapod.daemon.perform import FETCHES_AT_ONCE, PROVIDE_BYTES_MIN, Performer
 from nexapod.daemon.providers import Providers
-from nexapod.protocol.types import Digest, JobId, Part, PeerId, blob_of
-from nexapod.protocol.v3.events import BlobFailed, BlobReady, Event, Fetch, Penalise, Send, Trace
-from nexapod.protocol.v3.notices import JobClosed
+from nexapod.protocol.events import BlobFailed, BlobReady, Event, Fetch, Penalise, Send, Trace
+from nexapod.protocol.notices import JobClosed
+from nexapod.protocol.primitives import Digest, JobId, Part, PeerId, blob_of
 
 DEADLINE_S = 30.0
 HOLDER = PeerId("holder")

@@ -11,7 +11,7 @@ import trio.testing
 
 from nexapod.blobs.errors import BlobError, BlobUnavailable, QuotaExceeded
 from nexapod.daemon.providers import FETCH_S, HEDGE_S, NEIGHBOURS_MAX, Providers, is_nearby
-from nexapod.protocol.types import Digest, Part, PeerId, blob_of
+from nexapod.protocol.primitives import Digest, Part, PeerId, blob_of
 
 PART = Part.whole(blob_of(b"wanted"))
 ME, LAN, FAR, KNOWN, STRANGER, DHT = (PeerId(name) for name in ("me", "lan", "far", "known", "stranger", "dht"))

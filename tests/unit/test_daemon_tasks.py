@@ -27,24 +27,12 @@ from nexapod.daemon.staging import INDEX_ENTRY, End, Staging, label_of, write_en
 from nexapod.daemon.tasks import TaskRunner
 from nexapod.executor.contract import Availability, Ended, OnReport, Report, TaskRun
 from nexapod.profile.gpus import GpuLook
+from nexapod.protocol.events import Checkpointed, Event, Finished, Pause, Progressed, Run, Vacated
 from nexapod.protocol.limits import CHUNK_BYTES
-from nexapod.protocol.types import (
-    BlobRef,
-    Digest,
-    ExecutorName,
-    File,
-    JobId,
-    Part,
-    PeerId,
-    RunOutcome,
-    RunResult,
-    TaskId,
-    Usage,
-    blob_of,
-)
-from nexapod.protocol.v3.events import Checkpointed, Event, Finished, Pause, Progressed, Run, Vacated
-from nexapod.protocol.v3.types import JobSpec, Limits, Split
-from nexapod.protocol.v3.types import Run as RunSpec
+from nexapod.protocol.primitives import BlobRef, Digest, ExecutorName, File, JobId, Part, PeerId, TaskId, blob_of
+from nexapod.protocol.runs import RunEnd, RunResult
+from nexapod.protocol.types import JobSpec, Limits, Split, Usage
+from nexapod.protocol.types import Run as RunSpec
 
 HEADER = b"head\n"
 JOB = JobId(b"\x0a" * 32)
@@ -421,7 +409,7 @@ async def test_a_task_leaves_its_slot_before_its_outputs_are_gathered(
 
 @pytest.mark.parametrize("outcome", ["ok", "failed"])
 async def test_a_task_that_has_ended_is_not_run_again_when_the_daemon_ends_before_the_core_has_kept_its_result(
-    tmp_path: Path, outcome: RunOutcome
+    tmp_path: Path, outcome: RunEnd
 ) -> None:
     ended = Ended(outcome, 0 if outcome == "ok" else 3, Usage(1, 2, 3, 4), "said \x1b", "why")
 

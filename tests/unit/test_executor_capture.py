@@ -15,8 +15,8 @@ from nexapod.executor.capture import (
     reason_text,
     render,
 )
-from nexapod.protocol import codec
 from nexapod.protocol.limits import LOG_TAIL_MAX, TEXT_MAX
+from nexapod.protocol.wire import fields
 
 
 def shown(*pieces: bytes) -> str:
@@ -72,9 +72,9 @@ def test_a_reason_is_one_line() -> None:
 @given(st.lists(st.binary(max_size=3000), max_size=8))
 def test_any_log_and_reason_is_valid_in_a_statement(pieces: list[bytes]) -> None:
     text = shown(*pieces)
-    assert codec.text(LOG_TAIL_MAX).decode(text) == text
+    assert fields.text(LOG_TAIL_MAX).decode(text) == text
     line = reason_text(b"".join(pieces).decode("utf-8", "surrogateescape"))
-    assert codec.text(TEXT_MAX).decode(line) == line
+    assert fields.text(TEXT_MAX).decode(line) == line
     assert "\n" not in line
 
 

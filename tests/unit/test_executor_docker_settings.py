@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from nexapod.executor.contract import BadRun, TaskRun
 from nexapod.executor.docker.settings import HostFacts, ImageFacts, UnfitImage, container_name, container_settings
-from nexapod.protocol.v3.types import Limits
+from nexapod.protocol.types import Limits
 
 HOME = "0123456789abcdef"
 HOST = HostFacts(cpus=4, nofile_max=20_000, user=(65534, 65534), init=True, seccomp="{}", cgroup_parent="/n/1")

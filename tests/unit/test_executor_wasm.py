@@ -37,7 +37,7 @@ from nexapod.executor.wasm.runners import Reply, Runner, RunnerLost
 from nexapod.executor.wasm.sandbox import WasmExecutor, _load_request, _run_request
 from nexapod.executor.watch import Scratch
 from nexapod.protocol.limits import MODULE_BYTES_MAX, WALL_MAX_MS
-from nexapod.protocol.v3.types import Limits
+from nexapod.protocol.types import Limits
 
 WAT = Path(__file__).parent.parent / "wasm"
 LIMITS = Limits(memory=32 << 20, output=1 << 20, wall_ms=20_000)
@@ -340,7 +340,7 @@ from nexapod.executor.contract import TaskRun
 from nexapod.executor.wasm.sandbox import WasmExecutor, _load_request, _run_request
 from nexapod.executor.watch import Scratch
 from nexapod.protocol.limits import MODULE_BYTES_MAX, WALL_MAX_MS
-from nexapod.protocol.v3.types import Limits
+from nexapod.protocol.types import Limits
 
 scratch, module, *folders = map(Path, sys.argv[1:])
 executor = WasmExecutor(scratch=scratch, cache=None)

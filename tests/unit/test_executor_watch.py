@@ -26,8 +26,7 @@ from nexapod.executor.watch import (
     set_aside,
 )
 from nexapod.executor.writes import Writes
-from nexapod.protocol.types import Usage
-from nexapod.protocol.v3.types import Limits
+from nexapod.protocol.types import Limits, Usage
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from nexapod.cli.jobfile import read_job
 from nexapod.config import ConfigError
-from nexapod.protocol.v3 import limits
+from nexapod.protocol import limits
 
 TEXT = (Path(__file__).parents[2] / "docs" / "job-files.md").read_text(encoding="utf-8")
 TABLES = ["job", "run", "tasks", "limits", "requires", "validate"]

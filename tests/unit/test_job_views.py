@@ -13,13 +13,14 @@ from nexapod.api import models
 from nexapod.daemon import job_views, peer_views, why
 from nexapod.daemon.job_events import event_of
 from nexapod.daemon.node_metrics import node_metrics
-from nexapod.protocol.types import JobId, RunResult, TaskId, blob_of
-from nexapod.protocol.v3.events import AskShard, AskTask, CancelJob, Pause, PeerUp, Progressed, Submit
-from nexapod.protocol.v3.notices import JobAccepted, JobLearned, JobSettled, TaskFailing
-from nexapod.protocol.v3.report import JobReport, TaskReport
-from nexapod.sim.v3.keys import HashSigner
-from tests.protocol3 import mesh as meshes
-from tests.protocol3.mesh import Mesh, job_of, job_spec
+from nexapod.protocol.events import AskShard, AskTask, CancelJob, Pause, PeerUp, Progressed, Submit
+from nexapod.protocol.notices import JobAccepted, JobLearned, JobSettled, TaskFailing
+from nexapod.protocol.primitives import JobId, TaskId, blob_of
+from nexapod.protocol.report import JobReport, TaskReport
+from nexapod.protocol.runs import RunResult
+from nexapod.sim.keys import HashSigner
+from tests.protocol import mesh as meshes
+from tests.protocol.mesh import Mesh, job_of, job_spec
 
 LOG = "reading input\ngrpe: not found"
 

@@ -20,10 +20,10 @@ from nexapod.cli.hashing import hash_file
 from nexapod.cli.jobfile import read_job
 from nexapod.cli.splitting import Cut, pieces, split_file
 from nexapod.config import ConfigError
-from nexapod.protocol.types import blob_of
-from nexapod.protocol.v3.limits import CHUNK_BYTES, INPUTS_MAX, MODULE_BYTES_MAX, PANEL_USUAL, SHARD_TASKS, TASKS_MAX
-from nexapod.protocol.v3.types import JobSpec
-from nexapod.protocol.v3.wire import statements
+from nexapod.protocol.limits import CHUNK_BYTES, INPUTS_MAX, MODULE_BYTES_MAX, PANEL_USUAL, SHARD_TASKS, TASKS_MAX
+from nexapod.protocol.primitives import blob_of
+from nexapod.protocol.types import JobSpec
+from nexapod.protocol.wire import statements
 
 FULL = """
 [job]
@@ -144,7 +144,7 @@ def test_a_module_that_no_worker_would_take_is_refused_before_it_is_uploaded(fol
 
 
 def test_what_is_left_out_has_the_protocols_defaults(folder: Path) -> None:
-    from nexapod.protocol.v3.types import Limits, Requires, Validate
+    from nexapod.protocol.types import Limits, Requires, Validate
 
     spec = JobBody.model_validate(read(folder, SMALL + "[tasks]\ncount = 1").body).spec("net")
     assert (spec.limits, spec.requires, spec.validate) == (Limits(), Requires(), Validate())

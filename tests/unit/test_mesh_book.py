@@ -6,7 +6,7 @@ from nexapod.mesh import addresses, identity
 from nexapod.mesh.peers import ADDRS_PER_PEER_MAX, BACKOFF_MAX_S, BANS_MAX, PEERS_MAX, AddressBook
 from nexapod.mesh.presence import network_of
 from nexapod.protocol.errors import LocalError
-from nexapod.protocol.types import peer_id_of_key
+from nexapod.protocol.primitives import peer_id_of_key
 
 OWN, PEER, OTHER = (identity.peer_id(bytes([n]) * 32) for n in (1, 2, 3))
 

@@ -9,7 +9,7 @@ import pytest
 
 from nexapod.mesh import identity
 from nexapod.protocol.errors import LocalError
-from nexapod.protocol.types import PeerId
+from nexapod.protocol.primitives import PeerId
 
 
 def test_a_seed_is_made_once_and_kept_private(tmp_path: Path) -> None:

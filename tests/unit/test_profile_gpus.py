@@ -18,9 +18,9 @@ from structlog.testing import capture_logs
 
 from nexapod.profile import gpus
 from nexapod.profile.gpus import MISMATCH, NO_DRIVER, NOT_ALLOWED, REOPEN_S, SILENT, GpuReader, GpuReading, told
-from nexapod.protocol import statements
 from nexapod.protocol.limits import GPUS_MAX, TEXT_MAX
-from nexapod.protocol.v3.types import Gpu
+from nexapod.protocol.types import Gpu
+from nexapod.protocol.wire import fields
 
 LOST = {"error": "NVML_ERROR_GPU_IS_LOST"}
 NOT_SUPPORTED = {"error": "NVML_ERROR_NOT_SUPPORTED"}
@@ -223,7 +223,7 @@ def test_names_are_printable_and_cards_bounded() -> None:
 def test_what_is_told_can_be_said(machine: str) -> None:
     for reading in readings(machine):
         gpu = told(reading)
-        assert statements._GPU.decode([gpu.model, gpu.memory, gpu.capability, gpu.driver]) == gpu
+        assert fields.record(Gpu).decode([gpu.model, gpu.memory, gpu.capability, gpu.driver]) == gpu
 
 
 # --- a driver that hangs -------------------------------------------------------------------------------------------

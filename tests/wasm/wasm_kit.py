@@ -19,7 +19,7 @@ from wasmtime import wat2wasm
 
 from nexapod.executor.contract import Ended, Report, TaskRun
 from nexapod.executor.wasm.sandbox import WasmExecutor
-from nexapod.protocol.v3.types import Limits
+from nexapod.protocol.types import Limits
 
 LIMITS = Limits(memory=32 << 20, output=1 << 20, disk=2 << 20, wall_ms=20_000)
 INPUT, OUTPUT, CHECKPOINT, RUN = 3, 4, 5, 6

@@ -14,7 +14,7 @@ from nexapod.executor.probe.image import GO_ARCHITECTURES
 from nexapod.executor.probe.promises import LEFTOVERS, PROMISES, Broken, Kept, Promise, Seen, Traces, Verdict
 from nexapod.executor.probe.sandboxes import DockerSandbox, Sandbox, WasmSandbox
 from nexapod.executor.probe.trying import try_promise
-from nexapod.protocol.types import ExecutorName
+from nexapod.protocol.primitives import ExecutorName
 
 T = TypeVar("T")
 ENGINE_S: Final = 25.0

@@ -24,7 +24,7 @@ from nexapod.executor.docker.guarding import Guard
 from nexapod.executor.docker.life import AWAY_S, Life, Threads, has_outcome
 from nexapod.executor.docker.settings import ImageFacts, UnfitImage, container_name, container_settings
 from nexapod.executor.watch import Scratch, remove_all, set_aside
-from nexapod.protocol.types import ExecutorName
+from nexapod.protocol.primitives import ExecutorName
 
 log = structlog.get_logger()
 

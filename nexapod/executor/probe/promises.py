@@ -15,8 +15,9 @@ from typing import Any, Final, Literal, TypeAlias
 
 from nexapod.executor.contract import PROGRESS_ENV, Ended
 from nexapod.protocol.limits import LOG_TAIL_MAX
-from nexapod.protocol.types import ExecutorName, RunOutcome
-from nexapod.protocol.v3.types import Limits
+from nexapod.protocol.primitives import ExecutorName
+from nexapod.protocol.runs import RunEnd
+from nexapod.protocol.types import Limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +289,7 @@ def judge_leftovers(seen: Seen) -> Verdict:
     return Kept("no container, image, process or file is left of all this")
 
 
-def _stopped_by(seen: Seen, outcome: RunOutcome, kept: str, broken: str) -> Verdict:
+def _stopped_by(seen: Seen, outcome: RunEnd, kept: str, broken: str) -> Verdict:
     if seen.ended is None or seen.ended.outcome == "try-elsewhere":
         return Unknown(_as_it_ended(seen))
     if seen.ended.outcome == outcome:

@@ -22,7 +22,7 @@ from nexapod.executor.probe import image
 from nexapod.executor.probe.engine import HOME_MARK, REPOSITORY, Engine, EngineAway, home_id, is_of_the_dead
 from nexapod.executor.probe.promises import Promise, Traces
 from nexapod.executor.wasm.sandbox import WasmExecutor
-from nexapod.protocol.types import ExecutorName
+from nexapod.protocol.primitives import ExecutorName
 
 T = TypeVar("T")
 CLOSE_S: Final = 20.0

@@ -41,7 +41,8 @@ from nexapod.executor.watch import (
     set_aside,
 )
 from nexapod.protocol.limits import OUTPUT_FILES_MAX
-from nexapod.protocol.types import ExecutorName, Usage
+from nexapod.protocol.primitives import ExecutorName
+from nexapod.protocol.types import Usage
 
 log = structlog.get_logger()
 

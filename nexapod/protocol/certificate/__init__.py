@@ -1,0 +1,1 @@
+"""A job's certificate: what proves its results, in one file that needs no network (docs/protocol.md, section 8)."""

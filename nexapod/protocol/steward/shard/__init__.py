@@ -1,0 +1,1 @@
+"""One seat of one shard: leases, evidence, judgements."""

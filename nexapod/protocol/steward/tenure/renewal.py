@@ -1,0 +1,197 @@
+"""Replacing members of one job's panel that have been away for long (docs/protocol.md, Renewal).
+
+The first member in the panel's order that is there proposes; whoever follows waits longer. Signatures gather as members
+come by. The rules are pure functions; Renewals applies them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from statistics import median
+from typing import Final
+
+from nexapod.protocol import limits
+from nexapod.protocol.context import Context
+from nexapod.protocol.errors import PeerError
+from nexapod.protocol.job import JobState, panel_quorum
+from nexapod.protocol.primitives import Millis, PeerId
+from nexapod.protocol.rules import seats
+from nexapod.protocol.rules.succession import leaving_max
+from nexapod.protocol.steward.tenure.ballots import Ballots
+from nexapod.protocol.steward.tenure.petitions import Petitions
+from nexapod.protocol.steward.tenure.presence import Presence
+from nexapod.protocol.wire import statements
+from nexapod.protocol.wire.bodies import Renewal
+from nexapod.protocol.wire.statements import Statement
+
+LIFETIMES_MIN: Final = 3
+"""Of fewer members that have left nothing is concluded."""
+STAGGER_MS: Final = limits.PROBE_MAX_MS
+
+
+def gone_after_ms(lifetimes: Sequence[Millis]) -> Millis:
+    """How long a member must have been away: an eighth of what members' presence lasts, within bounds."""
+    if len(lifetimes) < LIFETIMES_MIN:
+        return limits.MEMBER_GONE_MS
+    return max(limits.MEMBER_GONE_MIN_MS, min(limits.MEMBER_GONE_MS, int(median(lifetimes)) // 8))
+
+
+def leaving(
+    members: Sequence[PeerId], silent_ms: Callable[[PeerId], Millis], away_ms: Millis, most: int
+) -> tuple[PeerId, ...]:
+    """Who is to leave: those away for longest first, as many as may leave and as can be replaced."""
+    away = [(-silent_ms(peer), peer) for peer in members if silent_ms(peer) >= away_ms]
+    return tuple(peer for _, peer in sorted(away)[: min(most, leaving_max(len(members)))])
+
+
+def newcomers(offers: Sequence[Statement], members: Collection[PeerId], count: int) -> tuple[Statement, ...]:
+    """The first offers of so many that are no members yet, each peer's once."""
+    found: dict[PeerId, Statement] = {}
+    for offer in offers:
+        if offer.author not in members:
+            found.setdefault(offer.author, offer)
+    return tuple(found.values())[:count]
+
+
+class Renewals:
+    """One member's part. `offers()`: envelopes of offers of peers that this node has dialled itself, the best first."""
+
+    def __init__(
+        self, ctx: Context, job: JobState, presence: Presence, ballots: Ballots, offers: Callable[[], Sequence[bytes]]
+    ) -> None:
+        self.due: Millis = ctx.now + limits.RENEWAL_MS
+        self._ctx = ctx
+        self._job = job
+        self._presence = presence
+        self._ballots = ballots
+        self._offers = offers
+        self._lifetimes: dict[PeerId, Millis] = {}
+        self._petitions = Petitions(ctx, job.addrs, limits.RENEWAL_MS)
+
+    @property
+    def deadline(self) -> Millis:
+        return min(when for when in (self.due, self._petitions.deadline) if when is not None)
+
+    def tick(self) -> None:
+        self._petitions.tick()
+        if self.due <= self._ctx.now:
+            self.due = self._ctx.now + limits.RENEWAL_MS
+            self._learn_lifetimes()
+            if not len(self._petitions):
+                self._propose()
+
+    def job_changed(self) -> None:
+        """What counts is made known; what does not follow the present panel is over."""
+        for statement in self._petitions.all():
+            if self._job.counts(statement):
+                self._announce(self._job.get(statement.id) or statement)
+            elif statement.body.previous != self._job.panel_id:
+                self._petitions.close(statement.id)
+
+    def peer_up(self, peer: PeerId) -> None:
+        self._petitions.hurry(peer)
+
+    def on_statement(self, statement: Statement, sender: PeerId) -> None:
+        """A proposal: this node's with more signatures, or another's to be signed."""
+        whole = self._petitions.signed(statement)
+        if whole is not None:
+            self._conclude(whole)
+        elif self._may_sign(statement.body) and self._ballots.may_sign("panel", statement.body.epoch, statement.id):
+            self._ballots.cast("panel", statement.body.epoch, statement.id)
+            signed = self._ctx.cosign(statement)
+            self._ctx.deliver(sender, (signed,), self._job.addrs(sender))
+            self._conclude(signed)
+
+    # --- the rules, applied ------------------------------------------------------------------------------------------
+    def _learn_lifetimes(self) -> None:
+        """How long members stayed, of this panel and of earlier ones: the newest PANEL_MAX."""
+        for peer in self._job.members():
+            lifetime = self._presence.lifetime_ms(peer)
+            if lifetime is None:
+                self._lifetimes.pop(peer, None)
+            elif self._presence.silent_ms(peer) >= limits.MEMBER_GONE_MIN_MS:
+                self._lifetimes[peer] = lifetime
+        for peer in list(self._lifetimes)[: -limits.PANEL_MAX]:
+            del self._lifetimes[peer]
+
+    def _away_ms(self) -> Millis:
+        return gone_after_ms(list(self._lifetimes.values()))
+
+    def _propose(self) -> None:
+        members = self._job.members()
+        epoch = self._job.panel_epoch + 1
+        if self._ctx.me not in members or not self._ballots.is_free("panel", epoch):
+            return
+        away_ms = self._away_ms() + self._rank() * STAGGER_MS
+        most = leaving_max(len(members))
+        removed = leaving(members, self._presence.silent_ms, away_ms, most)
+        added = newcomers(self._readable(self._offers()), members, len(removed))
+        removed = removed[: len(added)]
+        if not removed:
+            return
+        envelopes = tuple(offer.envelope for offer in added)
+        body = Renewal(self._job.job, epoch, removed, envelopes, "panel", self._job.panel_id)
+        statement = self._ctx.sign(body)
+        self._ballots.cast("panel", epoch, statement.id)
+        voters = tuple(peer for peer in members if peer != self._ctx.me and peer not in removed)
+        self._petitions.open(statement, voters)
+        self._ctx.trace("renewal_proposed", job=self._job.job, epoch=epoch, removed=removed)
+        self._conclude(statement)
+        self._petitions.tick()
+
+    def _rank(self) -> int:
+        """How many members before this one, in the panel's order, are there."""
+        before = []
+        for peer in seats.order(self._job.job, 0, self._job.members()):
+            if peer == self._ctx.me:
+                break
+            before.append(peer)
+        return sum(1 for peer in before if self._presence.silent_since(peer) is None)
+
+    def _readable(self, envelopes: Sequence[bytes]) -> list[Statement]:
+        """Offers to this network; whoever is silent here is not asked in."""
+        found = []
+        for envelope in envelopes[: 2 * limits.PANEL_MAX]:
+            try:
+                offer = statements.decode(envelope, self._ctx.verify)
+            except PeerError:
+                continue
+            if offer.kind == "offer" and offer.body.network == self._job.spec.network:
+                found.append(offer)
+        return found
+
+    def _may_sign(self, body: Renewal) -> bool:
+        """True by this member's own observation: those removed were away for half the time, and the rest fits."""
+        follows = body.previous == self._job.panel_id and body.epoch == self._job.panel_epoch + 1
+        if not follows or body.authority != "panel" or self._ctx.me not in self._job.members():
+            return False
+        half_ms = self._away_ms() // 2
+        away = all(peer != self._ctx.me and self._presence.silent_ms(peer) >= half_ms for peer in body.removed)
+        added = self._readable(body.added)
+        fits = len(added) == len(body.added) == len(body.removed) <= leaving_max(len(self._job.members()))
+        return bool(body.removed) and away and fits
+
+    def _conclude(self, statement: Statement) -> None:
+        signers = [peer for peer in statement.signers if peer in self._job.members()]
+        if len(signers) >= panel_quorum(self._job):
+            self._ctx.deliver(self._ctx.me, (statement,))
+            self._announce(statement)
+
+    def _announce(self, statement: Statement) -> None:
+        """It counts: make it known to the old panel, the new members, and the submitter.
+
+        A new member gets the job with it: it may have to sign, or to take a seat, before it is one.
+        """
+        self._petitions.close(statement.id)
+        joined = [offer.author for offer in self._readable(statement.body.added)]
+        for peer in joined:
+            self._ctx.deliver(peer, self._story(statement), self._ctx.peers.addrs(peer))
+        for peer in dict.fromkeys((*self._job.members(), *self._job.owners)):
+            if peer != self._ctx.me and peer not in joined and self._presence.silent_since(peer) is None:
+                self._ctx.deliver(peer, (statement,), self._job.addrs(peer))
+        self._ctx.trace("panel_renewed", job=self._job.job, epoch=statement.body.epoch)
+
+    def _story(self, last: Statement) -> list[Statement]:
+        """The job, who holds it, and all its renewals."""
+        known = [one for one in self._job.statements() if one.kind in ("job", "placed", "renewal")]
+        return known if any(one.id == last.id for one in known) else [*known, last]

@@ -1,0 +1,107 @@
+"""Asks the gates of jobs to admit this worker, until they have (docs/protocol.md, section 5, Bid)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+from nexapod.protocol import limits
+from nexapod.protocol.context import Context
+from nexapod.protocol.primitives import JobId, Millis, PeerId, StatementId
+from nexapod.protocol.rules.lottery import turn
+from nexapod.protocol.wire.messages import Bid
+from nexapod.protocol.worker.prospects import Prospect
+
+FRESH_MAX: Final = 32
+"""Bids that a worker says within LEADER_MUTE_MS. Those that stand unanswered for longer keep nobody from his turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Standing:
+    said: Millis
+    gate: StatementId
+    queued: frozenset[PeerId] = frozenset()
+    """Seats that hear it once their links come up."""
+
+    @property
+    def until(self) -> Millis:
+        """When it is to be said again."""
+        return self.said + limits.BID_RENEW_MS
+
+    @property
+    def fresh_until(self) -> Millis:
+        return self.said + limits.LEADER_MUTE_MS
+
+
+def is_called(prospect: Prospect, ctx: Context) -> bool:
+    """Whether this worker's turn has come."""
+    return turn(prospect.job, ctx.me) < prospect.call
+
+
+class Bidding:
+    """The bids that stand."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+        self._standing: dict[JobId, _Standing] = {}
+        self._times: Counter[JobId] = Counter()
+        """How often a bid was said in vain."""
+        self._room_at: Millis | None = None
+        """When the first of those bids is no longer fresh for which another job waits."""
+
+    @property
+    def deadline(self) -> Millis | None:
+        """When a bid has to be repeated, if it is still of use, or when there is room for another."""
+        until = min((bid.until for bid in self._standing.values()), default=None)
+        return min((when for when in (until, self._room_at) if when is not None), default=None)
+
+    def bid(self, prospects: Iterable[Prospect]) -> None:
+        """Bid for these: not admitted, called, and there is room for their tasks. Those least often tried in vain go
+        first, then those whose gate is there, then as they come: jobs that nobody admits to hold up no others."""
+        now = self._ctx.now
+        self._standing = {job: bid for job, bid in self._standing.items() if bid.until > now}
+        fresh = [bid.fresh_until for bid in self._standing.values() if bid.fresh_until > now]
+        self._room_at = None
+        for prospect in sorted(prospects, key=self._turn):
+            standing, gate = self._standing.get(prospect.job), prospect.state.gate().id
+            if standing is not None and standing.gate == gate:
+                continue
+            if len(fresh) >= FRESH_MAX:
+                self._room_at = min(fresh)
+                break
+            said = self._standing[prospect.job] = _Standing(now, gate, self._say(prospect))
+            fresh.append(said.fresh_until)
+
+    def _turn(self, prospect: Prospect) -> tuple[int, bool]:
+        gate = prospect.state.gate().holders
+        return self._times[prospect.job], not any(self._ctx.peers.linked(seat) for seat in gate)
+
+    def peer_up(self, peer: PeerId, prospects: Mapping[JobId, Prospect]) -> None:
+        """A link is back: a gate's seat forgets the bid of a worker whose link breaks."""
+        for job in [job for job in self._standing if peer in prospects[job].state.gate().holders]:
+            standing = self._standing[job]
+            if peer in standing.queued:
+                self._standing[job] = replace(standing, queued=standing.queued - {peer})
+            else:
+                del self._standing[job]
+
+    def peer_down(self, peer: PeerId, prospects: Mapping[JobId, Prospect]) -> None:
+        """What waited for its link is lost. Of a seat that was linked: it may have admitted this worker with its last
+        words, and the other seats take that for told; whoever bids again is answered with it."""
+        for job, standing in list(self._standing.items()):
+            if peer in standing.queued:
+                self._standing[job] = replace(standing, queued=standing.queued - {peer})
+            elif peer in prospects[job].state.gate().holders:
+                del self._standing[job]
+
+    def forget(self, job: JobId) -> None:
+        """The job is over, or has admitted this worker."""
+        self._standing.pop(job, None)
+        self._times.pop(job, None)
+
+    def _say(self, prospect: Prospect) -> frozenset[PeerId]:
+        self._times[prospect.job] += 1
+        self._ctx.trace("bid_sent", job=prospect.job)
+        return prospect.tell(self._ctx, 0, Bid(prospect.job))
