@@ -20,10 +20,12 @@ REGRESSIONS: dict[tuple[str, int], str] = {
     ("mixed", 2): "a submitter that is no member of the panel was not given the admissions that it had missed",
     ("mixed", 10): "a member that had missed two successions was taken for a seat by others, and never asked",
     ("mixed", 12): "the same submitter, in a network that only loses messages",
+    ("mixed", 986): "a worker that never ends held a failure up for as long as a task may run",
 }
 
 
 LIGHT: dict[tuple[str, int], str] = {
+    ("mixed", 23): "a seat refused a frozen commit because the seat that handed it on was its worker, and had no lease",
     ("mixed", 10): "a seat did not save a freeze that it signed, when a commit that it names had made room for another",
 }
 """With less work in them, as `nexapod sim` has them."""

@@ -71,6 +71,9 @@ class Intake:
         tasks = [item.task for item in statement.body.items if item.task in state.evidence.tasks]
         leased = [task for task in tasks if state.present(worker) is not None and self._granting.regrow(worker, task)]
         if not leased:
+            if any(self._is_frozen(task, worker) for task in tasks):
+                # Evidence, whoever brings it: a seat that is the worker, too, hands on what the others have judged.
+                self._added(statement, state.evidence.add(statement))
             self._answer(worker, tasks)
             return
         for task in tasks:
@@ -82,6 +85,11 @@ class Intake:
             for task in leased:
                 self._granting.committed(task, worker)
         self._added(statement, added)
+
+    def _is_frozen(self, task: int, worker: PeerId) -> bool:
+        """Whether a freeze that counts names a result of this worker."""
+        frozen = self._state.evidence.frozen(task)
+        return frozen is not None and any(entry.worker == worker for entry in frozen.entries)
 
     def _keeps_evidence(self, peer: PeerId) -> bool:
         """Members hand evidence on; so does the submitter, to seats that came after those that judged."""
