@@ -48,11 +48,11 @@ sim: $(RUNTIME) ## many seeds through the simulator
 
 SIM_SEEDS ?= 0:60
 
-bench: $(DEV) ## how fast, against what (docs/benchmarks.md); BENCH="blobs containers split core"
+bench: $(DEV) ## how fast, against what (docs/benchmarks.md); BENCH="blobs containers split core mesh growth"
 	@missed=""; for name in $(BENCH); do $(BIN)/python benchmarks/$$name.py || missed="$$missed $$name"; done; \
 	test -z "$$missed" || { echo "missed a bar, or could not be measured:$$missed"; exit 1; }
 
-BENCH ?= blobs containers split core
+BENCH ?= blobs containers split core mesh
 
 check: $(DEV) ## lint, types, layers
 	$(BIN)/ruff check .
