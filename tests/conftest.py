@@ -1,4 +1,4 @@
-"""The one option that all tiers share: what must be there, instead of being skipped when it is not."""
+"""The options that all tiers share: what must be there instead of being skipped, and whether all of a kind are run."""
 
 from __future__ import annotations
 
@@ -16,6 +16,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="NAME,...",
         help="components (docker, ...) whose absence fails the tests that need them, instead of skipping them",
     )
+    parser.addoption(
+        "--long",
+        action="store_true",
+        help="run every one of those tests, too, of which there are many of a kind (marked `long`), as CI does",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--long"):
+        return
+    skipped = pytest.mark.skip(reason="one of many of its kind: make test PYTEST_FLAGS=--long runs all")
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(skipped)
 
 
 @pytest.fixture(autouse=True)

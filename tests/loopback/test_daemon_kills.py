@@ -44,8 +44,18 @@ def victims(mesh: Cluster, submitter: Daemon, job_id: str, which: str) -> Sequen
             return mesh.daemons
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("which", ["first seat", "last seat", "two seats", "all seats", "submitter", "all"])
+WHO = ("first seat", "last seat", "two seats", "all seats", "submitter", "all")
+ALWAYS = {("first seat", "running"), ("two seats", "half accepted"), ("submitter", "running"), ("all", "half accepted")}
+
+
+@pytest.mark.parametrize(
+    ("which", "moment"),
+    [
+        pytest.param(which, moment, marks=[] if (which, moment) in ALWAYS else [pytest.mark.long])
+        for which in WHO
+        for moment in MOMENTS
+    ],
+)
 def test_a_job_survives_a_kill_and_a_start_of(mesh: Cluster, which: str, moment: str) -> None:
     job = copying_job(TASKS, 0.4)
     submitter = mesh.daemons[1]
@@ -67,7 +77,9 @@ def test_a_job_survives_a_kill_and_a_start_of(mesh: Cluster, which: str, moment:
     assert not [event for daemon in mesh.daemons for event in daemon.events("fault_proven")]
 
 
-@pytest.mark.parametrize("seat", range(limits.SEATS))
+@pytest.mark.parametrize(
+    "seat", [pytest.param(seat, marks=[pytest.mark.long] if seat else []) for seat in range(limits.SEATS)]
+)
 def test_a_job_settles_without_any_one_of_its_seats(mesh: Cluster, seat: int) -> None:
     job = copying_job(TASKS, 0.4)
     submitter = mesh.daemons[0]

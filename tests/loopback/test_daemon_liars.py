@@ -53,7 +53,9 @@ OTHERS = ("relay", "filler", "leech", "withholder", "equivocator")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lie", [*SEATS, *OTHERS])
+@pytest.mark.parametrize(
+    "lie", [pytest.param(lie, marks=[pytest.mark.long] if at % 5 else []) for at, lie in enumerate([*SEATS, *OTHERS])]
+)
 def test_one_liar_of_the_simulator_changes_nothing_on_real_daemons(lie: str) -> None:
     with Cluster() as mesh:
         submitter = mesh.add("submitter", "--slots", "1")

@@ -39,6 +39,7 @@ def chance_of_two_among_the_first_three(gang: int, peers: int) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_tenth_of_the_peers_has_both_places_of_at_most_two_percent() -> None:
     places = wrong = tasks = 0
     for seed in SEEDS:
