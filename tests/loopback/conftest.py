@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from harness import EXAMPLE, Cluster, example_module
 
+import nexapod.mesh.library  # noqa: F401  (before any test imports libp2p: it stands in for fastecdsa)
+
 
 @pytest.fixture(scope="session")
 def weights() -> bytes:
