@@ -61,8 +61,7 @@ def test_every_module_says_what_it_is_for(path: Path) -> None:
 @pytest.mark.parametrize("path", MODULES, ids=_name)
 def test_no_module_is_long(path: Path) -> None:
     lines = len(path.read_text(encoding="utf-8").splitlines())
-    most = LINES_MAX
-    assert lines <= most, f"{_name(path)} has {lines} lines: it is more than one thing"
+    assert lines <= LINES_MAX, f"{_name(path)} has {lines} lines: it is more than one thing"
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if "cli" not in p.relative_to(PACKAGE).parts], ids=_name)

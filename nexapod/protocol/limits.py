@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-# --- the shape of a job ---------------------------------------------------------------------------------------------
+# --- what jobs and profiles hold -------------------------------------------------------------------------------------
 ADDRS_MAX: Final = 16
 BLOB_BYTES_MAX: Final = 1 << 40
 CHECKPOINT_FILES_MAX: Final = 64
@@ -269,13 +269,11 @@ MEMBER_GONE_MS: Final = 24 * 3_600_000
 MEMBER_GONE_MIN_MS: Final = 1_800_000
 RENEWAL_MS: Final = 600_000
 """Between two renewals of one panel that a member proposes."""
-PROFILE_MS: Final = 60_000
 SAMPLE_MS: Final = 60_000
 ANNOUNCE_MS: Final = 60_000
 ANNOUNCE_FIRST_MS: Final = 1_000
 """The first pause between two announcements; doubled after each, up to ANNOUNCE_MS."""
 PEER_SYNC_MS: Final = 180_000
-SUSPECT_MS: Final = 20_000
 CLOCK_GAP_MS: Final = 5_000
 """A larger jump of the clock is a machine that slept: all that would have run out gets one period of grace."""
 RETENTION_MIN_MS: Final = 60_000

@@ -1,7 +1,6 @@
-"""The values that the whole mesh speaks of: names, digests, resources, jobs and profiles. Frozen, and nothing else.
+"""The names that the whole mesh speaks of: peers, digests, jobs, tasks, blobs and their parts. Frozen, no more.
 
-Validation of what other peers send lives in statements.py; what a user writes is checked in cli/jobfile.py. Both
-build these.
+What other peers send is checked in wire/, before it becomes one of these.
 """
 
 from __future__ import annotations

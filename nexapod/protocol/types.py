@@ -1,7 +1,7 @@
-"""What a job and a peer are in protocol 3: each field declared once, with its type, bound, default and meaning.
+"""What a job and a peer are: each field declared once, with its type, bound, default and meaning.
 
 The wire's schema and the tables of docs/protocol.md follow from these declarations (wire/fields.py). Plain values
-(blobs, files, ids, usage) are those of nexapod.protocol.types.
+(blobs, files, ids) are in primitives.py.
 """
 
 from __future__ import annotations

@@ -33,7 +33,6 @@ Shard: TypeAlias = tuple[JobId, int]
 _KEPT: Final = ("commit", "reveal", "freeze", "verdict")
 """What its author must know of after a restart, or it would contradict itself."""
 _FRAMES_MAX: Final = 2_048
-_DELIVER: Final = messages.KINDS.index("Deliver")
 _TOLD: Final = frozenset(messages.KINDS.index(kind) for kind in ("Deliver", "Grant", "Bid", "Value"))
 
 

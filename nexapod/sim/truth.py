@@ -6,10 +6,9 @@ import hashlib
 from dataclasses import replace
 from typing import Literal
 
-from nexapod.protocol.primitives import BlobRef, Digest, File, Millis, TaskId, blob_of
+from nexapod.protocol.primitives import BlobRef, File, Millis, TaskId, blob_of
 from nexapod.protocol.runs import RunResult
 from nexapod.protocol.types import JobSpec, Usage
-from nexapod.protocol.wire.statements import output_root
 
 
 def fails(spec: JobSpec, task: int) -> bool:
@@ -71,11 +70,6 @@ def is_right(spec: JobSpec, task: TaskId, outputs: tuple[File, ...]) -> bool:
     if differs(spec, task.index):
         return spec.validate.agree == 1
     return not fails(spec, task.index) and outputs == (File("out", honest_output(task)),)
-
-
-def true_root(task: TaskId) -> Digest:
-    """The root of the right result of a task that neither fails nor differs."""
-    return output_root("ok", 0, (File("out", honest_output(task)),))
 
 
 def short(data: bytes) -> str:

@@ -7,11 +7,11 @@ from bus import LATENCY_MS, Bus, Host
 from kit import JobKit, by_key, make_kit, signed
 
 from nexapod.protocol import limits
+from nexapod.protocol.calling import CALL_ALL, first_call, groups_wanted
 from nexapod.protocol.context import Context
 from nexapod.protocol.job import JobState
 from nexapod.protocol.primitives import Digest, PeerId
 from nexapod.protocol.rules import beacon as beacon_rules
-from nexapod.protocol.steward.gate.announcing import CALL_ALL, first_call, groups_wanted
 from nexapod.protocol.steward.gate.bids import Bids
 from nexapod.protocol.steward.gate.gate import Gate
 from nexapod.protocol.steward.gate.pledges import GATE_RECORD, Pledges

@@ -10,13 +10,13 @@ from kit import JobKit
 from submitter_bench import Bench, make_context
 
 from nexapod.protocol import limits
+from nexapod.protocol.calling import first_call, groups_wanted
 from nexapod.protocol.errors import LocalError, PeerError
 from nexapod.protocol.events import Drop, Save, Submit
 from nexapod.protocol.job import JobState
 from nexapod.protocol.notices import JobAccepted, JobPlaced, JobRefused, JobSettled
 from nexapod.protocol.records import Record
 from nexapod.protocol.rules.panel import Candidate
-from nexapod.protocol.submitter.placing import first_call
 from nexapod.protocol.submitter.preparing import prepare
 from nexapod.protocol.wire.bodies import Renewal, Succession
 from nexapod.protocol.wire.messages import Ready, Refused
@@ -145,9 +145,9 @@ def test_a_workable_job_is_announced_and_its_gate_has_the_proof() -> None:
 
 
 def test_the_first_call_asks_all_where_few_are_there_and_some_where_many_are() -> None:
-    assert first_call(places=4, shards=1, peers=3) == 1 << 16
-    assert first_call(places=1000, shards=4, peers=10_000) == (1 << 16) * 256 // 10_000
-    assert first_call(places=1, shards=1, peers=10_000_000) == 1
+    assert first_call(groups_wanted(4, 1), 3) == 1 << 16
+    assert first_call(groups_wanted(1000, 4), 10_000) == (1 << 16) * 256 // 10_000
+    assert first_call(groups_wanted(1, 1), 10_000_000) == 1
 
 
 def test_inputs_are_kept_until_the_job_is_over() -> None:

@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Final
 
 from nexapod.protocol import limits
+from nexapod.protocol.calling import card_of
 from nexapod.protocol.context import Context
 from nexapod.protocol.job import JobState
 from nexapod.protocol.node.admission import Bucket, Ledger
@@ -242,19 +243,3 @@ def _rounds_of(worker: PeerId, state: JobState) -> frozenset[StatementId]:
     rounds = state.admissions() if state.groups_seen(worker) else ()
     own = [(admission, beacon) for admission, beacon in rounds if worker in dict(admission.body.workers)]
     return frozenset(statement.id for pair in own for statement in pair)
-
-
-def card_of(state: JobState, call: int, seq: int) -> Card:
-    """A job in a few words."""
-    spec = state.spec
-    return Card(
-        job=state.job,
-        submitter=state.submitter,
-        size=len(state.statement.envelope),
-        executor=spec.run.executor,
-        memory=max(spec.limits.memory, spec.requires.memory),
-        gpus=spec.limits.gpus,
-        gate=state.gate().holders,
-        call=call,
-        seq=seq,
-    )

@@ -12,6 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from nexapod.protocol import limits
+from nexapod.protocol.calling import card_of, first_call, groups_wanted
 from nexapod.protocol.context import Context
 from nexapod.protocol.notices import JobPlaced
 from nexapod.protocol.primitives import Millis, PeerId
@@ -23,8 +24,6 @@ from nexapod.protocol.wire.messages import Announce, Card
 
 if TYPE_CHECKING:
     from nexapod.protocol.job import JobState
-
-_EVERY_TURN = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,21 +207,5 @@ class Placing:
 
 def card(ctx: Context, job: JobState) -> Card:
     """The first announcement of a job, which this node's links are told of."""
-    spec = job.spec
-    return Card(
-        job=job.job,
-        submitter=job.submitter,
-        size=len(job.statement.envelope),
-        executor=spec.run.executor,
-        memory=spec.limits.memory,
-        gpus=spec.limits.gpus,
-        gate=job.gate().holders,
-        call=first_call(spec.tasks * spec.validate.agree, spec.shards, len(ctx.peers.links()) + 1),
-        seq=0,
-    )
-
-
-def first_call(places: int, shards: int, peers: int) -> int:
-    """The turns called first: of so many peers about two groups for each place, or 64 a shard. All, if in doubt."""
-    wanted = min(2 * places, limits.ROSTER_MAX * shards)
-    return min(_EVERY_TURN, max(1, _EVERY_TURN * wanted // max(1, peers)))
+    wanted = groups_wanted(job.spec.tasks * job.spec.validate.agree, job.spec.shards)
+    return card_of(job, first_call(wanted, len(ctx.peers.links()) + 1), 0)

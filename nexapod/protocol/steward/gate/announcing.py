@@ -3,46 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
 
 from nexapod.protocol import limits
+from nexapod.protocol.calling import CALL_ALL, card_of, first_call, groups_wanted
 from nexapod.protocol.context import Context
 from nexapod.protocol.job import JobState
 from nexapod.protocol.primitives import Millis
 from nexapod.protocol.steward.gate.pledges import Pledges
 from nexapod.protocol.wire.messages import Announce, Card
-
-CALL_ALL: Final = 1 << 16
-"""Every worker's turn is below it."""
-ANSWERS_PER_PLACE: Final = 2
-
-
-def groups_wanted(open_places: int, shards: int) -> int:
-    """Groups to admit: two for each place that is open, and no more than the rosters of the shards hold."""
-    return min(ANSWERS_PER_PLACE * open_places, limits.ROSTER_MAX * shards)
-
-
-def first_call(wanted: int, population: int) -> int:
-    """The threshold that about `wanted` of `population` peers answer: everybody, where few are known."""
-    if population <= wanted:
-        return CALL_ALL
-    return max(1, CALL_ALL * wanted // population)
-
-
-def card(job: JobState, call: int, seq: int) -> Card:
-    """A job in a few words."""
-    spec = job.spec
-    return Card(
-        job=job.job,
-        submitter=job.submitter,
-        size=len(job.statement.envelope),
-        executor=spec.run.executor,
-        memory=spec.limits.memory,
-        gpus=spec.limits.gpus,
-        gate=job.gate().holders,
-        call=call,
-        seq=seq,
-    )
 
 
 class Announcer:
@@ -82,7 +50,7 @@ class Announcer:
         self.due = self._ctx.now + self._pause_ms
         known = max(self._population(), len(self._ctx.peers.links()))
         self._call = min(2 * self._call or first_call(wanted, known), CALL_ALL)
-        announced = card(self._job, self._call, self._pledges.next_seq())
+        announced = card_of(self._job, self._call, self._pledges.next_seq())
         self._ctx.send(self._ctx.me, Announce((announced,)))
         self._ctx.trace("job_announced", job=self._job.job, call=self._call, wanted=wanted)
 
