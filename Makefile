@@ -12,6 +12,7 @@ EXAMPLE := examples/secondary-structure
 # Containers, engines and the like are optional on a laptop and required in CI: REQUIRE=docker
 REQUIRE ?=
 PYTEST_FLAGS ?=
+TEST_PROCESSES ?= 2
 
 .PHONY: help setup demo test sim bench check fix wasm lock clean
 
@@ -41,7 +42,7 @@ demo: $(RUNTIME) $(EXAMPLE)/weights.bin ## one bootstrap, five workers, a real p
 	@$(BIN)/nexapod demo $(DEMO_FLAGS)
 
 test: $(DEV) $(EXAMPLE)/weights.bin ## the whole test pyramid
-	$(BIN)/python -m pytest $(if $(REQUIRE),--require=$(REQUIRE)) $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) $(if $(REQUIRE),--require=$(REQUIRE)) $(PYTEST_FLAGS)
 
 sim: $(RUNTIME) ## many seeds through the simulator
 	$(BIN)/nexapod sim --seeds $(SIM_SEEDS)
