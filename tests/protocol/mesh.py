@@ -101,6 +101,7 @@ class Mesh:
         self.now: Millis = 1_000
         self.latency_ms = latency_ms
         self.run_ms = run_ms
+        self.result: Callable[[TaskId], RunResult] = result_of
         self.grouping: Grouping = grouping
         self.sent: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
@@ -224,7 +225,7 @@ class Mesh:
                 case Run(task):
                     here.running.add(task)
                     self._later(self.run_ms, me, Vacated(task))
-                    self._later(self.run_ms, me, Finished(task, result_of(task)))
+                    self._later(self.run_ms, me, Finished(task, self.result(task)))
                 case Stop(task):
                     here.running.discard(task)
                     self._queue = [e for e in self._queue if not _is_of(e, me, task)]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from nexapod.protocol import limits
 from nexapod.protocol.events import CancelJob, Submit
-from nexapod.protocol.notices import JobAccepted, JobClosed, JobLearned, JobPlaced, JobSettled, TaskDecided
+from nexapod.protocol.notices import JobAccepted, JobClosed, JobLearned, JobPlaced, JobSettled, TaskDecided, TaskFailing
+from nexapod.protocol.runs import RunResult
 from tests.protocol.mesh import Mesh, Peer, job_of, job_spec
 
 TASKS = 4
@@ -47,6 +49,19 @@ def test_a_job_settles(nodes: int, agree: int) -> None:
         assert peer.noticed(JobLearned)
         assert peer.noticed(JobClosed)
         assert not peer.running
+
+
+@pytest.mark.parametrize("nodes", [2, 3, 5])
+def test_a_job_that_fails_everywhere_ends_when_nobody_else_can_try_it(nodes: int) -> None:
+    mesh = Mesh(nodes)
+    mesh.result = lambda task: RunResult("failed", 9)
+    submitter = settle(mesh, agree=2, limit_ms=limits.NO_BID_MS + 5_000)
+    (settled,) = submitter.noticed(JobSettled)
+    assert isinstance(settled, JobSettled)
+    assert (settled.settled, settled.failed) == (0, TASKS)
+    failing = [(one.task, one.worker) for one in submitter.noticed(TaskFailing) if isinstance(one, TaskFailing)]
+    tries = min(nodes, job_spec().validate.max_replicas)
+    assert [sum(task == of for of, _ in failing) for task in range(TASKS)] == [tries] * TASKS, "each try is told"
 
 
 def test_a_cancelled_job_is_over_everywhere() -> None:

@@ -71,7 +71,7 @@ def _note_freeze(state: ShardState, task: int, frozen: Frozen | None) -> None:
     if frozen is None or frozen.round == soft.frozen_round:
         return
     soft.frozen_round, soft.frozen_at = frozen.round, state.ctx.now
-    soft.idle_since, soft.contested = None, False
+    soft.contested = False
     soft.doubted.clear()
     state.wake(("task", task), state.ctx.now + limits.REVEAL_TTL_MS)
 
@@ -172,9 +172,11 @@ def _open(state: ShardState, task: int, facts: Facts) -> None:
     shown = facts.frozen is not None
     one = OpenTask(task, wanted, places, soft.width, taken(state, task, facts), frozenset(bars), shown)
     state.wanting[task] = one
-    if places <= 0:
+    awaited = facts.frozen is not None and judgement == Undecided(len(facts.frozen.groups))
+    if places <= 0 and not awaited:
+        # While results are awaited nobody is called for: a time without a claim goes on, but none begins.
         soft.idle_since = None
-    elif facts.frozen is not None and isinstance(judgement, Undecided):
+    elif places > 0 and facts.frozen is not None and isinstance(judgement, Undecided):
         _note_idle(state, one)
     if has_failed and soft.idle_since is None:
         state.mark(task)

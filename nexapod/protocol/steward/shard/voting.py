@@ -8,7 +8,7 @@ from typing import Final
 
 from nexapod.protocol import limits
 from nexapod.protocol.primitives import Millis, PeerId, StatementId
-from nexapod.protocol.rules.agreement import Failed
+from nexapod.protocol.rules.agreement import Accepted, Failed
 from nexapod.protocol.steward.shard import batching, judging
 from nexapod.protocol.steward.shard.adopting import Adopting
 from nexapod.protocol.steward.shard.cosigning import (
@@ -277,10 +277,11 @@ class Voting:
         place_of = {group: place for place, group in enumerate(state.job.lottery.draw(task))}
         group_of = {entry.worker: state.admitted(entry.worker) or entry.group for entry in proposed.entries}
         ordered = judging.in_draw_order(proposed.entries, place_of, group_of) == proposed.entries
-        wanted = judging.wanted(state.job.spec.validate.agree, state.task(task).judgement)
-        # How many a further round should have depends on who was idle for how long, which seats see differently.
+        # How many a further round should have depends on who was idle for how long, which seats see differently; a task
+        # that seems to have failed may still have one, of those that have committed since.
         enough = len(proposed.groups) >= state.job.spec.validate.agree
-        further = wanted > 0 and (frozen is None or len(proposed.groups) > len(frozen.groups))
+        accepted = isinstance(state.task(task).judgement, Accepted)
+        further = frozen is None or (not accepted and len(proposed.groups) > len(frozen.groups))
         return "sign" if ordered and enough and further else "wait"
 
     def _verdict_answer(self, body: Verdict, item: VerdictItem) -> Answer:
