@@ -148,15 +148,19 @@ class Mesh:
             if here in self.peers:
                 self.give(here, PeerDown(there))
 
+    def kill(self, me: PeerId) -> Peer:
+        """It goes, and leaves this."""
+        for other in [other for other in self.names if (me, other) in self.links]:
+            self.cut(other, me)
+        self._queue = [entry for entry in self._queue if entry[2] != me]
+        heapq.heapify(self._queue)
+        return self.peers.pop(me)
+
     def restart(self, number: int) -> None:
         """Kill a node, and start it from what it has saved."""
         me = self.names[number]
         others = [other for other in self.names if (me, other) in self.links]
-        for other in others:
-            self.cut(other, me)
-        old = self.peers[me]
-        self._queue = [entry for entry in self._queue if entry[2] != me]
-        heapq.heapify(self._queue)
+        old = self.kill(me)
         kept = dict(old.records)
         self.peers[me] = Peer(old.signer, self._new_node(old.signer, kept), kept)
         self.give(me, ProfileChanged(profile()))
@@ -207,6 +211,8 @@ class Mesh:
                 self.give(peer, Tick())
 
     def _later(self, delay_ms: Millis, peer: PeerId, event: Event) -> None:
+        if peer not in self.peers:
+            return
         self._order += 1
         heapq.heappush(self._queue, (self.now + delay_ms, self._order, peer, event))
 

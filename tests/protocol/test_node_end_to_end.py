@@ -64,6 +64,30 @@ def test_a_job_that_fails_everywhere_ends_when_nobody_else_can_try_it(nodes: int
     assert [sum(task == of for of, _ in failing) for task in range(TASKS)] == [tries] * TASKS, "each try is told"
 
 
+def test_a_job_whose_whole_panel_has_gone_for_good_is_given_another_by_its_submitter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "CARETAKER_MS", 300_000)
+    mesh = Mesh(limits.PANEL_USUAL + 5, run_ms=60_000)
+    mesh.start(slots=1)
+    mesh.run_for(200)
+    mesh.give(mesh.names[0], Submit(job_spec(tasks=TASKS)))
+    submitter = mesh[0]
+    assert mesh.run_until(lambda: bool(submitter.noticed(JobPlaced)))
+    report = submitter.node.job_report(job_of(submitter))
+    assert report is not None
+    for peer in report.panel:
+        mesh.kill(peer)
+    mesh.run_for(limits.CARETAKER_MS - 60_000)
+    before = submitter.node.job_report(report.job)
+    assert before is not None
+    assert before.panel == report.panel, "they may only be away for a while"
+    assert mesh.run_until(lambda: bool(submitter.noticed(JobSettled)), 600_000)
+    now = submitter.node.job_report(report.job)
+    assert now is not None
+    assert set(now.panel) <= set(mesh.peers)
+
+
 def test_a_cancelled_job_is_over_everywhere() -> None:
     mesh = Mesh(4, run_ms=60_000)
     mesh.start()

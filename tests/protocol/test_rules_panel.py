@@ -13,7 +13,7 @@ from nexapod.protocol import limits
 from nexapod.protocol.errors import LocalError
 from nexapod.protocol.primitives import JobId, PeerId, blob_of
 from nexapod.protocol.rules import seats
-from nexapod.protocol.rules.panel import Candidate, Choice, choose
+from nexapod.protocol.rules.panel import Candidate, Choice, are_spread, choose, newcomers
 from nexapod.protocol.types import Grouping, JobSpec, Offer, Run
 from nexapod.protocol.wire import statements
 from nexapod.protocol.wire.statements import Statement
@@ -25,14 +25,20 @@ ME = HashSigner(0, "me")
 HOUR = limits.UPTIME_UNIT_MS
 
 
-def offer(signer: HashSigner, storage: int = 1 << 40, shards: int = 100, until: int = 1 << 50) -> Statement:
-    return statements.make(Offer("net", 1, ("/ip4/10.0.0.1/tcp/1",), storage, shards, until), signer)
+def offer(
+    signer: HashSigner,
+    storage: int = 1 << 40,
+    shards: int = 100,
+    until: int = 1 << 50,
+    addr: str = "/ip4/10.0.0.1/tcp/1",
+) -> Statement:
+    return statements.make(Offer("net", 1, (addr,), storage, shards, until), signer)
 
 
 def candidate(i: int, *, source: PeerId | None = None, region: int | None = None, **offered: int) -> Candidate:
     """In a /24 of its own, and in a /16 of its own unless `region` says otherwise."""
     addr = f"/ip4/{20 + i // 200}.{i % 200}.7.1/tcp/1" if region is None else f"/ip4/9.{region}.{i}.1/tcp/1"
-    return Candidate(offer(HashSigner(0, "peer", i), **offered), addr, HOUR, source)
+    return Candidate(offer(HashSigner(0, "peer", i), **offered, addr=addr), addr, HOUR, source)
 
 
 def entropy(seed: int) -> Callable[[int], bytes]:
@@ -196,8 +202,55 @@ def test_a_large_job_is_given_more_stewards_and_one_that_does_not_fit_is_refused
 
 def test_a_panel_fits_into_what_its_job_leaves_of_the_envelope() -> None:
     known = [candidate(i) for i in range(40)]
-    each = len(known[0].offer.envelope) + 3
+    each = max(len(one.offer.envelope) for one in known) + 3
     assert len(chosen(known, bytes_max=5 * each).panel) == 5
     friends = tuple(one.peer for one in known[:6])
     with pytest.raises(LocalError, match="fewer of them"):
         chosen(known, friends=friends, bytes_max=5 * each)
+
+
+# --- those who come later --------------------------------------------------------------------------------------------
+def place(number: int) -> str:
+    return f"/ip4/80.{number}.1.1/tcp/1"
+
+
+def added(candidates: list[Candidate], count: int, *, seed: int = 0, grouping: Grouping = "network") -> list[PeerId]:
+    """Beside eight members in /16s of their own."""
+    kept = {HashSigner(1, "kept", i).peer: (place(i),) for i in range(8)}
+    found = newcomers(candidates, SPEC, count, kept=kept, grouping=grouping, draw=entropy(seed))
+    return [one.peer for one in found]
+
+
+def test_newcomers_are_drawn_and_not_the_first_of_all() -> None:
+    many = [candidate(i) for i in range(40)]
+    first = min(many, key=lambda one: one.peer).peer
+    drawn = Counter(peer for seed in range(80) for peer in added(many, 4, seed=seed))
+    assert len(drawn) > 30
+    assert drawn[first] < 25
+
+
+def test_newcomers_are_spread_beside_those_that_stay() -> None:
+    crowd = [candidate(i, region=3) for i in range(30)]
+    beside = replace(candidate(99), addr="/ip4/80.1.1.9/tcp/1", offer=offer(HashSigner(0, "peer", 99), addr=place(1)))
+    assert len(added([*crowd, beside], 4)) == 1, "one of a region, none of a member's block"
+    assert beside.peer not in added([beside], 4)
+    assert len(added([*crowd, beside], 4, grouping="peer")) == 4
+    known = [candidate(i, source=introducer(1)) for i in range(30)]
+    assert len(added(known, 4)) == 4
+    assert len(added(known, 8)) == 5, "at most a third through one"
+
+
+def test_who_says_to_be_elsewhere_than_it_is_does_not_come() -> None:
+    liar = replace(candidate(1), offer=offer(HashSigner(0, "peer", 1), addr=place(77)))
+    assert added([liar], 1) == []
+
+
+def test_a_renewal_that_crowds_a_panel_is_told_from_one_that_does_not() -> None:
+    kept = [(place(i),) for i in range(8)]
+    far = [("/ip4/90.1.1.1/tcp/1",), ("/ip4/91.1.1.1/tcp/1",)]
+    assert are_spread(far, kept, "network", 10)
+    assert not are_spread([far[0], ("/ip4/90.1.1.7/tcp/1",)], kept, "network", 10), "one block"
+    assert not are_spread([far[0], ("/ip4/90.1.9.7/tcp/1",)], kept, "network", 10), "one region"
+    assert not are_spread([(place(3),)], kept, "network", 10), "a member's block"
+    assert not are_spread([("/ip4/127.0.0.1/tcp/1",)], kept, "network", 10), "nowhere"
+    assert are_spread([(place(3),)], kept, "peer", 10)

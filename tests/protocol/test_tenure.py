@@ -13,6 +13,7 @@ from nexapod.protocol.context import Context
 from nexapod.protocol.job import JobState
 from nexapod.protocol.primitives import Millis, PeerId
 from nexapod.protocol.records import Record
+from nexapod.protocol.rules.panel import Candidate
 from nexapod.protocol.rules.seats import order
 from nexapod.protocol.rules.succession import leaving_max, quorum
 from nexapod.protocol.steward.tenure.caretaking import caretaker_due, quorum_lost_since
@@ -256,10 +257,10 @@ def test_members_that_are_away_for_long_are_replaced_by_peers_that_the_panel_rea
     kit = make_kit(members=10)
     dead, live = in_order(kit)[7:], in_order(kit)[:7]
     fresh = [HashSigner(7, "fresh", i) for i in range(3)]
-    offers = [offer(one).envelope for one in fresh]
+    candidates = [Candidate(offer(one), "", HOUR_MS) for one in fresh]
     bus = Bus(kit)
     for member in kit.members:
-        bus.host(member, lambda ctx, job: Tenure(ctx, job, lambda: offers))
+        bus.host(member, lambda ctx, job: Tenure(ctx, job, lambda: candidates))
     bus.everybody_knows(*(kit.placed(seat) for seat in kit.seats()))
     bus.run(limits.SEAT_GONE_MAX_MS + 10_000)
     bus.kill(*dead)

@@ -118,12 +118,8 @@ class Hosting:
         # By the job itself, or by a renewal.
         if self._ctx.me in state.members() and state.job not in self.stewardships and not state.closed:
             self.stewardships[state.job] = Stewardship(
-                self._ctx, state, self._accepts, offers=self._offers, population=self._population
+                self._ctx, state, self._accepts, candidates=self._candidates, population=self._population
             )
-
-    def _offers(self) -> list[bytes]:
-        """For a renewal of a panel."""
-        return [candidate.offer.envelope for candidate in self._candidates()]
 
     def _name_parties(self, state: JobState) -> None:
         if state.job in self.stewardships or state.job in self.submissions:

@@ -10,7 +10,7 @@ import hashlib
 import math
 import struct
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,7 +18,7 @@ from nexapod.protocol import limits
 from nexapod.protocol.errors import LocalError
 from nexapod.protocol.primitives import Millis, PeerId, key_of_peer_id
 from nexapod.protocol.rules.groups import BLOCK_PREFIXES, REGION_PREFIXES, block
-from nexapod.protocol.types import Grouping, JobSpec, Offer
+from nexapod.protocol.types import Group, Grouping, JobSpec, Offer
 from nexapod.protocol.wire.statements import Statement
 
 _OTHERS_MIN: Final = 3
@@ -184,25 +184,94 @@ def _pick(
     """At most `size` of them that could each hold their share of a panel of that size, spread as they should be."""
     share = _share(spec, size)
     members = list(pinned[:size])
-    blocks = {block(member.addr, BLOCK_PREFIXES) for member in members}
-    regions: Counter[str | None] = Counter()
-    sources: Counter[PeerId] = Counter()
+    places = _Places(spread, size)
+    for member in members:
+        places.keep((member.addr,), counts=False)
     for candidate in by_chance:
         if len(members) >= size:
             break
-        if holds(candidate.offer.body, spec) < share:
-            continue
-        if spread.grouping == "network":
-            own, region = block(candidate.addr, BLOCK_PREFIXES), block(candidate.addr, REGION_PREFIXES)
-            if own in blocks or regions[region] >= spread.region_max(size):
-                continue
-            if sources[candidate.source] >= spread.source_max(size):
-                continue
-            blocks.add(own)
-            regions[region] += 1
-            sources[candidate.source] += 1
-        members.append(candidate)
+        if holds(candidate.offer.body, spec) >= share and places.take((candidate.addr,), candidate.source):
+            members.append(candidate)
     return members
+
+
+class _Places:
+    """Who may still come to a panel of that size."""
+
+    def __init__(self, spread: _Spread, size: int) -> None:
+        self._everybody = spread.grouping == "peer"
+        self._region_max = spread.region_max(size)
+        self._source_max = spread.source_max(size)
+        self._blocks: set[Group] = set()
+        self._regions: Counter[Group] = Counter()
+        self._sources: Counter[PeerId] = Counter()
+
+    def keep(self, addrs: Iterable[str], *, counts: bool) -> None:
+        """One that is there, wherever it is. `counts`: for its region, too."""
+        self._blocks |= _blocks(addrs, BLOCK_PREFIXES)
+        if counts:
+            self._regions.update(_blocks(addrs, REGION_PREFIXES))
+
+    def take(self, addrs: Collection[str], source: PeerId | None = None) -> bool:
+        """Whether a peer at these addresses may come, too; then it has."""
+        if self._everybody:
+            return True
+        blocks, regions = _blocks(addrs, BLOCK_PREFIXES), _blocks(addrs, REGION_PREFIXES)
+        crowded = any(self._regions[region] >= self._region_max for region in regions)
+        if not blocks or crowded or not blocks.isdisjoint(self._blocks):
+            return False
+        if source is not None:
+            if self._sources[source] >= self._source_max:
+                return False
+            self._sources[source] += 1
+        self._blocks |= blocks
+        self._regions.update(regions)
+        return True
+
+
+def _blocks(addrs: Iterable[str], prefixes: tuple[int, int]) -> set[Group]:
+    return {found for addr in addrs if (found := block(addr, prefixes)) is not None}
+
+
+# --- those who come later --------------------------------------------------------------------------------------------
+def newcomers(
+    candidates: Iterable[Candidate],
+    spec: JobSpec,
+    count: int,
+    *,
+    kept: Mapping[PeerId, Collection[str]],
+    grouping: Grouping,
+    draw: Callable[[int], bytes],
+) -> tuple[Candidate, ...]:
+    """At most `count` further members beside those that are kept, and where these can be dialled: drawn and spread as
+    a panel is, or identities made to come first, and many of one block, would come to be most of it."""
+    usable = [one for one in _usable(candidates, spec, grouping, None, ()) if one.peer not in kept]
+    size = len(kept) + count
+    places, share = _beside(kept.values(), grouping, size), _share(spec, size)
+    found: list[Candidate] = []
+    friends = [one for one in usable if one.friend]
+    for one in (*friends, *_by_chance([one for one in usable if not one.friend], draw(32))):
+        addrs = one.offer.body.addrs
+        honest = grouping == "peer" or _blocks((one.addr,), BLOCK_PREFIXES) <= _blocks(addrs, BLOCK_PREFIXES)
+        if len(found) < count and honest and holds(one.offer.body, spec) >= share and places.take(addrs, one.source):
+            found.append(one)
+    return tuple(found)
+
+
+def are_spread(
+    added: Iterable[Collection[str]], kept: Collection[Collection[str]], grouping: Grouping, size: int
+) -> bool:
+    """Whether new members leave a panel of that size spread as it should be, by where their offers say that they can be
+    dialled: whoever is asked to sign a renewal need not have met them."""
+    places = _beside(kept, grouping, size)
+    return all(places.take(addrs) for addrs in added)
+
+
+def _beside(kept: Iterable[Collection[str]], grouping: Grouping, size: int) -> _Places:
+    places = _Places(_Spread(grouping, accept_unknown=False), size)
+    for addrs in kept:
+        places.keep(addrs, counts=True)
+    return places
 
 
 def _all_hold(offers: Sequence[Statement], spec: JobSpec) -> bool:

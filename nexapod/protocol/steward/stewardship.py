@@ -18,6 +18,7 @@ from nexapod.protocol.errors import PeerError
 from nexapod.protocol.job import GATE, JobState
 from nexapod.protocol.primitives import Millis, Part, PeerId
 from nexapod.protocol.records import Record
+from nexapod.protocol.rules.panel import Candidate
 from nexapod.protocol.steward.gate.gate import Gate
 from nexapod.protocol.steward.gate.pledges import GATE_RECORD, Pledges
 from nexapod.protocol.steward.inputs import Inputs
@@ -52,7 +53,7 @@ MakeSteward: TypeAlias = Callable[[Context, JobState, int, Callable[[], bool]], 
 
 
 class Stewardship:
-    """`accepts`: why this peer would not be a steward of the job; "": it would. `offers`: see renewal.Renewals.
+    """`accepts`: why this peer would not be a steward of the job; "": it would. `candidates`: see renewal.Renewals.
 
     `population`: about how many peers there are. `make_steward`: the machine of one shard.
     """
@@ -63,7 +64,7 @@ class Stewardship:
         job: JobState,
         accepts: Callable[[JobState], str],
         *,
-        offers: Callable[[], Sequence[bytes]] = tuple,
+        candidates: Callable[[], Sequence[Candidate]] = tuple,
         population: Callable[[], int] | None = None,
         make_steward: MakeSteward = Steward,
     ) -> None:
@@ -74,7 +75,7 @@ class Stewardship:
         self.refused = accepts(job)
         self._pledges = Pledges(ctx, job.job)
         self._inputs = Inputs(ctx, job, self._sources)
-        self._tenure = Tenure(ctx, job, offers)
+        self._tenure = Tenure(ctx, job, candidates)
         self._gate: Gate | None = None
         self._stewards: dict[int, Steward] = {}
         self._timers = Timers()

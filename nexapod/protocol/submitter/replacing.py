@@ -1,24 +1,26 @@
 """Replaces panel members that refuse, lie or do not answer, by the submitter's own word (docs/protocol.md, 4.1, 4.2).
 
-Seats that are placed and still a quorum replace each other; this is for shards that cannot help themselves, and for
-members that will never hold the job. A shard whose seats were replaced with too few gets more when members come back.
+Seats that are placed and still a quorum replace each other, and a majority of the panel renews it; this is for shards
+and panels that cannot help themselves, and for members that will never hold the job. A shard whose seats were
+replaced with too few gets more when members come back.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 from nexapod.protocol import limits
 from nexapod.protocol.context import Context
 from nexapod.protocol.primitives import Millis, PeerId, StatementId
 from nexapod.protocol.rules import seats as seating
-from nexapod.protocol.rules.panel import Candidate
+from nexapod.protocol.rules.panel import Candidate, newcomers
 from nexapod.protocol.rules.succession import Seats, next_holders, quorum
 from nexapod.protocol.submitter.placing import Placing
 from nexapod.protocol.submitter.seating import Moved
 from nexapod.protocol.wire.bodies import Renewal, Succession
+from nexapod.protocol.wire.messages import Probe
 from nexapod.protocol.wire.statements import Statement
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ class Replacing:
         """Members that will not, or must not, be stewards of this job: why."""
         self._placing = placing
         self._candidates = candidates
+        self._panel = job.members()
         self._bad: dict[PeerId, None] = {}
         """Members that were found gone, mute or refusing when last looked at."""
         self._few: dict[int, None] = {}
@@ -47,6 +50,9 @@ class Replacing:
         self._rival_since: dict[StatementId, Millis] = {}
         """By what it follows: since when this node's own proposal for the next epoch has been in the way."""
         self._renewed_at: Millis | None = None
+        self._helpless_since: Millis | None = None
+        """Since when this node, which meets others, has met no majority of the panel."""
+        self._knocked_at: Millis = ctx.now
         self._at: Millis = ctx.now + limits.COLLECT_MS
 
     # --- time ------------------------------------------------------------------------------------------------------
@@ -57,6 +63,8 @@ class Replacing:
     def tick(self) -> None:
         if self.job.closed or self.ctx.now < self._at:
             return
+        if self._at + limits.CLOCK_GAP_MS < self.ctx.now:
+            self._helpless_since = None
         self._at = self.ctx.now + limits.COLLECT_MS
         self._look_at_members()
         self._renew()
@@ -84,19 +92,27 @@ class Replacing:
     @property
     def exhausted(self) -> bool:
         """Whether every member has refused, and nobody is known who could take over."""
-        return all(peer in self.refused for peer in self.job.members()) and not self._fresh()
+        return all(peer in self.refused for peer in self.job.members()) and not self._fresh(self.job.members())
 
     # --- who is bad ------------------------------------------------------------------------------------------------
     def _look_at_members(self) -> None:
         bad = {peer: None for peer in self.job.members() if self._is_bad(peer)}
+        if self._panel != self.job.members():
+            # There may be somebody now who can take the seats of those that are bad, or are members no more.
+            for peer in (*(peer for peer in self._panel if peer not in self.job.members()), *bad):
+                self._enqueue_those_of(peer)
+            self._panel = self.job.members()
         for peer in bad:
             if peer not in self._bad:
-                for shard in self._placing.shards_of(peer):
-                    self._enqueue(shard)
+                self._enqueue_those_of(peer)
         if any(peer not in bad for peer in self._bad):
             for shard in self._few:
                 self._enqueue(shard)
         self._bad = bad
+
+    def _enqueue_those_of(self, peer: PeerId) -> None:
+        for shard in self._placing.shards_of(peer):
+            self._enqueue(shard)
 
     def _is_bad(self, peer: PeerId) -> bool:
         return peer in self.refused or self._gone_ms(peer) >= limits.SEAT_GONE_MS or self._is_mute(peer)
@@ -156,7 +172,8 @@ class Replacing:
 
     def _must(self, now: Seats, holders: tuple[PeerId, ...]) -> bool:
         """Whether the shard cannot help itself, or has fewer seats than it could have."""
-        good = [peer for peer in now.holders if peer not in self._bad]
+        members = self.job.members()
+        good = [peer for peer in now.holders if peer in members and peer not in self._bad]
         refused = any(peer in self.refused for peer in now.holders)
         placing = not self._placing.placed and now.shard in self._placing.short
         return refused or placing or len(good) < quorum(len(now.holders)) or len(holders) > len(now.holders)
@@ -186,12 +203,14 @@ class Replacing:
 
     # --- renewals --------------------------------------------------------------------------------------------------
     def _renew(self) -> None:
-        """Members that refused leave the panel, and peers known here come in their place."""
+        """Members that refused leave the panel, and those lost when it cannot renew itself; peers known here come in
+        their place."""
         members = self.job.members()
-        leaving = tuple(peer for peer in members if peer in self.refused)
+        lost = self._lost()
+        leaving = tuple(peer for peer in members if peer in self.refused or peer in lost)
         if not leaving or not self._may_renew():
             return
-        added = self._fresh()[: limits.PANEL_MAX - len(members) + len(leaving)][: len(leaving)]
+        added = self._fresh(leaving)
         if len(leaving) == len(members) and not added:
             return
         self._renewed_at = self.ctx.now
@@ -211,9 +230,33 @@ class Replacing:
     def _may_renew(self) -> bool:
         return self._renewed_at is None or self.ctx.now - self._renewed_at >= limits.SUBMITTER_SUCCESSION_MS
 
-    def _fresh(self) -> list[Candidate]:
-        """Peers that this node reached itself and that have never been asked: friends first, then the longest up."""
-        members = self.job.members()
-        known = [one for one in self._candidates() if one.reached and one.peer not in members]
-        usable = [one for one in known if one.peer not in self.refused and self.ctx.peers.linked(one.peer)]
-        return sorted(usable, key=lambda one: (not one.friend, -one.uptime_ms, one.peer))
+    def _lost(self) -> tuple[PeerId, ...]:
+        """Members away for CARETAKER_MS, while for so long there was no majority of the panel that could replace them.
+        A machine that meets nobody else judges nobody."""
+        members, peers = self.job.members(), self.ctx.peers
+        absent = [peer for peer in members if peer != self.ctx.me and not peers.linked(peer)]
+        if len(members) - len(absent) >= quorum(len(members)) or not peers.links():
+            self._helpless_since = None
+            return ()
+        if self._helpless_since is None:
+            self._helpless_since = self._knocked_at = self.ctx.now
+        elif self.ctx.now - self._knocked_at >= limits.PROBE_MAX_MS:
+            self._knocked_at = self.ctx.now
+            for peer in absent:
+                self.ctx.send(peer, Probe(0, None), self.job.addrs(peer))
+        if self.ctx.now - self._helpless_since < limits.CARETAKER_MS:
+            return ()
+        return tuple(peer for peer in absent if self._gone_ms(peer) >= limits.CARETAKER_MS)
+
+    def _fresh(self, leaving: Collection[PeerId]) -> tuple[Candidate, ...]:
+        """Peers that this node reached itself and that have never been asked, as many as leave."""
+        known = [one for one in self._candidates() if one.reached and self.ctx.peers.linked(one.peer)]
+        staying = {peer: self.job.addrs(peer) for peer in self.job.members() if peer not in leaving}
+        return newcomers(
+            [one for one in known if one.peer not in self.refused and one.peer not in leaving],
+            self.job.spec,
+            min(len(leaving), limits.PANEL_MAX - len(staying)),
+            kept=staying,
+            grouping=self.ctx.grouping,
+            draw=self.ctx.entropy,
+        )

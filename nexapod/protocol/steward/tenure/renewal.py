@@ -6,7 +6,7 @@ come by. The rules are pure functions; Renewals applies them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Final
 
@@ -16,6 +16,7 @@ from nexapod.protocol.errors import PeerError
 from nexapod.protocol.job import JobState, panel_quorum
 from nexapod.protocol.primitives import Millis, PeerId
 from nexapod.protocol.rules import seats
+from nexapod.protocol.rules.panel import Candidate, are_spread, newcomers
 from nexapod.protocol.rules.succession import leaving_max
 from nexapod.protocol.steward.tenure.ballots import Ballots
 from nexapod.protocol.steward.tenure.petitions import Petitions
@@ -26,14 +27,17 @@ from nexapod.protocol.wire.statements import Statement
 
 LIFETIMES_MIN: Final = 3
 """Of fewer members that have left nothing is concluded."""
+SPARE_MIN: Final = 1
 STAGGER_MS: Final = limits.PROBE_MAX_MS
 
 
-def gone_after_ms(lifetimes: Sequence[Millis]) -> Millis:
-    """How long a member must have been away: an eighth of what members' presence lasts, within bounds."""
+def gone_after_ms(lifetimes: Sequence[Millis], spare: int = limits.PANEL_MAX) -> Millis:
+    """How long a member must have been away: an eighth of what members' presence lasts, within bounds; sooner when at
+    most SPARE_MIN of those that are there are not needed for a majority. `spare`: how many are not."""
+    most = limits.MEMBER_GONE_MS if spare > SPARE_MIN else limits.MEMBER_GONE_MS // 8
     if len(lifetimes) < LIFETIMES_MIN:
-        return limits.MEMBER_GONE_MS
-    return max(limits.MEMBER_GONE_MIN_MS, min(limits.MEMBER_GONE_MS, int(median(lifetimes)) // 8))
+        return most
+    return max(limits.MEMBER_GONE_MIN_MS, min(most, int(median(lifetimes)) // 8))
 
 
 def leaving(
@@ -44,27 +48,23 @@ def leaving(
     return tuple(peer for _, peer in sorted(away)[: min(most, leaving_max(len(members)))])
 
 
-def newcomers(offers: Sequence[Statement], members: Collection[PeerId], count: int) -> tuple[Statement, ...]:
-    """The first offers of so many that are no members yet, each peer's once."""
-    found: dict[PeerId, Statement] = {}
-    for offer in offers:
-        if offer.author not in members:
-            found.setdefault(offer.author, offer)
-    return tuple(found.values())[:count]
-
-
 class Renewals:
-    """One member's part. `offers()`: envelopes of offers of peers that this node has dialled itself, the best first."""
+    """One member's part. `candidates()`: peers that this node has dialled itself, and that would be stewards."""
 
     def __init__(
-        self, ctx: Context, job: JobState, presence: Presence, ballots: Ballots, offers: Callable[[], Sequence[bytes]]
+        self,
+        ctx: Context,
+        job: JobState,
+        presence: Presence,
+        ballots: Ballots,
+        candidates: Callable[[], Sequence[Candidate]],
     ) -> None:
         self.due: Millis = ctx.now + limits.RENEWAL_MS
         self._ctx = ctx
         self._job = job
         self._presence = presence
         self._ballots = ballots
-        self._offers = offers
+        self._candidates = candidates
         self._lifetimes: dict[PeerId, Millis] = {}
         self._petitions = Petitions(ctx, job.addrs, limits.RENEWAL_MS)
 
@@ -115,7 +115,9 @@ class Renewals:
             del self._lifetimes[peer]
 
     def _away_ms(self) -> Millis:
-        return gone_after_ms(list(self._lifetimes.values()))
+        members = self._job.members()
+        silent = sum(1 for peer in members if self._presence.silent_ms(peer) >= limits.MEMBER_GONE_MIN_MS)
+        return gone_after_ms(list(self._lifetimes.values()), len(members) - silent - panel_quorum(self._job))
 
     def _propose(self) -> None:
         members = self._job.members()
@@ -125,11 +127,15 @@ class Renewals:
         away_ms = self._away_ms() + self._rank() * STAGGER_MS
         most = leaving_max(len(members))
         removed = leaving(members, self._presence.silent_ms, away_ms, most)
-        added = newcomers(self._readable(self._offers()), members, len(removed))
-        removed = removed[: len(added)]
+        added: tuple[Candidate, ...] = ()
+        while len(added) < len(removed):
+            removed = removed[: len(added) or None]
+            added = self._newcomers(removed)
+            if not added:
+                return
         if not removed:
             return
-        envelopes = tuple(offer.envelope for offer in added)
+        envelopes = tuple(one.offer.envelope for one in added)
         body = Renewal(self._job.job, epoch, removed, envelopes, "panel", self._job.panel_id)
         statement = self._ctx.sign(body)
         self._ballots.cast("panel", epoch, statement.id)
@@ -138,6 +144,12 @@ class Renewals:
         self._ctx.trace("renewal_proposed", job=self._job.job, epoch=epoch, removed=removed)
         self._conclude(statement)
         self._petitions.tick()
+
+    def _newcomers(self, removed: Sequence[PeerId]) -> tuple[Candidate, ...]:
+        kept = {peer: self._job.addrs(peer) for peer in self._job.members() if peer not in removed}
+        ctx = self._ctx
+        others = [one for one in self._candidates() if one.peer not in removed]
+        return newcomers(others, self._job.spec, len(removed), kept=kept, grouping=ctx.grouping, draw=ctx.entropy)
 
     def _rank(self) -> int:
         """How many members before this one, in the panel's order, are there."""
@@ -167,9 +179,12 @@ class Renewals:
             return False
         half_ms = self._away_ms() // 2
         away = all(peer != self._ctx.me and self._presence.silent_ms(peer) >= half_ms for peer in body.removed)
+        members = self._job.members()
         added = self._readable(body.added)
-        fits = len(added) == len(body.added) == len(body.removed) <= leaving_max(len(self._job.members()))
-        return bool(body.removed) and away and fits
+        fits = len(added) == len(body.added) == len(body.removed) <= leaving_max(len(members))
+        kept = [self._job.addrs(peer) for peer in members if peer not in body.removed]
+        spread = are_spread([offer.body.addrs for offer in added], kept, self._ctx.grouping, len(members))
+        return bool(body.removed) and away and fits and spread
 
     def _conclude(self, statement: Statement) -> None:
         signers = [peer for peer in statement.signers if peer in self._job.members()]

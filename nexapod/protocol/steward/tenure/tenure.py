@@ -17,6 +17,7 @@ from nexapod.protocol.job import JobState
 from nexapod.protocol.primitives import Millis, PeerId, StatementId
 from nexapod.protocol.records import Record
 from nexapod.protocol.rules import seats as seat_rules
+from nexapod.protocol.rules.panel import Candidate
 from nexapod.protocol.rules.succession import Seats, rank
 from nexapod.protocol.steward.tenure.ballots import Ballots
 from nexapod.protocol.steward.tenure.caretaking import caretaker_due
@@ -54,15 +55,15 @@ class Pending:
 
 
 class Tenure:
-    """`offers`: see Renewals."""
+    """`candidates`: see Renewals."""
 
-    def __init__(self, ctx: Context, job: JobState, offers: Callable[[], Sequence[bytes]] = tuple) -> None:
+    def __init__(self, ctx: Context, job: JobState, candidates: Callable[[], Sequence[Candidate]] = tuple) -> None:
         self._ctx = ctx
         self._job = job
         nonces = int.from_bytes(job.job[:4], "big")
         self.presence = Presence(ctx, nonces, job.addrs)
         self._ballots = Ballots(ctx, job.job)
-        self._renewals = Renewals(ctx, job, self.presence, self._ballots, offers)
+        self._renewals = Renewals(ctx, job, self.presence, self._ballots, candidates)
         self._petitions = Petitions(ctx, job.addrs, limits.PROBE_MAX_MS)
         self._petitioned: dict[int, StatementId] = {}
         """Shards that this node has a proposal of under way."""
