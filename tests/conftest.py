@@ -20,7 +20,7 @@ ENGINE = (
 """Their tests import, count and remove images and containers of one engine: never two of them at once."""
 FREE = ("tests/loopback/", "tests/protocol/test_sim_")
 """Their tests take long and share nothing, unless they share their module's daemons."""
-CLUSTERS = tuple(f"tests/loopback/test_daemon_{name}.py" for name in ("cluster", "hostile", "kills"))
+CLUSTERS = tuple(f"tests/loopback/test_daemon_{name}.py" for name in ("api", "cluster", "hostile", "kills"))
 
 
 class Together(LoadScopeScheduling):

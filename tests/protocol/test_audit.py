@@ -1,7 +1,8 @@
 """Each way in which protocol 2 was broken, tried on protocol 3: one test a finding, named after its program.
 
 poc17 (real daemons) and poc18 (their local API) are no matter of the core: what of them is, is under poc02, poc11 and
-poc17 here. The table of docs/protocol.md, section 10, names these tests.
+poc17 here, the rest in tests/loopback (test_daemon_hostile.py, test_daemon_api.py). The table of docs/protocol.md,
+section 10, names these tests.
 """
 
 from __future__ import annotations
