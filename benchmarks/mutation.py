@@ -3,231 +3,75 @@
     python benchmarks/mutation.py --sample 60 --seeds 200
 
 A mutant is one module with one expression or statement changed (`<` for `<=`, `and` for `or`, a condition that always
-holds, a call left out ...). It runs worlds, most of them of the scenario `seated`, until one breaks a rule: it is
-killed. One that survives all of them is either a change that no rule forbids, or something that no world shows. Tests
-do not count here: what is asked is what the simulator alone would find.
+holds, a call left out ...: mutants.py). It runs worlds, most of them of the scenario `seated`, until one breaks a rule:
+it is killed. Tests do not count here: what is asked is what the simulator alone would find.
+
+First every world is run once as the code is, and it is noted which lines it executes and what its trace's digest is.
+So a mutant runs only worlds that come to its line, and of one that survives it is known why:
+- no world comes to its line (`unreached`): the worlds lack a situation;
+- no world's trace is another than without it (`same`): in these worlds it is equivalent;
+- something is done otherwise, and no rule is broken (`unseen`): no rule forbids it, or no checker sees it.
+ARGUED (argued.py) names those that were read and are equivalent, or a matter of speed; they are counted apart.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
-import copy
-import importlib.abc
-import importlib.util
+import hashlib
 import json
 import os
-import random
 import signal
 import sys
+import tempfile
 import time
-import types
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Final
 
-ROOT = Path(__file__).resolve().parents[1]
-CORE = "nexapod.protocol"
-MODULES = (
-    *(f"steward.{name}" for name in ("voting", "judging", "refreshing", "granting", "leases", "assigning", "claims")),
-    *(f"steward.{name}" for name in ("cosigning", "signed", "proposing", "ballots", "rounds", "pledges", "gate")),
-    *(f"steward.{name}" for name in ("tenure", "replacing", "adopting", "telling", "presence", "state", "steward")),
-    *("worker.handover", "worker.granting", "facts.freezes", "facts.verdicts", "facts.cosigned", "facts.successions"),
-    *("rules.agreement", "rules.succession", "rules.entitlement", "evidence"),
-    *(f"certificate.{name}" for name in ("check", "tally", "build", "framing", "shards")),
-)
-HANG_S = 20
+from argued import ARGUED
+from mutants import CORE, MODULES, ROOT, Mutant, Mutated, function_lines, path_of, sampled, text_at
+
+HANG_S: Final = 20
 """Of processor time, in one world."""
-MIXED_EVERY = 10
+MIXED_EVERY: Final = 10
 """So many worlds of `seated`, then one of `mixed`."""
-_COMPARED: dict[type[ast.cmpop], type[ast.cmpop]] = {
-    ast.Lt: ast.LtE,
-    ast.LtE: ast.Lt,
-    ast.Gt: ast.GtE,
-    ast.GtE: ast.Gt,
-    ast.Eq: ast.NotEq,
-    ast.NotEq: ast.Eq,
-    ast.In: ast.NotIn,
-    ast.NotIn: ast.In,
-    ast.Is: ast.IsNot,
-    ast.IsNot: ast.Is,
-}
-_NAMES = {"any": "all", "all": "any", "min": "max", "max": "min"}
-_WORDS = {"sign": "refuse", "refuse": "sign", "wait": "sign", "accepted": "failed", "failed": "accepted"}
-_TELLING = ("trace", "tables", "table")
-"""Calls and functions that only report."""
 
 
 @dataclass(frozen=True, slots=True)
-class Mutant:
-    """One change: `number` counts the places of a module that can be changed."""
+class Baseline:
+    """One world as the code is: what it executes of the modules that are mutated, and what comes of it."""
 
-    module: str
-    number: int
-    line: int
-    what: str
+    scenario: str
+    seed: int
+    features: tuple[str, ...]
+    digest: str
+    lines: frozenset[tuple[str, int]]
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of a mutant. `by`: the rule that it broke; "" when it survived."""
+    """What became of a mutant. `by`: the rule that it broke; "" when it survived. `reaching`: worlds that come to its
+    line, of all. `others`: of those that were run, in how many something was done otherwise."""
 
     mutant: Mutant
     by: str
     worlds: int
+    reaching: int
+    others: int
     cpu_s: float
 
+    @property
+    def fate(self) -> str:
+        if self.by:
+            return "killed"
+        return "unreached" if not self.reaching else "unseen" if self.others else "same"
 
-class _Mutation(ast.NodeTransformer):
-    """Changes the place of one number, or none (-1), and lists all."""
-
-    def __init__(self, chosen: int = -1) -> None:
-        self.chosen = chosen
-        self.found: list[tuple[int, str]] = []
-
-    def _is_chosen(self, node: ast.AST, what: str) -> bool:
-        self.found.append((getattr(node, "lineno", 0), what))
-        return len(self.found) - 1 == self.chosen
-
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        if node.name in _TELLING:
-            return node
-        node.body = [statement for child in node.body for statement in self._statement(child)]
-        return node
-
-    def _statement(self, node: ast.stmt) -> list[ast.stmt]:
-        if isinstance(node, ast.Assert) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
-            return [node]
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-            if _name(node.value.func) in _TELLING:
-                return [node]
-            if self._is_chosen(node, f"leave out {ast.unparse(node)[:60]}"):
-                return [ast.copy_location(ast.Pass(), node)]
-        if isinstance(node, ast.Raise):
-            return [ast.copy_location(ast.Pass(), node)] if self._is_chosen(node, "do not raise") else [node]
-        visited = self.visit(node)
-        return visited if isinstance(visited, list) else [visited]
-
-    def _block(self, body: list[ast.stmt]) -> list[ast.stmt]:
-        return [statement for child in body for statement in self._statement(child)]
-
-    def visit_If(self, node: ast.If) -> ast.AST:
-        node.test = self._condition(node.test)
-        node.body, node.orelse = self._block(node.body), self._block(node.orelse)
-        return node
-
-    def visit_While(self, node: ast.While) -> ast.AST:
-        node.test = self.visit(node.test)
-        node.body = self._block(node.body)
-        return node
-
-    def visit_For(self, node: ast.For) -> ast.AST:
-        node.iter = self.visit(node.iter)
-        node.body = self._block(node.body)
-        return node
-
-    def _condition(self, test: ast.expr) -> ast.expr:
-        for value in (True, False):
-            if self._is_chosen(test, f"if {value} for {ast.unparse(test)[:60]}"):
-                return ast.copy_location(ast.Constant(value), test)
-        visited: ast.expr = self.visit(test)
-        return visited
-
-    def visit_Compare(self, node: ast.Compare) -> ast.AST:
-        for place, op in enumerate(node.ops):
-            other = _COMPARED.get(type(op))
-            if other is not None and self._is_chosen(node, f"{other.__name__} in {ast.unparse(node)[:60]}"):
-                node.ops[place] = other()
-        return self.generic_visit(node)
-
-    def visit_BoolOp(self, node: ast.BoolOp) -> ast.AST:
-        if self._is_chosen(node, f"and/or in {ast.unparse(node)[:60]}"):
-            node.op = ast.Or() if isinstance(node.op, ast.And) else ast.And()
-        return self.generic_visit(node)
-
-    def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.AST:
-        if isinstance(node.op, ast.Not) and self._is_chosen(node, f"no not in {ast.unparse(node)[:60]}"):
-            return self.visit(node.operand)
-        return self.generic_visit(node)
-
-    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
-        if isinstance(node.op, (ast.Add, ast.Sub)) and self._is_chosen(node, f"+/- in {ast.unparse(node)[:60]}"):
-            node.op = ast.Sub() if isinstance(node.op, ast.Add) else ast.Add()
-        return self.generic_visit(node)
-
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        name = _name(node.func)
-        if isinstance(node.func, ast.Name) and name in _NAMES and self._is_chosen(node, f"{_NAMES[name]} for {name}"):
-            node.func.id = _NAMES[name]
-        return node if name in _TELLING else self.generic_visit(node)
-
-    def visit_Constant(self, node: ast.Constant) -> ast.AST:
-        if isinstance(node.value, bool):
-            if self._is_chosen(node, f"not {node.value}"):
-                return ast.copy_location(ast.Constant(not node.value), node)
-        elif isinstance(node.value, int):
-            if self._is_chosen(node, f"{node.value + 1} for {node.value}"):
-                return ast.copy_location(ast.Constant(node.value + 1), node)
-        elif node.value in _WORDS and self._is_chosen(node, f"{_WORDS[str(node.value)]} for {node.value}"):
-            return ast.copy_location(ast.Constant(_WORDS[str(node.value)]), node)
-        return node
-
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
-        node.value = None if node.value is None else self.visit(node.value)
-        return node
-
-    def visit_arguments(self, node: ast.arguments) -> ast.AST:
-        return node
-
-    def visit_Raise(self, node: ast.Raise) -> ast.AST:
-        return node
-
-
-def _name(func: ast.expr) -> str:
-    return func.attr if isinstance(func, ast.Attribute) else func.id if isinstance(func, ast.Name) else ""
-
-
-# --- which mutants ---------------------------------------------------------------------------------------------------
-def path_of(module: str) -> Path:
-    return ROOT / "nexapod/protocol" / (module.replace(".", "/") + ".py")
-
-
-def mutants_of(module: str) -> list[Mutant]:
-    """All of a module, in the order of its places."""
-    mutation = _Mutation()
-    mutation.visit(ast.parse(path_of(module).read_text(encoding="utf-8")))
-    return [Mutant(module, number, line, what) for number, (line, what) in enumerate(mutation.found)]
-
-
-def sampled(modules: Sequence[str], count: int, seed: int) -> list[Mutant]:
-    """As many of each module as its share of all mutants, at least one; 0: all."""
-    every = {module: mutants_of(module) for module in modules}
-    total = sum(len(mutants) for mutants in every.values())
-    rng = random.Random(seed)
-    chosen: list[Mutant] = []
-    for mutants in every.values():
-        some = len(mutants) if count == 0 else max(1, round(count * len(mutants) / total))
-        chosen += rng.sample(mutants, min(some, len(mutants)))
-    rng.shuffle(chosen)
-    return chosen
-
-
-# --- running one -----------------------------------------------------------------------------------------------------
-class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Imports one module changed."""
-
-    def __init__(self, mutant: Mutant) -> None:
-        self._mutant = mutant
-
-    def find_spec(self, fullname: str, path: object = None, target: object = None) -> object:
-        wanted = fullname == f"{CORE}.{self._mutant.module}"
-        return importlib.util.spec_from_loader(fullname, self) if wanted else None
-
-    def exec_module(self, module: types.ModuleType) -> None:
-        path = path_of(self._mutant.module)
-        tree = _Mutation(self._mutant.number).visit(copy.deepcopy(ast.parse(path.read_text(encoding="utf-8"))))
-        exec(compile(ast.fix_missing_locations(tree), str(path), "exec"), module.__dict__)
+    @property
+    def argued(self) -> str:
+        """Why it changes nothing that a rule says; "" if nobody has said so."""
+        return ARGUED.get((self.mutant.module, text_at(self.mutant), self.mutant.what), "")
 
 
 def worlds(seeds: int) -> Iterator[tuple[str, int]]:
@@ -235,39 +79,135 @@ def worlds(seeds: int) -> Iterator[tuple[str, int]]:
         yield ("mixed", seed) if seed % MIXED_EVERY == MIXED_EVERY - 1 else ("seated", seed)
 
 
-def broken_by(mutant: Mutant | None, seeds: int) -> tuple[str, int]:
-    """In this process: the first rule that a world of a mutant breaks, and how many worlds that took."""
-    if mutant is not None:
-        sys.meta_path.insert(0, _Mutated(mutant))
-    from nexapod.sim import scenarios
-
-    for count, (scenario, seed) in enumerate(worlds(seeds), 1):
-        signal.setitimer(signal.ITIMER_VIRTUAL, HANG_S)
-        try:
-            result = scenarios.run_seed(scenario, seed)
-        except Exception as error:
-            return f"raises {type(error).__name__}", count
-        if result.violations:
-            return result.violations[0].invariant, count
-    return "", seeds
-
-
-def judged(mutant: Mutant, seeds: int) -> Verdict:
-    """In a process of its own, since the core is imported anew; one that hangs is killed, in both senses."""
+# --- processes of their own ------------------------------------------------------------------------------------------
+def _apart(work: Callable[[], Any]) -> tuple[Any, float]:
+    """What it gives, and its processor time; None of one that dies or does not end."""
     began = os.times()
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reader)
-        os.write(writer, json.dumps(broken_by(mutant, seeds)).encode())
+        with os.fdopen(writer, "wb") as answers:
+            answers.write(json.dumps(work()).encode())
         os._exit(0)
     os.close(writer)
     with os.fdopen(reader, "rb") as answers:
         answer = answers.read()
     os.waitpid(child, 0)
     ended = os.times()
-    by, count = json.loads(answer) if answer else ("hangs or does not load", 0)
-    return Verdict(mutant, by, count, ended.children_user - began.children_user)
+    return json.loads(answer) if answer else None, ended.children_user - began.children_user
+
+
+# --- the worlds as the code is ---------------------------------------------------------------------------------------
+class _Lines:
+    """Notes which lines of some files are executed: of each function until all of it was."""
+
+    def __init__(self) -> None:
+        self._modules = {str(path_of(module)): module for module in MODULES}
+        self._missing: dict[Any, set[int]] = {}
+        self.found: set[tuple[str, int]] = set()
+
+    def call(self, frame: Any, event: str, arg: object) -> Any:
+        code = frame.f_code
+        module = self._modules.get(code.co_filename)
+        if module is None:
+            return None
+        missing = self._missing.get(code)
+        if missing is None:
+            missing = self._missing[code] = {line for _, _, line in code.co_lines() if line is not None}
+        if not missing:
+            return None
+
+        def line(frame: Any, event: str, arg: object) -> Any:
+            if frame.f_lineno in missing:
+                missing.discard(frame.f_lineno)
+                self.found.add((module, frame.f_lineno))
+            return line
+
+        line(frame, event, arg)
+        return line
+
+
+def _observed(scenario: str, seed: int) -> list[Any]:
+    from nexapod.sim import scenarios
+
+    lines = _Lines()
+    sys.settrace(lines.call)
+    try:
+        result = scenarios.run_seed(scenario, seed)
+    finally:
+        sys.settrace(None)
+    if result.violations:
+        print(
+            f"left out, as it breaks {result.violations[0].invariant} without any mutant: {result.replay}", flush=True
+        )
+        return [scenario, seed, result.features, "", []]
+    return [scenario, seed, result.features, result.digest, sorted(lines.found)]
+
+
+def baselines(seeds: int, folder: Path) -> list[Baseline]:
+    """Of all worlds; kept in a file beside others of other versions of the code."""
+    sources = sorted((ROOT / "nexapod").glob("**/*.py"))
+    version = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+    kept = folder / f"nexapod-mutation-{version}.json"
+    known: list[Any] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else []
+    have = {(scenario, seed) for scenario, seed, *_ in known}
+    missing = [world for world in worlds(seeds) if world not in have]
+    if missing:
+        found, _ = _apart(lambda: [_observed(*world) for world in missing])
+        assert found is not None, "a world does not run without any mutant"
+        known += found
+        kept.write_text(json.dumps(known), encoding="utf-8")
+    wanted = set(worlds(seeds))
+    return [
+        Baseline(scenario, seed, tuple(features), digest, frozenset((module, line) for module, line in lines))
+        for scenario, seed, features, digest, lines in known
+        if (scenario, seed) in wanted and digest
+    ]
+
+
+def reaching(mutant: Mutant, known: Sequence[Baseline]) -> list[Baseline]:
+    """The worlds that come to its line, of each kind of trouble one before the second of any."""
+    found = list(known)
+    if mutant.line in function_lines(mutant.module):
+        found = [world for world in known if (mutant.module, mutant.line) in world.lines]
+    turns: Counter[tuple[str, ...]] = Counter()
+    ranked = []
+    for world in found:
+        ranked.append((turns[world.features], world.seed, world))
+        turns[world.features] += 1
+    return [world for *_, world in sorted(ranked, key=lambda entry: entry[:2])]
+
+
+# --- running one -----------------------------------------------------------------------------------------------------
+def broken_by(mutant: Mutant, tried: Sequence[Baseline]) -> tuple[str, int, int]:
+    """In this process: the first rule that a world of a mutant breaks, how many worlds that took, and in how many of
+    them something was done otherwise."""
+    sys.meta_path.insert(0, Mutated(mutant))
+    from nexapod.sim import checkers, scenarios
+
+    checkers.VIOLATIONS_MAX = 1  # type: ignore[misc]
+    others = 0
+    for count, world in enumerate(tried, 1):
+        signal.setitimer(signal.ITIMER_VIRTUAL, HANG_S)
+        try:
+            result = scenarios.run_seed(world.scenario, world.seed)
+        except Exception as error:
+            return f"raises {type(error).__name__}", count, others + 1
+        others += result.digest != world.digest
+        if result.violations:
+            return result.violations[0].invariant, count, others
+    return "", len(tried), others
+
+
+def judged(mutant: Mutant, known: Sequence[Baseline], most: int) -> Verdict:
+    """In a process of its own, since the core is imported anew; one that hangs is killed, in both senses."""
+    tried = reaching(mutant, known)
+    if not tried:
+        return Verdict(mutant, "", 0, 0, 0, 0.0)
+    answer, cpu_s = _apart(lambda: broken_by(mutant, tried[:most]))
+    by, count, others = answer or ("hangs or does not load", 0, 0)
+    return Verdict(mutant, by, count, len(tried), others, cpu_s)
 
 
 # --- the report ----------------------------------------------------------------------------------------------------
@@ -279,32 +219,46 @@ def report(verdicts: Sequence[Verdict]) -> None:
         print(f"{module:24} {sum(1 for one in own if one.by)} of {len(own)} killed")
     for verdict in verdicts:
         if not verdict.by:
-            print(f"survives: {verdict.mutant.module}:{verdict.mutant.line}: {verdict.mutant.what}")
+            mutant = verdict.mutant
+            why = f"  ({verdict.argued})" if verdict.argued else ""
+            print(f"survives, {verdict.fate:9}: {mutant.module}:{mutant.line}: {mutant.what}{why}")
     killed = [verdict for verdict in verdicts if verdict.by]
     print("killed by:", dict(Counter(verdict.by for verdict in killed).most_common()))
-    print(f"{len(killed)} of {len(verdicts)} killed ({100 * len(killed) // max(1, len(verdicts))} %)")
+    print("survivors:", dict(Counter(verdict.fate for verdict in verdicts if not verdict.by).most_common()))
+    argued = sum(1 for verdict in verdicts if not verdict.by and verdict.argued)
+    print(f"{len(killed)} of {len(verdicts)} killed ({100 * len(killed) // max(1, len(verdicts))} %)", end="")
+    print(f"; of those that are not argued to change no rule, {100 * len(killed) // max(1, len(verdicts) - argued)} %")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sample", type=int, default=60, help="mutants in all; 0 for every one")
-    parser.add_argument("--seeds", type=int, default=200, help="worlds, at most, for each")
+    parser.add_argument("--seeds", type=int, default=200, help="worlds there are")
+    parser.add_argument("--worlds", type=int, default=200, help="of those that come to its line, at most, for each")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--at", action="append", default=[], help="MODULE:LINE: all mutants of a line, and no others")
     parser.add_argument("--within-s", type=int, default=0, help="start no further mutant after so long; 0: no bound")
     parser.add_argument("--out", type=Path, help="append one JSON object a mutant")
+    parser.add_argument(
+        "--baselines", type=Path, default=Path(tempfile.gettempdir()), help="the folder to keep them in"
+    )
     parser.add_argument("modules", nargs="*", help=f"below {CORE}; all that hold rules, if none is named")
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))
+    known = baselines(options.seeds, options.baselines)
     began, verdicts = time.monotonic(), []
-    for mutant in sampled(options.modules or MODULES, options.sample, options.seed):
+    chosen = sampled(options.modules or MODULES, 0 if options.at else options.sample, options.seed)
+    for mutant in chosen:
+        if options.at and f"{mutant.module}:{mutant.line}" not in options.at:
+            continue
         if options.within_s and time.monotonic() - began > options.within_s:
             break
-        verdict = judged(mutant, options.seeds)
+        verdict = judged(mutant, known, options.worlds)
         verdicts.append(verdict)
-        print(f"{verdict.by or 'SURVIVES':24} {verdict.worlds:4} {verdict.cpu_s:6.1f} s {mutant}", flush=True)
+        print(f"{verdict.by or verdict.fate:24} {verdict.worlds:4} {verdict.cpu_s:6.1f} s {mutant}", flush=True)
         if options.out is not None:
             with options.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(verdict)) + "\n")
+                file.write(json.dumps({**asdict(verdict), "fate": verdict.fate, "argued": verdict.argued}) + "\n")
     report(verdicts)
 
 
