@@ -16,6 +16,7 @@ from nexapod.protocol.events import Effect, Event, Penalise, Received, Run, Send
 from nexapod.protocol.node.node import Node
 from nexapod.protocol.notices import FaultProven, JobSettled, Notice, ResultStored, TaskDecided
 from nexapod.protocol.primitives import JobId, Millis, PeerId, TaskId
+from nexapod.sim import calm, tampering
 from nexapod.sim.keys import verify
 from nexapod.sim.liars import HONEST_SEATS
 from nexapod.sim.truth import is_right, right_outcome
@@ -198,6 +199,9 @@ class Checkers:
         report = check_bytes(certificate, verify)
         if not report.ok:
             self.violated("certificate", f"{spec.name}: {'; '.join(report.problems[:3])}")
+        elif self.world.plan.scenario == "seated":
+            for problem in tampering.check(self.world, self.world.specs[job], certificate):
+                self.violated("certificate", f"{spec.name}: {problem}")
         for index in range(spec.tasks):
             self._truthful(machine, node, TaskId(job, index))
 
@@ -219,6 +223,8 @@ class Checkers:
             return
         for job in self.world.jobs:
             self._is_finished(job)
+        if calm.is_calm(self.world.plan):
+            calm.check(self.world)
 
     def _is_finished(self, job: Job) -> None:
         if job.over or job.plan.input_missing:

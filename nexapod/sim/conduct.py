@@ -7,20 +7,36 @@ where the world cannot tell (a seat that spoke to itself), nothing is said.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from nexapod.protocol.errors import PeerError
 from nexapod.protocol.events import Run
-from nexapod.protocol.primitives import Digest, JobId, PeerId, StatementId, TaskId
-from nexapod.protocol.rules import groups, seats
+from nexapod.protocol.primitives import Digest, JobId, PeerId, StatementId, TaskId, key_of_peer_id
+from nexapod.protocol.rules import groups
 from nexapod.protocol.types import JobSpec
 from nexapod.protocol.wire import messages, statements
-from nexapod.protocol.wire.bodies import Admission, Commit, Freeze, FreezeItem, Reveal, Succession, Verdict
+from nexapod.protocol.wire.bodies import (
+    Admission,
+    Adoption,
+    Beacon,
+    Commit,
+    Freeze,
+    FreezeItem,
+    Placed,
+    Reveal,
+    Succession,
+    Verdict,
+)
 from nexapod.protocol.wire.bodies import VerdictItem as Judged
 from nexapod.protocol.wire.statements import Statement
+from nexapod.sim.judges import Judges
 from nexapod.sim.keys import verify
+from nexapod.sim.knowledge import Knowledge
+from nexapod.sim.offices import Offices
+from nexapod.sim.shares import Shares
 from nexapod.sim.truth import is_right
 
 if TYPE_CHECKING:
@@ -29,11 +45,14 @@ if TYPE_CHECKING:
 
 Entry: TypeAlias = tuple[PeerId, str, StatementId]
 """(worker, group, commit) of a freeze."""
-Shard: TypeAlias = tuple[JobId, int]
 _KEPT: Final = ("commit", "reveal", "freeze", "verdict")
 """What its author must know of after a restart, or it would contradict itself."""
 _FRAMES_MAX: Final = 2_048
-_TOLD: Final = frozenset(messages.KINDS.index(kind) for kind in ("Deliver", "Grant", "Bid", "Value"))
+_TOLD: Final = frozenset(messages.KINDS.index(kind) for kind in ("Deliver", "Grant", "Bid", "Value", "Status"))
+
+
+_ABOUT_SHARES: Final = frozenset(messages.KINDS.index(kind) for kind in ("Claim", "Lease"))
+"""Many: looked at where a world can afford it."""
 
 
 class Conduct:
@@ -43,10 +62,12 @@ class Conduct:
         self._world = world
         self._violated = violated
         self._frames: dict[bytes, messages.Message | None] = {}
-        self._bodies: dict[StatementId, Statement] = {}
-        self._holders: dict[Shard, dict[tuple[PeerId, ...], None]] = {}
-        """Everybody who was ever named to hold a shard, together."""
-        self._signers: dict[StatementId, set[PeerId]] = {}
+        self._known = Knowledge(world)
+        self._judges = Judges(world, self._known, violated)
+        self._offices = Offices(world, self._known, violated)
+        self._shares = Shares(world, self._known, self._judges.ticket, violated)
+        strict = world.plan.scenario != "mixed" and world.plan.network.grouping == "peer"
+        self._told = _TOLD | _ABOUT_SHARES if strict else _TOLD
         self._asked: dict[tuple[JobId, int, StatementId], int] = {}
         """(job, task, commit) -> how many groups the largest freeze of a quorum has that names it."""
         self._admitted: set[tuple[JobId, int, int]] = set()
@@ -58,6 +79,8 @@ class Conduct:
         self._heard: dict[int, set[object]] = {}
         """What each machine has heard on its author's own link: commits, and jobs that it bids for."""
         self._granted: dict[tuple[int, TaskId], set[PeerId]] = {}
+        self._leased: dict[TaskId, dict[PeerId, None]] = {}
+        """By task, the workers to whom an honest seat has granted it."""
         self._said: dict[tuple[object, ...], object] = {}
         """What each peer has signed of which it may sign one."""
         self._judged: set[tuple[int, StatementId]] = set()
@@ -65,39 +88,77 @@ class Conduct:
     # --- what happens ----------------------------------------------------------------------------------------------
     def received(self, machine: Machine, peer: PeerId, frame: bytes) -> None:
         """A frame is read by a machine."""
+        self._known.heard(machine, peer, frame)
         message = self._message(frame)
         heard = self._heard.setdefault(machine.index, set())
         match message:
             case messages.Deliver():
-                heard.update(s.id for s in self._statements(message) if s.kind == "commit" and s.author == peer)
+                for statement in self._statements(message):
+                    self._known.note(machine, statement)
+                    if statement.kind == "commit" and statement.author == peer:
+                        heard.add(statement.id)
             case messages.Bid(job):
                 heard.add((job, peer))
+            case messages.Value():
+                self._offices.heard_value(machine, message)
+            case messages.Claim():
+                self._shares.claimed(machine, peer, message)
             case messages.Grant(job=job, tasks=tasks):
                 for task in tasks:
                     self._granted.setdefault((machine.index, TaskId(job, task)), set()).add(peer)
 
-    def sent(self, machine: Machine, frame: bytes) -> None:
+    def sent(self, machine: Machine, peer: PeerId, frame: bytes) -> None:
         """A frame leaves a machine, whether it arrives or not."""
         message = self._message(frame)
-        if isinstance(message, messages.Grant) and machine.honest:
-            self._grants(machine, message)
-        if isinstance(message, messages.Value) and message.author == machine.peer and machine.honest:
-            self._shows_value(machine, message)
         for statement in self._statements(message) if isinstance(message, messages.Deliver) else ():
-            self._note(statement)
+            self._note(machine, statement)
             if machine.honest:
                 self._judge(machine, statement)
+                self._shows_to(machine, peer, statement)
+        if machine.honest:
+            self._says(machine, peer, message)
+
+    def _says(self, machine: Machine, peer: PeerId, message: messages.Message | None) -> None:
+        match message:
+            case messages.Grant(job=job):
+                spec = self._spec(job)
+                for task in message.tasks:
+                    self._leased.setdefault(TaskId(job, task), {})[peer] = None
+                if spec is not None:
+                    self._judges.grants(machine, peer, message, spec)
+                    self._grants(machine, message)
+            case messages.Value(author=author) if author == machine.peer:
+                self._shows_value(machine, message)
+            case messages.Lease(job=job, shard=shard):
+                spec = self._spec(job)
+                if spec is not None and peer == self._first_told(machine, job, shard):
+                    self._shares.leases(machine, message, spec)
+            case messages.Status():
+                self._judges.answers(machine, peer, message)
 
     def started(self, machine: Machine, effect: Run) -> None:
         """An honest machine begins a task: a quorum of some seats must have granted it."""
         job, shard = effect.task.job, effect.task.shard
         granted = self._granted.get((machine.index, effect.task), set()) | {machine.peer}
-        if not any(self._is_quorum(granted, holders) for holders in self._holders_of(job, shard)):
+        if not self._known.is_quorum(granted, job, shard):
             self._violated("runs-ungranted", f"peer {machine.index} begins {effect.task}, granted by {len(granted)}")
+
+    def _first_told(self, machine: Machine, job: JobId, shard: int) -> PeerId | None:
+        """A seat says the same to all the others: it is looked at once."""
+        holders = next(iter(self._known.holders_of(job, shard)), ())
+        return next((holder for holder in holders if holder != machine.peer), None)
+
+    def leased(self, task: TaskId) -> tuple[PeerId, ...]:
+        """The workers to whom honest seats have granted it, of those that were told on a link."""
+        return tuple(self._leased.get(task, ()))
+
+    def is_plain(self, job: JobId) -> bool:
+        """Whether nobody ever spoke of other seats than the job's own."""
+        return self._known.is_plain(job, 0)
 
     # --- reading ---------------------------------------------------------------------------------------------------
     def _message(self, frame: bytes) -> messages.Message | None:
-        if len(frame) < 2 or frame[1] not in _TOLD:
+        if len(frame) < 2 or frame[1] not in self._told:
             return None
         if frame not in self._frames:
             if len(self._frames) >= _FRAMES_MAX:
@@ -115,34 +176,26 @@ class Conduct:
                 statement = statements.decode(envelope, verify)
             except PeerError:
                 continue
-            self._bodies.setdefault(statement.id, statement)
             found.append(statement)
         return found
 
     # --- what everybody has said -----------------------------------------------------------------------------------
-    def _note(self, statement: Statement) -> None:
+    def _note(self, machine: Machine, statement: Statement) -> None:
+        if not self._known.note(machine, statement):
+            return
+        self._judges.note(statement)
+        self._offices.note(statement)
         match statement.body:
-            case Succession(job, shard, _, holders):
-                self._holders_of(job, shard)[holders] = None
             case Freeze() as freeze:
                 self._note_freeze(statement, freeze)
-            case Admission() as admission:
-                self._note_admission(statement, admission)
+            case Admission(job, epoch, round_):
+                if self._known.counted(statement.id, job, 0):
+                    self._admitted.add((job, epoch, round_))
             case Reveal() as reveal:
-                self._note_reveal(reveal)
-
-    def _note_admission(self, statement: Statement, body: Admission) -> None:
-        signers = self._signers.setdefault(statement.id, set())
-        signers.update(statement.signers)
-        if any(self._is_quorum(signers, holders) for holders in self._holders_of(body.job, 0)):
-            self._admitted.add((body.job, body.epoch, body.round))
+                self._note_reveal(statement.author, reveal)
 
     def _note_freeze(self, statement: Statement, freeze: Freeze) -> None:
-        signers = self._signers.setdefault(statement.id, set())
-        if signers.issuperset(statement.signers):
-            return
-        signers.update(statement.signers)
-        if not any(self._is_quorum(signers, holders) for holders in self._holders_of(freeze.job, freeze.shard)):
+        if not self._known.counted(statement.id, freeze.job, freeze.shard):
             return
         for item in freeze.items:
             entries = _entries(freeze, item)
@@ -151,33 +204,25 @@ class Conduct:
                 key = freeze.job, item.task, commit
                 self._asked[key] = max(count, self._asked.get(key, 0))
 
-    def _note_reveal(self, reveal: Reveal) -> None:
+    def _note_reveal(self, author: PeerId, reveal: Reveal) -> None:
+        """What fits its commit: nothing else is a result."""
         spec = self._spec(reveal.job)
         for item in reveal.items if spec is not None else ():
             key = reveal.job, item.task, item.commit
-            if key not in self._shown:
-                assert spec is not None
-                ok = item.outcome == "ok"
-                self._shown[key] = statements.output_root(item.outcome, item.exit, item.outputs) if ok else None
+            commit = self._known.statements.get(item.commit)
+            if key in self._shown or commit is None or commit.signers != (author,):
+                continue
+            assert spec is not None
+            ok = item.outcome == "ok"
+            root = statements.output_root(item.outcome, item.exit, item.outputs)
+            sealed = _sealed(reveal.job, item.task, author, item.salt, root, item.resumed)
+            if any(one.task == item.task and one.sealed == sealed for one in commit.body.items):
+                self._shown[key] = root if ok else None
                 self._outputs[key] = ok and is_right(spec, TaskId(reveal.job, item.task), item.outputs)
 
     def _spec(self, job: JobId) -> JobSpec | None:
         known = self._world.specs.get(job)
         return None if known is None else known.draft
-
-    def _holders_of(self, job: JobId, shard: int) -> dict[tuple[PeerId, ...], None]:
-        found = self._holders.get((job, shard))
-        if found is None:
-            found = {}
-            known = self._world.specs.get(job)
-            if known is not None and known.panel:
-                found[seats.first_holders(job, shard, known.panel)] = None
-                self._holders[job, shard] = found
-        return found
-
-    @staticmethod
-    def _is_quorum(signers: Iterable[PeerId], holders: tuple[PeerId, ...]) -> bool:
-        return 2 * len(set(signers).intersection(holders)) > len(holders)
 
     # --- what an honest peer says ----------------------------------------------------------------------------------
     def _judge(self, machine: Machine, statement: Statement) -> None:
@@ -188,6 +233,10 @@ class Conduct:
         if spec is None:
             return
         self._judged.add((machine.index, statement.id))
+        liars = (other.liar for other in self._world.machines if other.liar is not None)
+        wrong = next((liar.wrong[statement.id] for liar in liars if statement.id in liar.wrong), None)
+        if wrong is not None:
+            self._violated("signs-what-is-wrong", f"peer {machine.index}: {wrong}")
         kept = chain(machine.disk.values(), machine.removed)
         if statement.kind in _KEPT and not any(statement.raw in value for value in kept):
             self._violated("says-unsaved", f"peer {machine.index} says a {statement.kind} that is not on its disk")
@@ -199,11 +248,22 @@ class Conduct:
                 self._reveals(machine, reveal, spec)
             case Admission() as admission:
                 self._admits(machine, admission, spec)
+                self._offices.signs_admission(machine, admission)
                 self._once(machine, ("admission", admission.job, admission.epoch, admission.round), statement.id)
             case Freeze() as freeze:
+                self._judges.signs_freeze(machine, statement, spec)
                 for entry in freeze.items:
                     self._freezes(machine, freeze, entry, spec)
+            case Placed(job, commitment):
+                self._offices.placed(machine, job, commitment)
+            case Beacon():
+                self._offices.signs_beacon(machine, statement)
+            case Succession():
+                self._offices.signs_succession(machine, statement)
+            case Adoption() as adoption:
+                self._offices.signs_adoption(machine, adoption)
             case Verdict() as verdict:
+                self._judges.signs_verdict(machine, statement, spec)
                 for judged in verdict.items:
                     self._pronounces(machine, verdict, judged, spec)
 
@@ -215,6 +275,17 @@ class Conduct:
         for item in reveal.items:
             if self._asked.get((reveal.job, item.task, item.commit), 0) < spec.validate.agree:
                 self._violated("reveals-unasked", f"peer {machine.index} shows task {item.task} before it is frozen")
+
+    def _shows_to(self, machine: Machine, peer: PeerId, statement: Statement) -> None:
+        """A worker shows its results to seats. What it hands on as a member, or as the submitter, is another matter."""
+        if statement.kind != "reveal" or statement.author != machine.peer:
+            return
+        body: Reveal = statement.body
+        known = self._world.specs.get(body.job)
+        named = self._known.holders_of(body.job, body.shard)
+        concerned = known is None or machine.peer in known.panel or machine.index == known.plan.submitter
+        if not concerned and not any(peer in holders for holders in named):
+            self._violated("shows-to-strangers", f"peer {machine.index} shows a result to one that holds no seat")
 
     def _admits(self, machine: Machine, admission: Admission, spec: JobSpec) -> None:
         heard = self._heard.get(machine.index, set())
@@ -233,6 +304,7 @@ class Conduct:
         if value.job in self._world.specs and (value.job, value.epoch, value.round) not in self._admitted:
             self._violated("shows-value-early", f"peer {machine.index}: round {value.round} has no quorum")
         self._once(machine, ("value", value.job, value.epoch, value.round), value.value)
+        self._offices.shows(machine, value)
 
     def _freezes(self, machine: Machine, freeze: Freeze, item: FreezeItem, spec: JobSpec) -> None:
         heard = self._heard.get(machine.index, set())
@@ -247,14 +319,18 @@ class Conduct:
         self._once(machine, ("freeze", freeze.job, freeze.epoch, item.task, item.round), entries)
 
     def _pronounces(self, machine: Machine, verdict: Verdict, item: Judged, spec: JobSpec) -> None:
-        freeze = self._bodies.get(verdict.freezes[item.freeze])
+        freeze = self._known.statements.get(verdict.freezes[item.freeze])
         if freeze is None:
             return
         frozen = next((one for one in freeze.body.items if one.task == item.task), None)
         entries = () if frozen is None else _entries(freeze.body, frozen)
         keys = [(verdict.job, item.task, commit) for _, _, commit in entries]
         counted = [keys[place] for place in _places_counted(item, len(keys))]
-        if any(key not in self._shown for key in counted):
+        unshown = [entries[keys.index(key)][0] for key in counted if key not in self._shown]
+        if unshown:
+            # What a seat has computed itself it need not tell anybody.
+            if not any(worker in holders for worker in unshown for holders in self._holders(verdict)):
+                self._violated("judges-unshown", f"peer {machine.index} counts what nobody has shown of {item.task}")
             return
         support = {key: self._support(keys.index(key), keys, entries, counted) for key in counted}
         good = [key for key in counted if support[key] >= spec.validate.agree]
@@ -266,6 +342,9 @@ class Conduct:
                 self._violated("judges-wrongly", f"peer {machine.index} accepts a wrong result of task {item.task}")
         elif len({self._shown[key] for key in good}) == 1:
             self._violated("judges-wrongly", f"peer {machine.index} fails task {item.task} on which workers agree")
+
+    def _holders(self, verdict: Verdict) -> Iterable[tuple[PeerId, ...]]:
+        return self._known.holders_of(verdict.job, verdict.shard)
 
     def _support(
         self,
@@ -292,6 +371,12 @@ class Conduct:
         lacking = [part for part in known.draft.shard_parts(grant.shard) if part.blob not in machine.blobs]
         if lacking:
             self._violated("grants-without-inputs", f"peer {machine.index} grants tasks of shard {grant.shard}")
+
+
+def _sealed(job: JobId, task: int, worker: PeerId, salt: bytes, root: Digest, resumed: StatementId | None) -> bytes:
+    """Section 3.1: what a commit to this result seals."""
+    named = job + task.to_bytes(4, "big") + key_of_peer_id(worker) + salt + root + (resumed or bytes(32))
+    return hashlib.sha256(b"nexapod/commit\0" + named).digest()
 
 
 def _entries(freeze: Freeze, item: FreezeItem) -> tuple[Entry, ...]:

@@ -20,13 +20,18 @@ from nexapod.sim.world import World
 PEERS: Final = 8
 SUBMIT_AT: Final[Millis] = 2_000
 ACCEPTED_BY: Final[Millis] = SUBMIT_AT + 200
+GREEDY_SLOTS: Final = 48
 FAMILY: Final = 40
 WORK_FROM: Final[Millis] = SUBMIT_AT + 300
 SETTLE_MS: Final[Millis] = 150_000
 SEAT_LIARS: Final = ("mute-seat", "lying-seat", "two-faced-seat", "beacon-withholder", "beacon-aborter", "inventor")
 WORKER_LIARS: Final = ("wrong", "copycat", "equivocator", "withholder", "silent", "squatter", "filler", "hoarder")
-MANGLED: Final = 500
+MANGLED: Final = 250
 """How often a peer that lies is one that says anything wrong, in thousandths."""
+CALM: Final = 120
+"""Worlds in which nothing goes wrong, in thousandths."""
+PROBED: Final = 350
+"""... and one that asks for what is only just wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +97,8 @@ def _troubled(rng: Rng, plan: Plan, at: Places) -> Plan:
     if "left-alone" in names:
         # Nobody could finish what another trouble had held up.
         names = ["left-alone"]
+    if rng.chance(CALM):
+        names = []
     for name in names:
         plan = TROUBLES[name](rng, plan, at)
     return replace(plan, features=(*names, *(peer.liar for peer in plan.peers if peer.liar is not None)))
@@ -102,8 +109,9 @@ def _with(plan: Plan, index: int, kind: str) -> Plan:
     if any(peer.liar is not None for peer in plan.peers):
         return plan
     peers = list(plan.peers)
-    mangles = Rng(plan.seed).fork("mangles").chance(MANGLED)
-    peers[index] = replace(peers[index], liar="mangler" if mangles else kind)
+    drawn = Rng(plan.seed).fork("mangles").below(1_000)
+    kind = "mangler" if drawn < MANGLED else "prober" if drawn < MANGLED + PROBED else kind
+    peers[index] = replace(peers[index], liar=kind)
     return replace(plan, peers=tuple(peers))
 
 
@@ -189,6 +197,14 @@ def _sleeping_seat(rng: Rng, plan: Plan, at: Places) -> Plan:
     return replace(plan, pauses=pauses, clock_jumps=(ClockJump(when, rng.pick(at.seats), rng.between(1_000, 40_000)),))
 
 
+def _greedy_worker(rng: Rng, plan: Plan, at: Places) -> Plan:
+    """One has room for everything, and is quick; the others have as little as ever."""
+    peers = list(plan.peers)
+    peers[at.strangers[0]] = replace(peers[at.strangers[0]], slots=GREEDY_SLOTS, speed=4_000)
+    job = replace(plan.jobs[0], tasks=rng.pick((16, 24)), task_ms=rng.pick((400, 1_500)))
+    return replace(plan, peers=tuple(peers), jobs=(job,))
+
+
 Trouble = Callable[[Rng, Plan, Places], Plan]
 TROUBLES: Final[dict[str, Trouble]] = {
     "lying-seat": _lying_seat,
@@ -202,4 +218,5 @@ TROUBLES: Final[dict[str, Trouble]] = {
     "parted-seats": _parted_seats,
     "lossy-network": _loss,
     "sleeping-seat": _sleeping_seat,
+    "greedy-worker": _greedy_worker,
 }

@@ -538,7 +538,7 @@ class World:
         stats.by_kind[kind] = stats.by_kind.get(kind, 0) + 1
         stats.bytes_by_kind[kind] = stats.bytes_by_kind.get(kind, 0) + len(frame)
         self._trace.update(b"send%d" % self.now + peer.encode() + frame)
-        self.conduct.sent(machine, frame)
+        self.conduct.sent(machine, peer, frame)
         other = self.by_peer.get(peer)
         if other is not None:
             self.links.send(machine, other, frame, addrs)

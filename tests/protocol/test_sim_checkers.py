@@ -12,14 +12,17 @@ from typing import Any, Final
 
 import pytest
 
+from nexapod.protocol.certificate import check, tally
 from nexapod.protocol.context import Context
 from nexapod.protocol.evidence import ShardEvidence
+from nexapod.protocol.facts import task_files
 from nexapod.protocol.node.clock import Clock
 from nexapod.protocol.primitives import Digest
-from nexapod.protocol.rules import agreement
+from nexapod.protocol.rules import agreement, entitlement
 from nexapod.protocol.steward.gate import admitting
 from nexapod.protocol.steward.gate.rounds import Sound
 from nexapod.protocol.steward.inputs import Inputs as SeatInputs
+from nexapod.protocol.steward.shard import judging
 from nexapod.protocol.steward.shard.adopting import Adopting
 from nexapod.protocol.steward.shard.granting import Granting
 from nexapod.protocol.steward.shard.intake import Intake
@@ -27,10 +30,12 @@ from nexapod.protocol.steward.shard.state import ShardState
 from nexapod.protocol.steward.shard.steward import Steward
 from nexapod.protocol.steward.shard.telling import Telling
 from nexapod.protocol.steward.shard.voting import Voting
+from nexapod.protocol.steward.tenure import replacing, tenure
+from nexapod.protocol.steward.tenure.ballots import Ballots
 from nexapod.protocol.steward.tenure.tenure import Tenure
 from nexapod.protocol.submitter.fetching import Fetching
 from nexapod.protocol.submitter.replacing import Replacing
-from nexapod.protocol.wire import bodies
+from nexapod.protocol.wire import bodies, statements
 from nexapod.protocol.worker import executing, slots
 from nexapod.protocol.worker.attempt import Committed
 from nexapod.protocol.worker.attempts import Attempts
@@ -38,7 +43,7 @@ from nexapod.protocol.worker.handover import Handover, Letter, Outbox
 from nexapod.protocol.worker.inputs import Inputs as WorkerInputs
 from nexapod.protocol.worker.worker import Worker
 from nexapod.sim.plan import Clog, Crash, JobPlan, Order, PeerPlan, Plan
-from nexapod.sim.scenarios import simulate
+from nexapod.sim.scenarios import SCENARIOS, simulate
 from nexapod.sim.world import World
 from tests.protocol.liar_worlds import base, job_of, with_liars
 
@@ -176,6 +181,45 @@ def leaves_telling_to_others(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Telling, "tell_late", lambda self: None)
 
 
+def entitles_everybody(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(entitlement, "entitled", lambda *args, **more: True)
+    patch.setattr(entitlement.Share, "may_exceed", lambda self, width: True)
+
+
+def counts_what_fits_no_commit(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(task_files, "opened", lambda job, worker, item, commit: _root_of(item))
+
+
+def _root_of(item: bodies.RevealItem) -> Digest:
+    return statements.output_root(item.outcome, item.exit, item.outputs)
+
+
+def votes_for_anybody(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(tenure, "consent", lambda body, scene, due: replacing.Sign())
+
+
+def votes_again(patch: pytest.MonkeyPatch) -> None:
+    votes_for_anybody(patch)
+    patch.setattr(Ballots, "may_sign", lambda self, *args: True)
+
+
+def calls_everything_decided(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Granting, "standing", lambda self, worker, task, stage="running": "decided")
+
+
+def wants_one_more(patch: pytest.MonkeyPatch) -> None:
+    wanted = judging.wanted
+    patch.setattr(judging, "wanted", lambda agree, judgement: wanted(agree + 1, judgement))
+
+
+def takes_any_certificate(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(tally.Problems, "add", lambda self, problem: None)
+
+
+def takes_any_settlement(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(check.Checker, "_check_job", lambda self, job: None)
+
+
 # --- where it shows --------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Case:
@@ -239,6 +283,16 @@ LEFT_ALONE: Final = replace(
     settle_within_ms=90_000,
 )
 """All is decided while the submitter is away; then two seats and everybody who could repeat it go for good."""
+CALM: Final = replace(SEATED, scenario="seated")
+PROBED: Final = with_liars(SEATED, "prober", [LEADER])
+LONGER: Final = replace(SEATED, jobs=(replace(SEATED.jobs[0], tasks=12, task_ms=1_500),))
+LYING_WORKERS: Final = tuple(
+    with_liars(replace(LONGER, jobs=(replace(LONGER.jobs[0], tasks=tasks),)), "prober", WORKERS)
+    for tasks in range(12, 16)
+)
+USURPED: Final = with_liars(LONGER, "usurper", AT.members[:1])
+GREEDY: Final = SCENARIOS["seated"](306)
+"""One worker has room for everything."""
 DIRECTED: Final = (
     Case(shows_at_once, (SEATED,), ("reveals-unasked",)),
     Case(counts_relayed_commits, (OUT_OF_REACH,), ("freezes-unseen",)),
@@ -256,6 +310,15 @@ DIRECTED: Final = (
     Case(adopts_nothing, (LEFT_ALONE,), ("liveness",)),
     Case(replaces_no_seat, (TWO_LOST,), ("liveness",)),
     Case(leaves_telling_to_others, (MUTE_LEADER,), ("liveness",)),
+    Case(entitles_everybody, (GREEDY,), ("leases-unfairly",)),
+    Case(signs_any_proposal, (PROBED,), ("signs-what-is-wrong",)),
+    Case(counts_what_fits_no_commit, LYING_WORKERS, ("judges-unshown", "judges-wrongly")),
+    Case(votes_for_anybody, (USURPED,), ("replaces-the-living",)),
+    Case(votes_again, (USURPED,), ("votes-twice",)),
+    Case(calls_everything_decided, (with_liars(SEATED, "squatter", WORKERS[:1]),), ("tells-undecided",)),
+    Case(wants_one_more, (CALM,), ("no-reason",)),
+    Case(takes_any_certificate, (CALM,), ("certificate",)),
+    Case(takes_any_settlement, (CALM,), ("certificate",)),
 )
 
 

@@ -30,6 +30,7 @@ AT: dict[str, Place] = {
     "poisoner": "leader",
     "namesake": "leader",
     "mangler": "seat",
+    "prober": "leader",
 }
 """Where; the others are strangers to the panel."""
 SLOWER_MAX: dict[str, Millis] = {
@@ -42,6 +43,7 @@ SLOWER_MAX: dict[str, Millis] = {
     "withholder": 50_000,
     "equivocator": 60_000,
     "filler": 40_000,
+    "prober": 30_000,
     "poisoner": 120_000,
     "namesake": 120_000,
 }

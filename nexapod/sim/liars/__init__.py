@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from nexapod.sim.liars import floods, mangling, seats, workers
+from nexapod.sim.liars import floods, mangling, probing, seats, workers
 from nexapod.sim.liars.base import Liar
 
 KINDS: Final[dict[str, type[Liar]]] = {
@@ -40,6 +40,7 @@ KINDS: Final[dict[str, type[Liar]]] = {
     "talker": floods.Talker,
     "newcomer": floods.Newcomer,
     "mangler": mangling.Mangler,
+    "prober": probing.Prober,
 }
 HONEST_SEATS: Final = ("wrong", "silent", "hoarder", "late", "poisoner", "squatter")
 """Those that lie about their own work alone: as seats they do all that seats must."""

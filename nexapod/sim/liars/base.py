@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from nexapod.protocol.events import Effect, Event, Send
 from nexapod.protocol.node.node import Node
-from nexapod.protocol.primitives import BlobRef, Millis, PeerId, TaskId
+from nexapod.protocol.primitives import BlobRef, Millis, PeerId, StatementId, TaskId
 from nexapod.protocol.runs import RunResult
 from nexapod.protocol.types import JobSpec
 from nexapod.protocol.wire import messages
@@ -53,6 +53,8 @@ class Liar:
         self._addrs = {target.peer: target.addr for target in others}
         self.attacks = 0
         """How often it has done what an honest peer would not: a liar that never does tests nothing."""
+        self.wrong: dict[StatementId, str] = {}
+        """What it has said that nobody honest may ever sign, and why."""
 
     slots: int | None = None
     """Slots that its profile claims; None: what the plan says."""
