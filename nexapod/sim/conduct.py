@@ -32,6 +32,7 @@ from nexapod.protocol.wire.bodies import (
 )
 from nexapod.protocol.wire.bodies import VerdictItem as Judged
 from nexapod.protocol.wire.statements import Statement
+from nexapod.sim.answers import Answers
 from nexapod.sim.judges import Judges
 from nexapod.sim.keys import verify
 from nexapod.sim.knowledge import Knowledge
@@ -48,7 +49,9 @@ Entry: TypeAlias = tuple[PeerId, str, StatementId]
 _KEPT: Final = ("commit", "reveal", "freeze", "verdict")
 """What its author must know of after a restart, or it would contradict itself."""
 _FRAMES_MAX: Final = 2_048
-_TOLD: Final = frozenset(messages.KINDS.index(kind) for kind in ("Deliver", "Grant", "Bid", "Value", "Status"))
+_TOLD: Final = frozenset(
+    messages.KINDS.index(kind) for kind in ("Deliver", "Grant", "Bid", "Value", "Status", "Object")
+)
 
 
 _ABOUT_SHARES: Final = frozenset(messages.KINDS.index(kind) for kind in ("Claim", "Lease"))
@@ -65,6 +68,7 @@ class Conduct:
         self._known = Knowledge(world)
         self._judges = Judges(world, self._known, violated)
         self._offices = Offices(world, self._known, violated)
+        self._answers = Answers(world, self._known, violated)
         self._shares = Shares(world, self._known, self._judges.ticket, violated)
         strict = world.plan.scenario != "mixed" and world.plan.network.grouping == "peer"
         self._told = _TOLD | _ABOUT_SHARES if strict else _TOLD
@@ -95,6 +99,7 @@ class Conduct:
             case messages.Deliver():
                 for statement in self._statements(message):
                     self._known.note(machine, statement)
+                    self._answers.asked(machine, peer, statement)
                     if statement.kind == "commit" and statement.author == peer:
                         heard.add(statement.id)
             case messages.Bid(job):
@@ -113,9 +118,11 @@ class Conduct:
         for statement in self._statements(message) if isinstance(message, messages.Deliver) else ():
             self._note(machine, statement)
             if machine.honest:
+                self._answers.signed(machine, statement)
                 self._judge(machine, statement)
                 self._shows_to(machine, peer, statement)
         if machine.honest:
+            self._answers.said(machine, message)
             self._says(machine, peer, message)
 
     def _says(self, machine: Machine, peer: PeerId, message: messages.Message | None) -> None:

@@ -34,8 +34,9 @@ class Offices:
         self._violated = violated
         self._ballots: dict[tuple[int, JobId, int], tuple[int, int, StatementId]] = {}
         """What each machine has signed of a shard's successions: (epoch, rank, id) of the one that would stand."""
-        self._admissions: dict[tuple[int, JobId], tuple[int, int]] = {}
-        """The last (epoch, round) whose admission a machine has signed."""
+        self._admissions: dict[tuple[Process, JobId], tuple[int, int]] = {}
+        """The last (epoch, round) whose admission a process has signed. After a restart it may say what a former one
+        could not say any more."""
         self._beacons: dict[tuple[int, StatementId], StatementId] = {}
         self._bound: dict[tuple[Process, JobId], bytes] = {}
         """The commitment to the value that a process shows next, as it has said last. What a former process had saved,
@@ -78,8 +79,9 @@ class Offices:
 
     # --- admissions and beacons ------------------------------------------------------------------------------------
     def signs_admission(self, machine: Machine, body: Admission) -> None:
-        key, round_ = (machine.index, body.job), (body.epoch, body.round)
-        if self._admissions.get(key, (-1, -1)) > round_ and self._known.is_plain(body.job, 0):
+        key, round_ = (process_of(machine), body.job), (body.epoch, body.round)
+        judged = machine.boot == 1 and self._known.is_plain(body.job, 0)
+        if judged and self._admissions.get(key, (-1, -1)) > round_:
             self._violated("admits-again", f"peer {machine.index} signs round {body.round} after a later one")
         self._admissions[key] = round_
         committed = _commitments(body)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
 
+from nexapod.protocol import limits
 from nexapod.protocol.primitives import Millis
 from nexapod.protocol.rules import seats
 from nexapod.sim.plan import ClockJump, Clog, Crash, JobPlan, Network, Partition, Pause, PeerPlan, Plan
@@ -24,7 +25,12 @@ GREEDY_SLOTS: Final = 48
 FAMILY: Final = 40
 WORK_FROM: Final[Millis] = SUBMIT_AT + 300
 SETTLE_MS: Final[Millis] = 150_000
-SEAT_LIARS: Final = ("mute-seat", "lying-seat", "two-faced-seat", "beacon-withholder", "beacon-aborter", "inventor")
+SEAT_LIARS: Final = (
+    *("mute-seat", "lying-seat", "two-faced-seat", "beacon-withholder", "beacon-aborter", "inventor"),
+    *("hasty-seat", "hasty-seat"),
+)
+HASTE: Final = 20_000
+"""By how many thousandths the clock of a hasty seat runs too fast."""
 WORKER_LIARS: Final = ("wrong", "copycat", "equivocator", "withholder", "silent", "squatter", "filler", "hoarder")
 MANGLED: Final = 250
 """How often a peer that lies is one that says anything wrong, in thousandths."""
@@ -79,13 +85,15 @@ def _job(rng: Rng) -> JobPlan:
     tasks = rng.pick((2, 3, 5))
     agree = rng.pick((1, 2, 2, 3))
     special = rng.below(6)
+    # More than there are workers: then it takes patience to say that a task has failed.
+    more = 14 if special < 2 and rng.chance(400) else rng.between(1, 2)
     return JobPlan(
         0,
         SUBMIT_AT,
         tasks,
         rng.pick((100, 400, 1_500)),
         agree=agree,
-        max_replicas=agree + rng.between(1, 2),
+        max_replicas=min(limits.REPLICAS_MAX, agree + more),
         failing=(0,) if special == 0 else (),
         nondeterministic=(0,) if special == 1 else (),
         checkpoints=rng.chance(200),
@@ -111,7 +119,7 @@ def _with(plan: Plan, index: int, kind: str) -> Plan:
     peers = list(plan.peers)
     drawn = Rng(plan.seed).fork("mangles").below(1_000)
     kind = "mangler" if drawn < MANGLED else "prober" if drawn < MANGLED + PROBED else kind
-    peers[index] = replace(peers[index], liar=kind)
+    peers[index] = replace(peers[index], liar=kind, drift=HASTE if kind == "hasty-seat" else 0)
     return replace(plan, peers=tuple(peers))
 
 

@@ -119,7 +119,8 @@ def _report(world: World, file: File, report: Report) -> Iterator[str]:
 
 def _pinned(file: File, certificate: bytes) -> Iterator[str]:
     """Whoever names the submitter, or peers that he knows, is told when it rests on others."""
-    submitter, seats = file.settlement.author, file.of("verdict")[0].signers
+    submitter = file.settlement.author
+    seats = tuple(sorted({signer for verdict in file.of("verdict") for signer in verdict.signers}))
     stranger = file.outsiders()[0].peer if file.outsiders() else None
     cases = (
         (Pins(submitter), True),
@@ -135,10 +136,14 @@ def _pinned(file: File, certificate: bytes) -> Iterator[str]:
 
 # --- what is wrong: statements left out, or with a signature too few -------------------------------------------------
 def _left_out(file: File) -> Iterator[Tampered]:
+    counted = [reveal for reveal in file.of("reveal") if _is_counted(file, reveal)]
     for kind in ("admission", "beacon", "freeze", "verdict", "reveal", "commit"):
         found = file.of(kind)
         if kind == "reveal":
-            found = [statement for statement in found if _is_counted(file, statement)]
+            found = counted
+        if kind == "commit":
+            opened = {item.commit for reveal in counted for item in reveal.body.items}
+            found = [statement for statement in found if statement.id in opened]
         if found:
             yield f"a {kind} is left out", file.settled(file.without(found[-1]))
     yield "nobody has said that it is placed", file.settled(file.without(*file.of("placed")))
@@ -150,14 +155,15 @@ def _left_out(file: File) -> Iterator[Tampered]:
 
 
 def _is_counted(file: File, reveal: Statement) -> bool:
-    """Whether a verdict rests on it: it names the result, or fails the task with it."""
+    """Whether an acceptance rests on it."""
     commits = {item.commit for item in reveal.body.items}
     for verdict in file.of("verdict"):
         for item in verdict.body.items:
             freeze = next(s for s in file.of("freeze") if s.id == verdict.body.freezes[item.freeze])
             entries = next(one.entries for one in freeze.body.items if one.task == item.task)
             counted = {item.representative, *(place for pair in item.pairs for place in pair)}
-            if item.outcome == "accepted" and any(freeze.body.commits[entries[p][1]] in commits for p in counted):
+            named = [freeze.body.commits[entries[place][1]] for place in counted if place < len(entries)]
+            if item.outcome == "accepted" and not commits.isdisjoint(named):
                 return True
     return False
 

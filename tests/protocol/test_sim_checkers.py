@@ -181,6 +181,14 @@ def leaves_telling_to_others(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Telling, "tell_late", lambda self: None)
 
 
+def never_answers(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Voting, "_sign", lambda self, statement, proposer: None)
+
+
+def fails_without_patience(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Voting, "_fails", lambda self, task: True)
+
+
 def entitles_everybody(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(entitlement, "entitled", lambda *args, **more: True)
     patch.setattr(entitlement.Share, "may_exceed", lambda self, width: True)
@@ -291,6 +299,9 @@ LYING_WORKERS: Final = tuple(
     for tasks in range(12, 16)
 )
 USURPED: Final = with_liars(LONGER, "usurper", AT.members[:1])
+FAILING, THERE = base(job_of(tasks=3, failing=(0, 1, 2), max_replicas=16))
+HASTY: Final = with_liars(FAILING, "hasty-seat", THERE.seats[:1], drift=20_000)
+"""To its leader all are late."""
 GREEDY: Final = SCENARIOS["seated"](306)
 """One worker has room for everything."""
 DIRECTED: Final = (
@@ -310,6 +321,8 @@ DIRECTED: Final = (
     Case(adopts_nothing, (LEFT_ALONE,), ("liveness",)),
     Case(replaces_no_seat, (TWO_LOST,), ("liveness",)),
     Case(leaves_telling_to_others, (MUTE_LEADER,), ("liveness",)),
+    Case(never_answers, (SEATED,), ("leaves-unanswered",)),
+    Case(fails_without_patience, (HASTY,), ("judges-early",)),
     Case(entitles_everybody, (GREEDY,), ("leases-unfairly",)),
     Case(signs_any_proposal, (PROBED,), ("signs-what-is-wrong",)),
     Case(counts_what_fits_no_commit, LYING_WORKERS, ("judges-unshown", "judges-wrongly")),

@@ -18,6 +18,7 @@ LONG = ("poisoner", "namesake")
 AT: dict[str, Place] = {
     "mute-seat": "leader",
     "lying-seat": "leader",
+    "hasty-seat": "leader",
     "two-faced-seat": "leader",
     "beacon-withholder": "leader",
     "beacon-aborter": "leader",

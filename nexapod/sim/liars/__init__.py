@@ -21,6 +21,7 @@ KINDS: Final[dict[str, type[Liar]]] = {
     "namesake": workers.Namesake,
     "mute-seat": seats.MuteSeat,
     "lying-seat": seats.LyingSeat,
+    "hasty-seat": seats.HastySeat,
     "two-faced-seat": seats.TwoFacedSeat,
     "beacon-withholder": seats.BeaconWithholder,
     "beacon-aborter": seats.BeaconAborter,

@@ -61,6 +61,15 @@ class LyingSeat(Liar):
         return replace(item, outcome="failed", representative=0, pairs=(), reason="I say so")
 
 
+class HastySeat(Liar):
+    """As honest as its node, whose clock runs many times too fast: to it all are late, gone, and not to be waited for.
+    Its plan must say so (`drift`)."""
+
+    def speaks(self, node: Node, effects: list[Effect]) -> list[Effect]:
+        self.attacks += sum(1 for effect in effects if isinstance(effect, Send))
+        return effects
+
+
 class TwoFacedSeat(Liar):
     """Signs two freezes of one task and round, and two verdicts: one for each of the other seats."""
 
