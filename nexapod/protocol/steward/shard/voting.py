@@ -55,6 +55,8 @@ class Voting:
         self._judging = Gathering()
         self._adoptions: dict[StatementId, Statement] = {}
         """Proposals of adoption in this epoch, with the signatures so far."""
+        self._refused: dict[tuple[str, int], None] = {}
+        """What others proposed last of these tasks this seat has objected to: (kind, task)."""
         self.adopting = Adopting(state)
 
     def tables(self) -> tuple[TableReport, ...]:
@@ -62,6 +64,7 @@ class Voting:
             TableReport("own proposals of a shard", len(self._proposals), PROPOSALS_MAX),
             TableReport("proposals waiting to be signed", len(self._undecided), WAITING_MAX),
             TableReport("adoptions proposed", len(self._adoptions), limits.PENDING_MAX),
+            TableReport("proposals of others objected to", len(self._refused), 3 * limits.SHARD_TASKS),
         )
 
     def _propose_to(self, peer: PeerId, statement: Statement) -> None:
@@ -77,11 +80,12 @@ class Voting:
 
     def undone(self) -> list[tuple[str, int]]:
         """The same, for a seat that watches its leader: what waits here for this seat's own signature is not left
-        undone."""
+        undone, unless what came before it was nothing that could be signed. A leader that proposes only such things
+        would never be passed over."""
         waiting = {(one.statement.kind, task) for one in self._undecided.all() for task in _tasks(one.statement)}
         names = [(kind, task) for kind, groups in self.due().items() for tasks in groups for task in tasks]
         names += [("adoption", 0)] if self.adopting.wanted() else []
-        return [name for name in names if name not in waiting]
+        return [name for name in names if name not in waiting or name in self._refused]
 
     def lead(self) -> None:
         """Propose what is ready."""
@@ -154,6 +158,8 @@ class Voting:
     def counted(self, statement: Statement) -> bool:
         """It counts now. Whether this seat had proposed it."""
         self._undecided.remove(statement.id)
+        for name in _names(statement):
+            self._refused.pop(name, None)
         return self._proposals.counted(statement.id)
 
     def merged(self, statement: Statement) -> None:
@@ -166,7 +172,8 @@ class Voting:
         state = self._state
         if proposer not in state.others or not state.active:
             return
-        self._leading.spoke(proposer)
+        if not any(name in self._refused for name in _names(statement)):
+            self._leading.spoke(proposer)
         if self._ctx.me in statement.signers:
             return
         self._consider(self._undecided.add(statement, proposer, self._ctx.now))
@@ -186,6 +193,7 @@ class Voting:
                 self._state.wake(("cosign", 0), min(until, self._undecided.next_at or until))
             case Objection(tasks):
                 self._undecided.remove(statement.id)
+                self._refused |= {name: None for name in _names(statement) if name[1] in tasks}
                 named = tuple(task for task in tasks if task >= 0)
                 unseen = self._unseen(statement.body, named) if statement.kind == "freeze" else ()
                 message = Object(self._state.job.job, self._state.shard, statement.id, named, unseen)
@@ -193,6 +201,8 @@ class Voting:
                 self._ctx.trace("proposal_refused", job=self._state.job.job, kind=statement.kind, tasks=named)
             case Sign():
                 self._undecided.remove(statement.id)
+                for name in _names(statement):
+                    self._refused.pop(name, None)
                 self._sign(statement, waiting.proposer)
 
     def _sign(self, statement: Statement, proposer: PeerId) -> None:
@@ -350,6 +360,7 @@ class Voting:
         """Nothing that was proposed before counts any more."""
         self._proposals.clear()
         self._undecided.clear()
+        self._refused.clear()
         self._adoptions.clear()
         self._leading.keep(self._state.seats.holders)
         self.adopting.epoch_changed(was_holder, self._ctx.now)
@@ -358,6 +369,11 @@ class Voting:
 def _tasks(statement: Statement) -> tuple[int, ...]:
     items = getattr(statement.body, "items", ())
     return tuple(item.task for item in items)
+
+
+def _names(statement: Statement) -> list[tuple[str, int]]:
+    """Its tasks, as what a leader should do is named."""
+    return [(statement.kind, task) for task in _tasks(statement)] if statement.kind != "adoption" else [("adoption", 0)]
 
 
 def _worse(one: Answer, other: Answer) -> Answer:
