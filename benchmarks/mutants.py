@@ -181,6 +181,11 @@ class _Mutation(ast.NodeTransformer):
     def visit_arguments(self, node: ast.arguments) -> ast.AST:
         return node
 
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        """Its body; how it is declared is no rule."""
+        node.body = self._block(node.body)
+        return node
+
     def visit_Raise(self, node: ast.Raise) -> ast.AST:
         return node
 

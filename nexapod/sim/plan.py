@@ -55,6 +55,8 @@ class JobPlan:
     vanishes: Literal["no", "for-a-while", "for-good"] = "no"
     """Whether the submitter goes once its job is placed."""
     cancelled_at: Millis | None = None
+    ratified: bool = False
+    """Whether its user accepts what caretakers have decided, when asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +159,8 @@ class Plan:
     """From then on no fault happens any more, and loss ends."""
     shard_tasks: int = limits.SHARD_TASKS
     """Tasks of a shard: fewer than really, so that a small world has several."""
+    caretaker_ms: Millis = limits.CARETAKER_MS
+    """After how long without any quorum a caretaker takes a shard: less than really, so that a world comes to it."""
     settle_within_ms: Millis = 600_000
     """How long after healing, and after the last submission, every job must be complete."""
     features: tuple[str, ...] = ()

@@ -27,13 +27,17 @@ WORK_FROM: Final[Millis] = SUBMIT_AT + 300
 SETTLE_MS: Final[Millis] = 150_000
 SEAT_LIARS: Final = (
     *("mute-seat", "lying-seat", "two-faced-seat", "beacon-withholder", "beacon-aborter", "inventor"),
-    *("hasty-seat", "hasty-seat"),
+    *("hasty-seat", "hasty-seat", "stubborn-seat"),
 )
 HASTE: Final = 20_000
 """By how many thousandths the clock of a hasty seat runs too fast."""
 WORKER_LIARS: Final = ("wrong", "copycat", "equivocator", "withholder", "silent", "squatter", "filler", "hoarder")
 MANGLED: Final = 250
 """How often a peer that lies is one that says anything wrong, in thousandths."""
+ABANDONED: Final = 50
+"""Worlds that a caretaker has to finish, likewise."""
+CARETAKER_MS: Final[Millis] = 120_000
+"""There."""
 CALM: Final = 120
 """Worlds in which nothing goes wrong, in thousandths."""
 PROBED: Final = 350
@@ -107,6 +111,8 @@ def _troubled(rng: Rng, plan: Plan, at: Places) -> Plan:
         names = ["left-alone"]
     if rng.chance(CALM):
         names = []
+    if rng.chance(ABANDONED):
+        return replace(_abandoned(rng, plan, at), features=("abandoned",))
     for name in names:
         plan = TROUBLES[name](rng, plan, at)
     return replace(plan, features=(*names, *(peer.liar for peer in plan.peers if peer.liar is not None)))
@@ -211,6 +217,19 @@ def _greedy_worker(rng: Rng, plan: Plan, at: Places) -> Plan:
     peers[at.strangers[0]] = replace(peers[at.strangers[0]], slots=GREEDY_SLOTS, speed=4_000)
     job = replace(plan.jobs[0], tasks=rng.pick((16, 24)), task_ms=rng.pick((400, 1_500)))
     return replace(plan, peers=tuple(peers), jobs=(job,))
+
+
+def _abandoned(rng: Rng, plan: Plan, at: Places) -> Plan:
+    """So many of the panel go for good, two seats among them, that neither seats nor panel can decide anything, and the
+    submitter is away: after long enough the first that is left takes care of the job, and its user accepts that."""
+    panel = (*at.seats, *at.members)
+    gone = (*at.seats[:2], *at.members[: max(0, len(panel) // 2 - 1)])
+    when = rng.between(SUBMIT_AT + 200, SUBMIT_AT + 1_500)
+    jobs = (replace(plan.jobs[0], ratified=True),)
+    away = Crash(when, 0, CARETAKER_MS + rng.between(40_000, 100_000))
+    crashes = (away, *(Crash(when + rng.below(500), index, None) for index in gone))
+    within = SETTLE_MS + 2 * CARETAKER_MS
+    return replace(plan, jobs=jobs, crashes=crashes, caretaker_ms=CARETAKER_MS, settle_within_ms=within)
 
 
 Trouble = Callable[[Rng, Plan, Places], Plan]

@@ -181,6 +181,9 @@ def _unsigned(file: File) -> Iterator[Tampered]:
 def _misjudged(file: File) -> Iterator[Tampered]:
     for verdict in file.of("verdict")[-1:]:
         for what, change in _LIES:
+            if change is _unsupported and file.job.draft.validate.agree == 1:
+                # One result is enough: it needs nobody's agreement.
+                continue
             body: bodies.Verdict = verdict.body
             changed = tuple(change(item) for item in body.items)
             if changed != body.items:
@@ -272,6 +275,9 @@ def _settlements(file: File) -> Iterator[Tampered]:
         ("it signs for other evidence", replace(body, evidence=Digest(bytes(32)))),
     ):
         yield what, written([*file.parts, statements.make(changed, author)])
+    if body.ratified:
+        changed = replace(body, ratified=())
+        yield "caretakers' work is not ratified", written([*file.parts, statements.make(changed, author)])
     for signer in file.outsiders()[:1]:
         yield "a stranger has settled it", written([*file.parts, statements.make(body, signer)])
     yield "the settlement stands twice", written([*file.statements, file.settlement])

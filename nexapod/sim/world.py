@@ -30,6 +30,7 @@ from nexapod.protocol.events import (
     Pause,
     Penalise,
     ProfileChanged,
+    RatifyJob,
     Received,
     Run,
     Save,
@@ -41,7 +42,7 @@ from nexapod.protocol.events import (
 )
 from nexapod.protocol.node.archive import ARCHIVED
 from nexapod.protocol.node.node import Node
-from nexapod.protocol.notices import JobAccepted, JobPlaced, JobRefused, JobSettled, Notice
+from nexapod.protocol.notices import JobAccepted, JobPlaced, JobRefused, JobSettled, Notice, RatificationNeeded
 from nexapod.protocol.primitives import BlobRef, File, JobId, Millis, PeerId, TaskId, blob_of
 from nexapod.protocol.records import Record
 from nexapod.protocol.rules.matching import Policy
@@ -58,13 +59,14 @@ from nexapod.sim.machine import Machine
 from nexapod.sim.plan import ClockJump, Crash, DiskFault, JobPlan, Order, Plan
 from nexapod.sim.rng import Rng
 from nexapod.sim.running import Running
-from nexapod.sim.sizes import shards_of
+from nexapod.sim.sizes import sizes_of
 from nexapod.sim.truth import checkpoint_blob, short
 
 NETWORK: Final = "sim"
 MODULE: Final = blob_of(b"a wasm module")
 NOWHERE: Final = blob_of(b"an input that nobody has")
 UNFIT_MEMORY: Final = 1 << 40
+RATIFIED_AFTER_MS: Final = 5_000
 DOOMED_FOR_MS: Final = 2_000
 SUBMIT_CHECK_MS: Final = 5_000
 AFTERMATH_MS: Final = 20_000
@@ -214,7 +216,7 @@ class World:
 
     def run(self) -> None:
         """To the end: every job over and the aftermath too, or out of time, or too much gone wrong."""
-        with shards_of(self.plan.shard_tasks):
+        with sizes_of(self.plan.shard_tasks, self.plan.caretaker_ms):
             self._run()
 
     def _run(self) -> None:
@@ -232,7 +234,7 @@ class World:
 
     def run_until(self, end: Millis) -> None:
         """Go on for so long, whatever is over."""
-        with shards_of(self.plan.shard_tasks):
+        with sizes_of(self.plan.shard_tasks, self.plan.caretaker_ms):
             while self._heap and self._heap[0][0] <= end:
                 self.now, _, act = heapq.heappop(self._heap)
                 act()
@@ -361,14 +363,8 @@ class World:
             self.enter(machine, Tick())
 
     def _obey(self, order: Order) -> None:
-        machine = self.machines[order.peer]
-        match order.what:
-            case "drain":
-                self.enter(machine, Drain())
-            case "pause":
-                self.enter(machine, Pause(True))
-            case "resume":
-                self.enter(machine, Pause(False))
+        event = Drain() if order.what == "drain" else Pause(order.what == "pause")
+        self.enter(self.machines[order.peer], event)
 
     def _part(self, sides: frozenset[int]) -> None:
         for machine in self.machines:
@@ -621,6 +617,8 @@ class World:
             case JobSettled(job):
                 known = self.specs[job]
                 known.settled_at = self.now if known.settled_at is None else known.settled_at
+            case RatificationNeeded(job) if self.specs[job].plan.ratified:
+                self.later(machine, RATIFIED_AFTER_MS, RatifyJob(job))
             case JobRefused(job, reason) if job in self.specs:
                 self.specs[job].refused = reason
             case _:

@@ -19,6 +19,7 @@ AT: dict[str, Place] = {
     "mute-seat": "leader",
     "lying-seat": "leader",
     "hasty-seat": "leader",
+    "stubborn-seat": "leader",
     "two-faced-seat": "leader",
     "beacon-withholder": "leader",
     "beacon-aborter": "leader",
@@ -40,6 +41,7 @@ SLOWER_MAX: dict[str, Millis] = {
     "hoarder": 20_000,
     "squatter": 20_000,
     "mute-seat": 20_000,
+    "stubborn-seat": 20_000,
     "lying-seat": 20_000,
     "withholder": 50_000,
     "equivocator": 60_000,
@@ -91,3 +93,10 @@ def test_seats_that_work_count_their_own_results_where_a_group_is_a_block() -> N
     )
     world = World(replace(plan, peers=peers, network=replace(plan.network, grouping="network")))
     settle(world)
+
+
+def test_a_leader_that_keeps_proposing_what_nobody_can_sign_is_passed_over() -> None:
+    """Its clock is fast, so that the next such proposal is there before the time for which a mute one is waited for."""
+    plan, places = base()
+    world = World(with_liars(plan, "stubborn-seat", places.seats[:1], drift=20_000))
+    assert settle(world) <= 20_000

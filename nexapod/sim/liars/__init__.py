@@ -22,6 +22,7 @@ KINDS: Final[dict[str, type[Liar]]] = {
     "mute-seat": seats.MuteSeat,
     "lying-seat": seats.LyingSeat,
     "hasty-seat": seats.HastySeat,
+    "stubborn-seat": seats.StubbornSeat,
     "two-faced-seat": seats.TwoFacedSeat,
     "beacon-withholder": seats.BeaconWithholder,
     "beacon-aborter": seats.BeaconAborter,

@@ -70,6 +70,22 @@ class HastySeat(Liar):
         return effects
 
 
+class StubbornSeat(Liar):
+    """Never mute, and never of use: each freeze that it proposes names a commit that nobody has seen."""
+
+    def speaks(self, node: Node, effects: list[Effect]) -> list[Effect]:
+        changed = rewritten(effects, "freeze", self._spoil)
+        self.attacks += lied(effects, changed)
+        return changed
+
+    def _spoil(self, statement: Statement) -> Statement:
+        body: Freeze = statement.body
+        if statement.signers != (self.me,):
+            return statement
+        last = StatementId(b"\xff" * 32)
+        return statements.make(replace(body, commits=(*body.commits[:-1], last)), self.signer)
+
+
 class TwoFacedSeat(Liar):
     """Signs two freezes of one task and round, and two verdicts: one for each of the other seats."""
 
