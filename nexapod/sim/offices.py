@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from nexapod.protocol import limits
-from nexapod.protocol.primitives import Digest, JobId, PeerId, StatementId, key_of_peer_id, peer_id_of_key
+from nexapod.protocol.primitives import Digest, JobId, PeerId, StatementId, key_of_peer_id
 from nexapod.protocol.wire import messages
 from nexapod.protocol.wire.bodies import AUTHORITIES, Admission, Adoption, Beacon, Succession
 from nexapod.protocol.wire.statements import Statement
@@ -84,10 +84,7 @@ class Offices:
         if judged and self._admissions.get(key, (-1, -1)) > round_:
             self._violated("admits-again", f"peer {machine.index} signs round {body.round} after a later one")
         self._admissions[key] = round_
-        committed = _commitments(body)
-        if committed is None or not committed:
-            self._violated("admits-unbound", f"peer {machine.index}: nobody is bound to a value")
-            return
+        committed = dict(body.commitments)
         if not any(set(committed).issubset(holders) for holders in self._known.holders_of(body.job, 0)):
             self._violated("admits-unbound", f"peer {machine.index}: one that holds no seat is bound")
         mine, bound = committed.get(machine.peer), self._bound.get((process_of(machine), body.job))
@@ -96,7 +93,8 @@ class Offices:
         if told and mine is not None and bound is not None and mine != bound:
             self._violated("admits-unbound", f"peer {machine.index} is bound to another value")
         keys = [key_of_peer_id(worker) for worker, _ in body.workers]
-        if keys != sorted(set(keys)):
+        seats = [key_of_peer_id(seat) for seat, _ in body.commitments]
+        if keys != sorted(set(keys)) or seats != sorted(set(seats)):
             self._violated("admits-unsorted", f"peer {machine.index}: round {body.round}")
 
     def signs_beacon(self, machine: Machine, statement: Statement) -> None:
@@ -111,7 +109,7 @@ class Offices:
             return
         if (admission.body.epoch, admission.body.round) != (body.epoch, body.round):
             self._violated("draws-wrongly", f"{who}: it is not that of its admission")
-        committed, listed = _commitments(admission.body) or {}, dict(body.values)
+        committed, listed = dict(admission.body.commitments), dict(body.values)
         keys = [key_of_peer_id(peer) for peer, _ in body.values]
         if keys != sorted(set(keys)):
             self._violated("draws-wrongly", f"{who}: unsorted")
@@ -193,11 +191,3 @@ class Offices:
 
 def _committed(value: bytes) -> bytes:
     return hashlib.sha256(b"nexapod/value\0" + value).digest()
-
-
-def _commitments(body: Admission) -> dict[PeerId, bytes] | None:
-    """Extension slot 0: keys and digests, in turn; None: it is not made so."""
-    data = dict(body.ext).get(0, b"")
-    if len(data) % 64:
-        return None
-    return {peer_id_of_key(data[at : at + 32]): data[at + 32 : at + 64] for at in range(0, len(data), 64)}

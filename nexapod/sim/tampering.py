@@ -297,22 +297,14 @@ def _strangers(file: File) -> Iterator[Tampered]:
     placed = file.of("placed")[-1]
     yield "what is about the job follows a shard", file.settled([*file.without(placed), placed])
     for signer in file.outsiders()[:1]:
-        workers = file.of("admission")[-1].body.workers
-        body = bodies.Admission(commit.body.job, 0, 1 << 20, workers)
+        body = replace(file.of("admission")[-1].body, round=1 << 20)
         extra = statements.make(body, signer)
         yield "it holds what does not count", file.settled(_before_shards(file, extra))
         fake = statements.make(bodies.Placed(commit.body.job, Digest(bytes(32))), signer)
         yield "a stranger says that it is placed", file.settled(_before_shards(file, fake))
-    lonely = statements.make(
-        bodies.Admission(commit.body.job, 0, 1 << 20, workers_of(file)), file.signer(placed.author)
-    )
+    lonely = statements.make(replace(file.of("admission")[-1].body, epoch=0, round=1 << 20), file.signer(placed.author))
     if len(file.job.panel) > 1:
         yield "it holds what too few have signed", file.settled(_before_shards(file, lonely))
-
-
-def workers_of(file: File) -> tuple[tuple[PeerId, str], ...]:
-    found: tuple[tuple[PeerId, str], ...] = file.of("admission")[-1].body.workers
-    return found
 
 
 def _before_shards(file: File, extra: Statement) -> Part:

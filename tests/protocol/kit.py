@@ -39,6 +39,11 @@ def blob(data: bytes) -> BlobRef:
     return blob_of(data)
 
 
+def value_of(seat: PeerId) -> bytes:
+    """What a seat of the gate shows, whenever it is asked."""
+    return hashlib.sha256(key_of_peer_id(seat)).digest()
+
+
 def by_key(peers: Iterable[PeerId]) -> list[PeerId]:
     return sorted(peers, key=key_of_peer_id)
 
@@ -242,7 +247,10 @@ class JobKit:
         chosen = self.workers if workers is None else workers
         names = {worker.peer: (groups or {}).get(worker.peer, self.group(worker)) for worker in chosen}
         listed = tuple((peer, names[peer]) for peer in by_key(names))
-        return signed(bodies.Admission(self.job, epoch, round, listed), *(signers or self.quorum()))
+        by = signers or self.quorum()
+        seats = dict.fromkeys(seat.peer for seat in (*by, *self.seats()))
+        committed = {peer: statements.value_commitment(value_of(peer)) for peer in list(seats)[: limits.SEATS]}
+        return signed(bodies.Admission(self.job, epoch, round, listed, beacons.ordered(committed)), *by)
 
     def beacon(
         self,
@@ -252,7 +260,7 @@ class JobKit:
     ) -> Statement:
         """By default with a value of each signer."""
         gate = signers or self.quorum()
-        shown = values or {seat.peer: hashlib.sha256(key_of_peer_id(seat.peer)).digest() for seat in gate}
+        shown = values or {seat.peer: value_of(seat.peer) for seat in gate}
         listed = tuple((peer, shown[peer]) for peer in by_key(shown))
         body = bodies.Beacon(self.job, admission.body.epoch, admission.body.round, admission.id, listed)
         statement = signed(body, *gate)

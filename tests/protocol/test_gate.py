@@ -15,7 +15,7 @@ from nexapod.protocol.rules import beacon as beacon_rules
 from nexapod.protocol.steward.gate.bids import Bids
 from nexapod.protocol.steward.gate.gate import Gate
 from nexapod.protocol.steward.gate.pledges import GATE_RECORD, Pledges
-from nexapod.protocol.steward.gate.rounds import commitments_in, commitments_slot, void_after
+from nexapod.protocol.steward.gate.rounds import void_after
 from nexapod.protocol.wire.bodies import Admission, Beacon, Placed
 from nexapod.protocol.wire.messages import Bid, Deliver, Message, Object, Value
 from nexapod.protocol.wire.statements import Statement, decode, value_commitment
@@ -94,8 +94,7 @@ def test_the_beacon_fits_the_commitments_that_the_admission_lists() -> None:
     bid(bus, kit.workers[0])
     bus.run(1_000)
     [(admission, beacon)] = bus[kit.submitter].job.admissions()
-    committed = commitments_in(admission.body)
-    assert committed is not None
+    committed = dict(admission.body.commitments)
     assert all(beacon_rules.fits(value, committed[peer]) for peer, value in beacon.body.values)
 
 
@@ -255,7 +254,7 @@ def test_a_withholder_is_left_out_and_its_values_are_void_for_the_epoch() -> Non
     first, second = bus[kit.submitter].job.admissions()
     honest = {seat.peer for seat in kit.seats()[:2]}
     assert {peer for peer, _ in first[1].body.values} == honest
-    assert set(commitments_in(second[0].body) or {}) == honest, "it is not asked again in this epoch"
+    assert set(dict(second[0].body.commitments)) == honest, "it is not asked again in this epoch"
 
 
 def test_a_withholding_leader_delays_a_round_and_chooses_once() -> None:
@@ -277,7 +276,7 @@ def test_a_withholding_leader_delays_a_round_and_chooses_once() -> None:
     bid(bus, kit.workers[1])
     bus.run(5_000)
     [_, (second, _)] = seat.job.admissions()
-    assert leader.peer not in (commitments_in(second.body) or {}), "it is not asked again in this epoch"
+    assert leader.peer not in dict(second.body.commitments), "it is not asked again in this epoch"
 
 
 def test_invented_workers_are_objected_to_and_never_admitted() -> None:
@@ -289,7 +288,7 @@ def test_invented_workers_are_objected_to_and_never_admitted() -> None:
     invented = HashSigner(9, "invented")
     pledge = {seat.peer: bus[seat].machine.pledges.commitment for seat in seats[1:]}
     listed = ((invented.peer, invented.peer),)
-    proposal = signed(Admission(kit.job, 0, 1, listed, commitments_slot(pledge)), seats[0])
+    proposal = signed(Admission(kit.job, 0, 1, listed, beacon_rules.ordered(pledge)), seats[0])
     for seat in seats[1:]:
         bus.say(seats[0], seat, Deliver((proposal.envelope,)))
     bus.run(3_000)
@@ -338,7 +337,7 @@ def test_a_leader_that_equivocates_is_proven_at_fault_and_gains_no_second_beacon
     pledge = {seat.peer: bus[seat].machine.pledges.commitment for seat in kit.seats()}
     liar.on_message = lambda sender, message: True
     for seat, worker in ((second, kit.workers[0]), (third, kit.workers[1])):
-        body = Admission(kit.job, 0, 1, ((worker.peer, worker.peer),), commitments_slot(pledge))
+        body = Admission(kit.job, 0, 1, ((worker.peer, worker.peer),), beacon_rules.ordered(pledge))
         bus.say(leader, seat, Deliver((signed(body, leader).envelope,)))
     bus.run(10_000)
     for seat in (second, third):
@@ -358,7 +357,7 @@ def test_a_beacon_that_leaves_out_a_shown_value_is_not_signed() -> None:
     pledges = {seat.peer: bus[seat].machine.pledges for seat in kit.seats()}
     committed = {peer: one.commitment for peer, one in pledges.items()}
     bus[leader].on_message = lambda sender, message: True
-    body = Admission(kit.job, 0, 1, ((kit.workers[0].peer, kit.workers[0].peer),), commitments_slot(committed))
+    body = Admission(kit.job, 0, 1, ((kit.workers[0].peer, kit.workers[0].peer),), beacon_rules.ordered(committed))
     admission = signed(body, leader)
     mine = pledges[leader.peer]
     assert mine._next is not None

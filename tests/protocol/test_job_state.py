@@ -403,8 +403,8 @@ def test_a_beacon_is_of_its_round_and_of_seats() -> None:
 def test_of_two_beacons_the_same_one_counts_everywhere() -> None:
     made = make_kit()
     admission = made.admission()
-    seat = made.seats()[0].peer
-    one, other = (made.beacon(admission, values={seat: v * 32}) for v in (b"a", b"b"))
+    seats = [seat.peer for seat in made.seats()[:2]]
+    one, other = (made.beacon(admission, values={seat: kit.value_of(seat)}) for seat in seats)
     forwards, backwards = made.state(admission, one, other), made.state(admission, other, one)
     assert forwards.admissions() == backwards.admissions()
     assert forwards.lottery.draw(0) == backwards.lottery.draw(0)

@@ -33,8 +33,9 @@ def spec(tasks: int) -> JobSpec:
 def admitted(number: int, workers: list[PeerId], epoch: int = 0) -> tuple[Statement, Statement]:
     """A round: each worker is its own group."""
     listed = tuple((peer, peer) for peer in sorted(workers, key=key_of_peer_id))
-    admission = statements.make(Admission(JOB, epoch, number, listed), SEAT)
     shown = ((SEAT.peer, hashlib.sha256(bytes([number])).digest()),)
+    committed = ((SEAT.peer, value_commitment(shown[0][1])),)
+    admission = statements.make(Admission(JOB, epoch, number, listed, committed), SEAT)
     return admission, statements.make(Beacon(JOB, epoch, number, admission.id, shown), SEAT)
 
 
@@ -181,9 +182,10 @@ def test_regions_are_wider() -> None:
 
 # --- beacons --------------------------------------------------------------------------------------------------------
 def test_a_seat_signs_a_beacon_only_with_all_it_was_shown() -> None:
-    admission, _ = admitted(0, WORKERS[:2])
     mine, theirs = b"m" * 32, b"t" * 32
     committed = {SEAT.peer: value_commitment(mine), OTHER.peer: value_commitment(theirs)}
+    listed = tuple((peer, peer) for peer in sorted(WORKERS[:2], key=key_of_peer_id))
+    admission = statements.make(Admission(JOB, 0, 0, listed, beacons.ordered(committed)), SEAT)
     shown = {SEAT.peer: mine, OTHER.peer: theirs}
 
     def why(values: dict[PeerId, bytes], **known: dict[PeerId, bytes]) -> str | None:

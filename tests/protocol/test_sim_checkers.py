@@ -243,7 +243,11 @@ CASES: Final = (
     Case(never_freezes, (SMALL,), ("liveness",)),
     Case(never_judges, (SMALL,), ("liveness",)),
     Case(commits_twice, (SMALL,), ("honest-fault",)),
-    Case(saves_nothing, (world(JobPlan(0, 2_000, 8, 4_000), crashes=(Crash(4_000, 0, 500),)),), ("job-forgotten",)),
+    Case(
+        saves_nothing,
+        (world(JobPlan(0, 2_000, 8, 4_000), crashes=(Crash(4_000, 0, 500),)),),
+        ("job-forgotten", "says-unsaved"),
+    ),
     Case(ignores_slots, (world(JobPlan(0, 2_000, 8, 1_000)),), ("capacity",)),
     Case(ignores_inputs, (world(JobPlan(0, 2_000, 3, 400, input_missing=True)),), ("runs-without-inputs",)),
     Case(
@@ -291,6 +295,14 @@ LEFT_ALONE: Final = replace(
     settle_within_ms=90_000,
 )
 """All is decided while the submitter is away; then two seats and everybody who could repeat it go for good."""
+
+
+def nearby(plan: Plan) -> tuple[Plan, ...]:
+    """The same peers in the same seats, with tasks of other lengths: each leads to other moments and other chances."""
+    job = plan.jobs[0]
+    return tuple(replace(plan, jobs=(replace(job, task_ms=job.task_ms + more),)) for more in (0, 40, 150, 400, 900))
+
+
 CALM: Final = replace(SEATED, scenario="seated")
 PROBED: Final = with_liars(SEATED, "prober", [LEADER])
 LONGER: Final = replace(SEATED, jobs=(replace(SEATED.jobs[0], tasks=12, task_ms=1_500),))
@@ -306,12 +318,12 @@ GREEDY: Final = SCENARIOS["seated"](306)
 """One worker has room for everything."""
 DIRECTED: Final = (
     Case(shows_at_once, (SEATED,), ("reveals-unasked",)),
-    Case(counts_relayed_commits, (OUT_OF_REACH,), ("freezes-unseen",)),
+    Case(counts_relayed_commits, nearby(OUT_OF_REACH), ("freezes-unseen",)),
     Case(signs_any_proposal, (LYING,), ("judges-wrongly",)),
     Case(signs_any_proposal, (with_liars(SEATED, "two-faced-seat", [LEADER]),), ("freezes-few",)),
     Case(signs_any_admission, (with_liars(SEATED, "inventor", [LEADER]),), ("admits-unseen",)),
     Case(skips_the_evidence, (LYING,), ("judges-wrongly",)),
-    Case(forgets_as_a_worker, (SEATED,), ("says-unsaved",)),
+    Case(forgets_as_a_worker, nearby(SEATED), ("says-unsaved",)),
     Case(forgets_as_a_seat, (SEATED,), ("says-unsaved",)),
     Case(
         grants_without_inputs,
@@ -320,7 +332,7 @@ DIRECTED: Final = (
     ),
     Case(adopts_nothing, (LEFT_ALONE,), ("liveness",)),
     Case(replaces_no_seat, (TWO_LOST,), ("liveness",)),
-    Case(leaves_telling_to_others, (MUTE_LEADER,), ("liveness",)),
+    Case(leaves_telling_to_others, nearby(MUTE_LEADER), ("liveness",)),
     Case(never_answers, (SEATED,), ("leaves-unanswered",)),
     Case(fails_without_patience, (HASTY,), ("judges-early",)),
     Case(entitles_everybody, (GREEDY,), ("leases-unfairly",)),

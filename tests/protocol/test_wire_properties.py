@@ -25,7 +25,9 @@ JOB = JobId(bytes(range(32)))
 SCHEMAS = {kind: fields.record(cls) for kind, cls in statements.CLASSES.items()}
 """Without what fits the fields of a job to each other: that is for the vectors."""
 COMMIT = statements.make(bodies.Commit(JOB, 0, (bodies.CommitItem(1, Digest(bytes(32))),)), ALICE)
-ADMISSION = statements.make(bodies.Admission(JOB, 0, 1, ((BOB.peer, "group"),)), ALICE)
+ADMISSION = statements.make(
+    bodies.Admission(JOB, 0, 1, ((BOB.peer, "group"),), ((ALICE.peer, Digest(bytes(32))),)), ALICE
+)
 
 
 def rule_of(decode: Any, data: bytes) -> str:

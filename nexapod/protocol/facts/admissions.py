@@ -206,6 +206,9 @@ def check_admission(body: Admission, grouping: Grouping) -> None:
     keys = [key_of_peer_id(worker) for worker, _ in body.workers]
     if any(one >= other for one, other in pairwise(keys)):
         raise PeerError("bad-admission", "its workers are not sorted by key, each once")
+    committed = [key_of_peer_id(seat) for seat, _ in body.commitments]
+    if any(one >= other for one, other in pairwise(committed)):
+        raise PeerError("bad-admission", "its commitments are not sorted by key, each seat's once")
     if not all(_is_group(worker, group, grouping) for worker, group in body.workers):
         raise PeerError("bad-admission", "a group is not one by the job's rule", penalty=30)
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping
+from typing import TypeVar
 
 from nexapod.protocol.primitives import Digest, PeerId, key_of_peer_id
 from nexapod.protocol.wire.bodies import Beacon
 from nexapod.protocol.wire.statements import Statement, value_commitment
+
+_Bytes = TypeVar("_Bytes", bytes, Digest)
 
 
 def value(beacon: Beacon) -> Digest:
@@ -28,14 +31,13 @@ def fits(shown: bytes, committed: Digest) -> bool:
     return value_commitment(shown) == committed
 
 
-def ordered(values: Mapping[PeerId, bytes]) -> tuple[tuple[PeerId, bytes], ...]:
-    """Values as a beacon lists them: by key."""
+def ordered(values: Mapping[PeerId, _Bytes]) -> tuple[tuple[PeerId, _Bytes], ...]:
+    """Values as a beacon, and commitments as an admission, list them: by key."""
     return tuple(sorted(values.items(), key=lambda pair: key_of_peer_id(pair[0])))
 
 
 def error_of_form(beacon: Beacon, admission: Statement, holders: Collection[PeerId]) -> str | None:
-    """Why a beacon cannot be that of this admission by these seats of the gate, whatever they have shown; None: it
-    can."""
+    """Why a beacon cannot be that of this admission by these seats of the gate; None: it can."""
     body = admission.body
     if beacon.admission != admission.id or (beacon.job, beacon.epoch, beacon.round) != (
         body.job,
@@ -48,6 +50,9 @@ def error_of_form(beacon: Beacon, admission: Statement, holders: Collection[Peer
         return "its values are not sorted by key, each seat once"
     if not all(peer in holders for peer, _ in beacon.values):
         return "one of its values is of no seat of the gate"
+    committed = dict(body.commitments)
+    if not all(peer in committed and fits(shown, committed[peer]) for peer, shown in beacon.values):
+        return "a value is not the one that its seat had bound itself to"
     return None
 
 
@@ -57,16 +62,14 @@ def error_in(
     committed: Mapping[PeerId, Digest],
     shown: Mapping[PeerId, bytes],
 ) -> str | None:
-    """Why a seat that knows these commitments, and was shown these values, does not sign this beacon; None: it does.
+    """Why a seat that was shown these values does not sign this beacon; None: it does.
 
-    `committed`: of the seats of the gate whose values are not void. `shown`: values that fit them.
+    `committed`: the admission's, of the seats of the gate whose values are not void. `shown`: values that fit them.
     """
     error = error_of_form(beacon, admission, committed)
     if error is not None:
         return error
     listed = dict(beacon.values)
-    if not all(fits(value, committed[peer]) for peer, value in listed.items()):
-        return "a value is not the one that its seat had bound itself to"
     if any(peer not in listed for peer in shown if peer in committed):
         return "a value that was shown is left out"
     return None

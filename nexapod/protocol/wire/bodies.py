@@ -186,6 +186,11 @@ class Admission:
         array(several(PEER, NAME), 1, limits.ADMISSION_MAX),
         "each with its group; sorted by key",
     ]
+    commitments: Annotated[
+        tuple[tuple[PeerId, Digest], ...],
+        array(several(PEER, DIGEST), 1, limits.SEATS),
+        "to the values of its beacon: of each seat that may show one; sorted by key",
+    ]
     ext: Extensions = ()
 
 

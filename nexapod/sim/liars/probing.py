@@ -152,16 +152,15 @@ class Prober(Liar):
         if len(body.workers) > 1:
             yield "not sorted", replace(body, workers=body.workers[::-1])
         yield "a worker twice", replace(body, workers=(*body.workers, body.workers[-1]))
-        yield "nobody bound", replace(body, ext=())
         yield "a later epoch", replace(body, epoch=body.epoch + EPOCHS_AHEAD)
-        slot = dict(body.ext).get(0, b"")
-        entries = [slot[at : at + 64] for at in range(0, len(slot), 64)]
-        mine = key_of_peer_id(self.me)
-        if body.epoch == 0 and any(entry[:32] != mine for entry in entries):
-            others = b"".join(e if e[:32] == mine else e[:32] + self._digest() for e in entries)
-            yield "others' commitments", replace(body, ext=((0, others),))
-        outsider = sorted([*entries[:2], key_of_peer_id(self._invented()) + self._digest()])
-        yield "an outsider is bound", replace(body, ext=((0, b"".join(outsider)),))
+        bound = body.commitments
+        if body.epoch == 0 and any(seat != self.me for seat, _ in bound):
+            others = tuple((seat, said if seat == self.me else self._digest()) for seat, said in bound)
+            yield "others' commitments", replace(body, commitments=others)
+        outsider = sorted([*bound[:2], (self._invented(), self._digest())], key=lambda pair: key_of_peer_id(pair[0]))
+        yield "an outsider is bound", replace(body, commitments=tuple(outsider))
+        if len(bound) > 1:
+            yield "commitments not sorted", replace(body, commitments=bound[::-1])
 
     def _beacons(self, body: bodies.Beacon) -> Iterator[Wrong]:
         mine = tuple(pair for pair in body.values if pair[0] == self.me)

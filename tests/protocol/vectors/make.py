@@ -192,7 +192,8 @@ class Story:
         self.values = {name: derived(f"value {name}") for name in seats}
         self.placed = make(bodies.Placed(self.id, statements.value_commitment(self.values["erin"])), "erin")
         admitted = tuple((peer(name), f"198.51.{WORKERS.index(name)}.0/24") for name in by_key(*WORKERS))
-        self.admission = make(bodies.Admission(self.id, 0, 1, admitted), *seats)
+        committed = tuple((peer(name), statements.value_commitment(self.values[name])) for name in by_key(*seats))
+        self.admission = make(bodies.Admission(self.id, 0, 1, admitted, committed), *seats)
         shown = tuple((peer(name), self.values[name]) for name in by_key(*seats))
         self.beacon = make(bodies.Beacon(self.id, 0, 1, self.admission.id, shown), *seats)
         kept = (File("state.bin", blob_of(b"half")),)

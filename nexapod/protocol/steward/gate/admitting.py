@@ -12,8 +12,9 @@ from nexapod.protocol import limits
 from nexapod.protocol.errors import PeerError
 from nexapod.protocol.facts.faults import contradictors
 from nexapod.protocol.primitives import Millis, PeerId, StatementId
+from nexapod.protocol.rules import beacon
 from nexapod.protocol.steward.gate.drawing import Drawing
-from nexapod.protocol.steward.gate.rounds import Sound, Unheard, View, Wrong, commitments_slot, examine
+from nexapod.protocol.steward.gate.rounds import Sound, Unheard, View, Wrong, examine
 from nexapod.protocol.steward.gate.state import GateState
 from nexapod.protocol.wire.bodies import Admission, Fault
 from nexapod.protocol.wire.messages import Object
@@ -84,8 +85,7 @@ class Admitting:
         if not workers or not committed:
             return
         number = max(state.top, state.pledges.signed_round(state.seats.epoch)) + 1
-        slot = commitments_slot(committed)
-        body = Admission(state.job.job, state.seats.epoch, number, workers, slot)
+        body = Admission(state.job.job, state.seats.epoch, number, workers, beacon.ordered(committed))
         statement = state.ctx.sign(body)
         state.pledges.sign_admission(state.seats.epoch, number, statement.id)
         self._enter_round(statement, proposed=True)

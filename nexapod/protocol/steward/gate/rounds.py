@@ -1,8 +1,8 @@
 """One round of a job's gate: what a seat checks of an admission, and how far the round has come (docs/protocol.md,
 Round).
 
-An admission lists, in its extension slot, the commitments of the seats whose values will make its beacon. So they are
-fixed by the quorum that signs it, before any value is shown, and whoever has both statements can check the beacon.
+An admission lists the commitments of the seats whose values will make its beacon. So they are fixed by the quorum that
+signs it, before any value is shown, and whoever has both statements can check the beacon.
 Each seat answers for its own commitment; those of others it need not know.
 """
 
@@ -10,39 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 from nexapod.protocol import limits
-from nexapod.protocol.primitives import Digest, Millis, PeerId, key_of_peer_id, peer_id_of_key
+from nexapod.protocol.primitives import Digest, Millis, PeerId, key_of_peer_id
 from nexapod.protocol.rules.succession import quorum
 from nexapod.protocol.types import Group
 from nexapod.protocol.wire.bodies import Admission
-from nexapod.protocol.wire.fields import Extensions
 from nexapod.protocol.wire.statements import Statement
 
-COMMITMENTS_SLOT: Final = 0
-_ENTRY_BYTES: Final = 64
 
-
-# --- commitments -----------------------------------------------------------------------------------------------------
-def commitments_slot(committed: Mapping[PeerId, Digest]) -> Extensions:
-    """The extension slot of an admission: each seat's key and commitment, by key."""
-    entries = sorted((key_of_peer_id(peer), digest) for peer, digest in committed.items())
-    return ((COMMITMENTS_SLOT, b"".join(key + digest for key, digest in entries)),)
-
-
-def commitments_in(body: Admission) -> dict[PeerId, Digest] | None:
-    """Those that an admission lists; None when it does not say, or says it wrongly."""
-    data = dict(body.ext).get(COMMITMENTS_SLOT)
-    if not data or len(data) % _ENTRY_BYTES or len(data) > limits.SEATS * _ENTRY_BYTES:
-        return None
-    entries = [data[at : at + _ENTRY_BYTES] for at in range(0, len(data), _ENTRY_BYTES)]
-    keys = [entry[:32] for entry in entries]
-    if keys != sorted(set(keys)):
-        return None
-    return {peer_id_of_key(entry[:32]): Digest(entry[32:]) for entry in entries}
-
-
+# --- values ----------------------------------------------------------------------------------------------------------
 def void_after(void: Collection[PeerId], missing: Iterable[PeerId], holders: Collection[PeerId]) -> frozenset[PeerId]:
     """Whose values are void for the epoch once a round has left these out.
 
@@ -96,7 +74,7 @@ def examine(body: Admission, view: View) -> Answer:
     keys = [key_of_peer_id(worker) for worker, _ in body.workers]
     if keys != sorted(set(keys)):
         return Wrong((), "its workers are not sorted by key, each once")
-    error = _error_in_commitments(commitments_in(body), view)
+    error = _error_in_commitments(dict(body.commitments), view)
     if error is not None:
         return Wrong((), error)
     seen = [(worker, group, view.bids(worker)) for worker, group in body.workers]
@@ -111,9 +89,7 @@ def examine(body: Admission, view: View) -> Answer:
     return Unheard(unheard) if unheard else Sound()
 
 
-def _error_in_commitments(committed: Mapping[PeerId, Digest] | None, view: View) -> str | None:
-    if committed is None:
-        return "it does not list the commitments of its seats"
+def _error_in_commitments(committed: Mapping[PeerId, Digest], view: View) -> str | None:
     if any(peer not in view.holders for peer in committed):
         return "it lists a commitment of no seat"
     if any(peer in view.void for peer in committed):

@@ -11,7 +11,7 @@ from nexapod.protocol.primitives import Millis, PeerId, StatementId
 from nexapod.protocol.rules.succession import Seats
 from nexapod.protocol.steward.gate.bids import Bids
 from nexapod.protocol.steward.gate.pledges import Pledges
-from nexapod.protocol.steward.gate.rounds import Round, commitments_in, void_after
+from nexapod.protocol.steward.gate.rounds import Round, void_after
 from nexapod.protocol.types import Group
 from nexapod.protocol.wire.statements import Statement
 
@@ -84,7 +84,7 @@ class GateState:
     # --- rounds ------------------------------------------------------------------------------------------------------
     def enter_round(self, admission: Statement, *, proposed: bool) -> Round:
         """Take part in a round. `proposed`: by this seat."""
-        committed = commitments_in(admission.body) or {}
+        committed = dict(admission.body.commitments)
         self.round = Round(admission, committed, self.ctx.now, proposed)
         self.top = max(self.top, admission.body.round)
         return self.round
@@ -108,7 +108,7 @@ class GateState:
         self.top_complete = max(self.top_complete, number)
         self.top = max(self.top, number)
         shown = dict(beacon.body.values)
-        missing = [peer for peer in commitments_in(admission.body) or {} if peer not in shown]
+        missing = [peer for peer in dict(admission.body.commitments) if peer not in shown]
         if missing:
             self.ctx.trace("gate_values_voided", job=self.job.job, round=number, seats=missing)
         self.void = void_after(self.void, missing, self.seats.holders)
