@@ -16,7 +16,7 @@ from nexapod.protocol.events import Effect, Event, Penalise, Received, Run, Send
 from nexapod.protocol.node.node import Node
 from nexapod.protocol.notices import FaultProven, JobSettled, Notice, ResultStored, TaskDecided
 from nexapod.protocol.primitives import JobId, Millis, PeerId, TaskId
-from nexapod.sim import calm, tampering
+from nexapod.sim import budgets, calm, tampering
 from nexapod.sim.keys import verify
 from nexapod.sim.liars import HONEST_SEATS
 from nexapod.sim.truth import is_right, right_outcome
@@ -225,6 +225,8 @@ class Checkers:
             self._is_finished(job)
         if calm.is_calm(self.world.plan):
             calm.check(self.world)
+        if self.world.plan.scenario == "seated":
+            budgets.check(self.world)
 
     def _is_finished(self, job: Job) -> None:
         if job.over or job.plan.input_missing:

@@ -49,7 +49,9 @@ class Offices:
 
     # --- values ----------------------------------------------------------------------------------------------------
     def placed(self, machine: Machine, job: JobId, commitment: Digest) -> None:
-        self._bound.setdefault((process_of(machine), job), commitment)
+        if all(crash.peer != machine.index for crash in self._world.plan.crashes):
+            # What a process had shown and saved, and a crash kept it from saying, is bound to another by then.
+            self._bound.setdefault((process_of(machine), job), commitment)
 
     def note(self, statement: Statement) -> None:
         """There is something new in it to somebody."""
@@ -89,7 +91,7 @@ class Offices:
             self._violated("admits-unbound", f"peer {machine.index}: one that holds no seat is bound")
         mine, bound = committed.get(machine.peer), self._bound.get((process_of(machine), body.job))
         # One seat alone shows its values to nobody.
-        told = len(committed) > 1 and self._known.is_plain(body.job, 0)
+        told = judged and len(committed) > 1
         if told and mine is not None and bound is not None and mine != bound:
             self._violated("admits-unbound", f"peer {machine.index} is bound to another value")
         keys = [key_of_peer_id(worker) for worker, _ in body.workers]
