@@ -105,7 +105,7 @@ def _job(rng: Rng) -> JobPlan:
 
 
 def _troubled(rng: Rng, plan: Plan, at: Places) -> Plan:
-    names = rng.shuffled((*TROUBLES, "lying-seat"))[: rng.between(1, 2)]
+    names = rng.shuffled((*TROUBLES, "lying-seat", "probing-leader"))[: rng.between(1, 2)]
     if "left-alone" in names:
         # Nobody could finish what another trouble had held up.
         names = ["left-alone"]
@@ -131,6 +131,14 @@ def _with(plan: Plan, index: int, kind: str) -> Plan:
 
 def _lying_seat(rng: Rng, plan: Plan, at: Places) -> Plan:
     return plan if plan.crashes else _with(plan, rng.pick(at.seats[:2]), rng.pick(SEAT_LIARS))
+
+
+def _probing_leader(rng: Rng, plan: Plan, at: Places) -> Plan:
+    if _has_liar(plan) or plan.crashes:
+        return plan
+    peers = list(plan.peers)
+    peers[at.seats[0]] = replace(peers[at.seats[0]], liar="prober")
+    return replace(plan, peers=tuple(peers))
 
 
 def _lying_worker(rng: Rng, plan: Plan, at: Places) -> Plan:
@@ -235,6 +243,7 @@ def _abandoned(rng: Rng, plan: Plan, at: Places) -> Plan:
 Trouble = Callable[[Rng, Plan, Places], Plan]
 TROUBLES: Final[dict[str, Trouble]] = {
     "lying-seat": _lying_seat,
+    "probing-leader": _probing_leader,
     "lying-worker": _lying_worker,
     "usurping-member": _usurping_member,
     "lost-seats": _lost_seats,

@@ -1,7 +1,8 @@
-"""A peer that asks for what must be refused: of what it would say, a copy in which one thing is only just wrong.
+"""A peer that asks for what must be refused: of what it would say, copies in which one thing each is only just wrong.
 
-It says the wrong copy in place of the right one, now and then, and keeps a list: an honest peer that signs
-anything of it has not looked. So every rule of what a seat signs is tried from outside, one at a time.
+It keeps a list of them: an honest peer that signs one has not looked. Those whose form is right it says beside the
+right one, all of them; those that cost it points, by which it would soon be banned, in its place, now and then. So
+every rule of what a seat signs is tried from outside, one at a time.
 """
 
 from __future__ import annotations
@@ -21,7 +22,19 @@ from nexapod.sim.keys import HashSigner, verify
 from nexapod.sim.liars.base import Liar
 from nexapod.sim.liars.envelopes import message_of, statements_of
 
-PERMILLE: Final = 350
+PERMILLE: Final = 250
+HARSH: Final = (
+    *("a task twice", "a place outside", "a freeze outside", "another group", "not sorted", "a worker twice"),
+    *(
+        "commitments not sorted",
+        "nobody agrees",
+        "who agrees is withheld",
+        "another round",
+        "another epoch",
+        "accepted, as it is",
+    ),
+)
+"""Whoever reads these sees that they are wrong, and by whom."""
 ROUNDS_AHEAD: Final = 5
 EPOCHS_AHEAD: Final = 7
 """The next one may yet come, and what is of it be right."""
@@ -30,11 +43,11 @@ Wrong = tuple[str, Any]
 
 
 class Prober(Liar):
-    """Every third proposal, or result, of its own is one that nobody may sign, or count."""
+    """Of what it proposes, and of its results, there are some that nobody may sign, or count."""
 
     def __init__(self, *parts: object) -> None:
         super().__init__(*parts)  # type: ignore[arg-type]
-        self._turn = 0
+        self._tried: set[tuple[PeerId, StatementId]] = set()
         self._agree: dict[JobId, int] = {}
 
     def hears(self, node: Node, event: Event, now: Millis) -> list[Effect]:
@@ -44,11 +57,34 @@ class Prober(Liar):
         return []
 
     def speaks(self, node: Node, effects: list[Effect]) -> list[Effect]:
-        return [self._maybe(effect) if isinstance(effect, Send) else effect for effect in effects]
+        said: list[Effect] = []
+        for effect in effects:
+            message = message_of(effect.frame) if isinstance(effect, Send) else None
+            if isinstance(effect, Send) and isinstance(message, Deliver):
+                said += [self._beside(effect.peer, envelope) for envelope in self._fine(effect.peer, message)]
+                effect = self._instead(effect, message)
+            said.append(effect)
+        return said
 
-    def _maybe(self, effect: Send) -> Effect:
-        message = message_of(effect.frame)
-        if not isinstance(message, Deliver) or not self.rng.chance(PERMILLE):
+    def _fine(self, peer: PeerId, message: Deliver) -> Iterator[bytes]:
+        """Copies of its proposals whose form is right, for whom has had none yet."""
+        for envelope in message.envelopes:
+            statement = statements.decode(envelope, verify)
+            key = peer, statement.id
+            if statement.signers != (self.me,) or statement.kind not in statements.COSIGNED or key in self._tried:
+                continue
+            self._tried.add(key)
+            for what, body in self._wrong(statement):
+                wrong = None if what in HARSH else self._made(statement, what, body)
+                if wrong is not None:
+                    yield wrong
+
+    def _beside(self, peer: PeerId, envelope: bytes) -> Effect:
+        self.attacks += 1
+        return self.send(peer, Deliver((envelope,)))
+
+    def _instead(self, effect: Send, message: Deliver) -> Effect:
+        if not self.rng.chance(PERMILLE):
             return effect
         envelopes = tuple(self._other(envelope) for envelope in message.envelopes)
         if envelopes == message.envelopes:
@@ -59,20 +95,22 @@ class Prober(Liar):
     def _other(self, envelope: bytes) -> bytes:
         """Only of what it has signed alone: what others have signed too they have looked at."""
         statement = statements.decode(envelope, verify)
-        if statement.signers != (self.me,):
-            return envelope
-        found = list(self._wrong(statement))
+        found = list(self._wrong(statement)) if statement.signers == (self.me,) else []
+        if statement.kind in statements.COSIGNED:
+            found = [one for one in found if one[0] in HARSH]
         if not found:
             return envelope
-        self._turn += 1
-        what, body = found[(self._turn + self.rng.below(2)) % len(found)]
+        return self._made(statement, *self.rng.pick(found)) or envelope
+
+    def _made(self, statement: Statement, what: str, body: Any) -> bytes | None:
+        """None: what came of it nobody can encode."""
         try:
             wrong = statements.make(body, self.signer)
             statements.decode(wrong.envelope, verify)
         except (PeerError, ValueError, AssertionError):
-            return envelope
+            return None
         if wrong.id == statement.id:
-            return envelope
+            return None
         self.wrong[wrong.id] = f"{statement.kind}: {what}"
         return wrong.envelope
 
@@ -85,7 +123,9 @@ class Prober(Liar):
             case bodies.Verdict():
                 yield from self._verdicts(body, agree)
             case bodies.Admission():
-                yield from self._admissions(body)
+                # Each of a round of its own: two of one would prove that it lies.
+                for ahead, (what, other) in enumerate(self._admissions(body), 1):
+                    yield what, replace(other, round=body.round + ahead)
             case bodies.Beacon():
                 yield from self._beacons(body)
             case bodies.Adoption():
@@ -154,9 +194,6 @@ class Prober(Liar):
         yield "a worker twice", replace(body, workers=(*body.workers, body.workers[-1]))
         yield "a later epoch", replace(body, epoch=body.epoch + EPOCHS_AHEAD)
         bound = body.commitments
-        if body.epoch == 0 and any(seat != self.me for seat, _ in bound):
-            others = tuple((seat, said if seat == self.me else self._digest()) for seat, said in bound)
-            yield "others' commitments", replace(body, commitments=others)
         outsider = sorted([*bound[:2], (self._invented(), self._digest())], key=lambda pair: key_of_peer_id(pair[0]))
         yield "an outsider is bound", replace(body, commitments=tuple(outsider))
         if len(bound) > 1:
