@@ -42,6 +42,7 @@ from nexapod.protocol.worker.attempts import Attempts
 from nexapod.protocol.worker.handover import Handover, Letter, Outbox
 from nexapod.protocol.worker.inputs import Inputs as WorkerInputs
 from nexapod.protocol.worker.worker import Worker
+from nexapod.sim import budgets
 from nexapod.sim.plan import Clog, Crash, JobPlan, Order, PeerPlan, Plan
 from nexapod.sim.scenarios import SCENARIOS, simulate
 from nexapod.sim.world import World
@@ -379,3 +380,11 @@ def test_a_job_is_let_off_only_where_no_quorum_of_honest_seats_can_be() -> None:
                 member.plan = replace(member.plan, liar="silent" if liars and member is not members[0] else None)
             assert known.checkers._can_finish(job), "who lies about its own work alone is a good seat"
     assert min(sizes) < 3 <= max(sizes)
+
+
+def test_what_a_trouble_costs_beyond_its_budget_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = replace(SEATED, scenario="seated", features=("restarts",))
+    assert not simulate(plan).violations
+    monkeypatch.setitem(budgets.BUDGETS, "restarts", budgets.Budget(0, -1, 0))
+    found = [violation.detail for violation in simulate(plan).violations if violation.invariant == "over-budget"]
+    assert len(found) == 3

@@ -24,15 +24,9 @@ from nexapod.sim.liars.envelopes import message_of, statements_of
 
 PERMILLE: Final = 250
 HARSH: Final = (
-    *("a task twice", "a place outside", "a freeze outside", "another group", "not sorted", "a worker twice"),
-    *(
-        "commitments not sorted",
-        "nobody agrees",
-        "who agrees is withheld",
-        "another round",
-        "another epoch",
-        "accepted, as it is",
-    ),
+    *("a task twice", "a place outside", "a commit outside", "a freeze outside", "another group", "not sorted"),
+    *("a worker twice", "commitments not sorted", "nobody agrees", "who agrees is withheld", "another round"),
+    *("another epoch", "accepted, as it is"),
 )
 """Whoever reads these sees that they are wrong, and by whom."""
 ROUNDS_AHEAD: Final = 5
@@ -154,6 +148,11 @@ class Prober(Liar):
         yield "a round far ahead", items(lambda item: replace(item, round=item.round + ROUNDS_AHEAD))
         yield "a task twice", replace(body, items=(*body.items, body.items[-1]))
         yield "a place outside", items(lambda item: replace(item, entries=(*item.entries, (len(body.workers), 0))))
+        last = len(body.commits)
+        yield (
+            "a commit outside",
+            items(lambda item: replace(item, entries=((item.entries[0][0], last), *item.entries[1:]))),
+        )
 
     def _verdicts(self, body: bodies.Verdict, agree: int) -> Iterator[Wrong]:
         def items(change: Callable[[bodies.VerdictItem], bodies.VerdictItem]) -> bodies.Verdict:
