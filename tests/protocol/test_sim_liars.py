@@ -10,6 +10,8 @@ from nexapod.protocol.primitives import Millis
 from nexapod.sim.liars import KINDS
 from nexapod.sim.liars.seats import BeaconAborter
 from nexapod.sim.liars.workers import Copycat
+from nexapod.sim.plan import JobPlan, Network, PeerPlan, Plan
+from nexapod.sim.scenarios import simulate
 from nexapod.sim.world import World
 from tests.protocol.liar_worlds import Place, base, job_of, liars_of, settle, with_liars, world_of
 
@@ -100,3 +102,12 @@ def test_a_leader_that_keeps_proposing_what_nobody_can_sign_is_passed_over() -> 
     plan, places = base()
     world = World(with_liars(plan, "stubborn-seat", places.seats[:1], drift=20_000))
     assert settle(world) <= 20_000
+
+
+def test_two_seats_go_on_though_each_has_proposed_the_round_and_the_objections_are_lost() -> None:
+    speeds = [1186, 709, 901, 945, 1089, 1066, 901, 1279]
+    peers = tuple(PeerPlan(speed=speed, liar="usurper" if i == 5 else None) for i, speed in enumerate(speeds))
+    network = Network(loss=201, duplication=50, straggling=100)
+    job = JobPlan(0, 2_000, 3, 400, max_replicas=4)
+    plan = Plan("seated", 3600, peers, (job,), network, heal_at=25_000, settle_within_ms=150_000)
+    assert not simulate(plan).violations

@@ -198,13 +198,14 @@ class Gate:
             self._ctx.deliver(self._ctx.me, (current.admission,))
 
     def _has_failed(self, current: Round) -> bool:
-        """Given up: an admission that seats object to when no other answers, one that has found no beacon."""
+        """Given up: an admission that seats object to when no other answers, one that has found no beacon, and one of
+        which nothing has come for long. An objection is said once, and may be lost: two seats that had each proposed
+        one of the same round would wait for one another for good."""
         now = self._ctx.now
         if current.quorum_at is not None:
             return current.quorum_at + ROUND_MAX_MS <= now
-        if current.proposed:
-            return bool(current.objectors) and current.opened + limits.LEADER_MUTE_MS <= now
-        return current.opened + ROUND_MAX_MS <= now
+        contested = current.proposed and bool(current.objectors)
+        return current.opened + (limits.LEADER_MUTE_MS if contested else ROUND_MAX_MS) <= now
 
     def _repeat(self) -> None:
         """Say to the other seats where the round is, until they have answered with the beacon."""
