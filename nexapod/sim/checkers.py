@@ -16,6 +16,8 @@ from nexapod.protocol.events import Effect, Event, Penalise, Received, Run, Send
 from nexapod.protocol.node.node import Node
 from nexapod.protocol.notices import FaultProven, JobSettled, Notice, ResultStored, TaskDecided
 from nexapod.protocol.primitives import JobId, Millis, PeerId, TaskId
+from nexapod.protocol.steward.gate.pledges import GATE_RECORD
+from nexapod.protocol.steward.tenure.ballots import TENURE_RECORD
 from nexapod.sim import budgets, calm, tampering
 from nexapod.sim.keys import verify
 from nexapod.sim.liars import HONEST_SEATS
@@ -227,6 +229,8 @@ class Checkers:
             calm.check(self.world)
         if self.world.plan.scenario == "seated":
             budgets.check(self.world)
+        for job in self.world.jobs:
+            self._leaves_nothing(job)
 
     def _is_finished(self, job: Job) -> None:
         if job.over or job.plan.input_missing:
@@ -244,11 +248,26 @@ class Checkers:
         else:
             self.violated("liveness", f"{job.draft.name} is not settled: {self._progress(job)}")
 
+    def _leaves_nothing(self, job: Job) -> None:
+        """Whoever knows that a job is over keeps nothing of what it had pledged and voted."""
+        for machine in self.world.machines:
+            node = machine.node
+            if job.id is None or node is None or not machine.honest:
+                continue
+            report = node.job_report(job.id)
+            own = [kind for kind, key in machine.disk if kind in (GATE_RECORD, TENURE_RECORD) and key[:32] == job.id]
+            if own and report is not None and report.standing != "open":
+                self.violated("keeps-too-much", f"peer {machine.index} keeps {own} of a job that is {report.standing}")
+
     def _can_finish(self, job: Job) -> bool:
         """Whether honest members of its panel could be a quorum of seats. Of a panel of two or one, none may lie: what
         it holds back, or because it is banned, nobody can do in its place."""
         panel = self._panel(job)
-        honest = sum(1 for peer in panel if self.world.by_peer[peer].plan.liar in (None, *HONEST_SEATS))
+        members = [self.world.by_peer[peer] for peer in panel]
+        # Those that have gone for good decide nothing, and caretakers come late.
+        cared_for = self.world.plan.caretaker_ms < self.world.plan.settle_within_ms
+        there = [one for one in members if cared_for or not one.gone]
+        honest = sum(1 for one in there if one.plan.liar in (None, *HONEST_SEATS))
         return not panel or honest > min(limits.SEATS, len(panel)) // 2
 
     def _panel(self, job: Job) -> tuple[PeerId, ...]:

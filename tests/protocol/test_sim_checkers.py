@@ -44,7 +44,7 @@ from nexapod.protocol.worker.inputs import Inputs as WorkerInputs
 from nexapod.protocol.worker.worker import Worker
 from nexapod.sim import budgets
 from nexapod.sim.plan import Clog, Crash, JobPlan, Order, PeerPlan, Plan
-from nexapod.sim.scenarios import SCENARIOS, simulate
+from nexapod.sim.scenarios import simulate
 from nexapod.sim.world import World
 from tests.protocol.liar_worlds import base, job_of, with_liars
 
@@ -309,13 +309,21 @@ PROBED: Final = with_liars(SEATED, "prober", [LEADER])
 LONGER: Final = replace(SEATED, jobs=(replace(SEATED.jobs[0], tasks=12, task_ms=1_500),))
 LYING_WORKERS: Final = tuple(
     with_liars(replace(LONGER, jobs=(replace(LONGER.jobs[0], tasks=tasks),)), "prober", WORKERS)
-    for tasks in range(12, 16)
+    for tasks in range(12, 18)
 )
 USURPED: Final = with_liars(LONGER, "usurper", AT.members[:1])
 FAILING, THERE = base(job_of(tasks=3, failing=(0, 1, 2), max_replicas=16))
 HASTY: Final = with_liars(FAILING, "hasty-seat", THERE.seats[:1], drift=20_000)
 """To its leader all are late."""
-GREEDY: Final = SCENARIOS["seated"](306)
+GREEDY: Final = Plan(
+    "seated",
+    1,
+    tuple(
+        PeerPlan(speed=speed, slots=48 if speed == 4_000 else 2)
+        for speed in (1095, 1299, 4_000, 855, 1302, 1467, 1469, 1500)
+    ),
+    (JobPlan(0, 2_000, 24, 1_500, max_replicas=4),),
+)
 """One worker has room for everything."""
 DIRECTED: Final = (
     Case(shows_at_once, (SEATED,), ("reveals-unasked",)),

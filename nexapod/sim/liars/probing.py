@@ -23,6 +23,7 @@ from nexapod.sim.liars.base import Liar
 from nexapod.sim.liars.envelopes import message_of, statements_of
 
 PERMILLE: Final = 250
+SHOWN_WRONGLY: Final = 600
 HARSH: Final = (
     *("a task twice", "a place outside", "a commit outside", "a freeze outside", "another group", "not sorted"),
     *("a worker twice", "commitments not sorted", "nobody agrees", "who agrees is withheld", "another round"),
@@ -78,7 +79,8 @@ class Prober(Liar):
         return self.send(peer, Deliver((envelope,)))
 
     def _instead(self, effect: Send, message: Deliver) -> Effect:
-        if not self.rng.chance(PERMILLE):
+        shows = any(statements.read(envelope).kind == "reveal" for envelope in message.envelopes)
+        if not self.rng.chance(SHOWN_WRONGLY if shows else PERMILLE):
             return effect
         envelopes = tuple(self._other(envelope) for envelope in message.envelopes)
         if envelopes == message.envelopes:
