@@ -59,6 +59,16 @@ ARGUED: Final[dict[tuple[str, str, str], str]] = {
         "if True for statement.id in self._table.founded",
     ): "gathering what is there already comes to the same",
     (
+        "steward.gate.gate",
+        "for peer in self._audience(current) if current.proposed else self._state.others:",
+        "if True for current.proposed",
+    ): "speed: those are told by two seats whom one has told",
+    (
+        "rules.agreement",
+        "if contested:",
+        "if True for contested",
+    ): "the words in which a failure is told",
+    (
         "certificate.tally",
         "self.more += 1",
         "2 for 1",

@@ -305,6 +305,11 @@ def _strangers(file: File) -> Iterator[Tampered]:
     lonely = statements.make(replace(file.of("admission")[-1].body, epoch=0, round=1 << 20), file.signer(placed.author))
     if len(file.job.panel) > 1:
         yield "it holds what too few have signed", file.settled(_before_shards(file, lonely))
+        freeze = file.of("freeze")[-1]
+        again = tuple(replace(item, round=item.round + 1) for item in freeze.body.items)
+        seat = file.signer(freeze.signers[0])
+        unsigned = statements.make(replace(freeze.body, items=again), seat)
+        yield "a freeze that too few have signed is among the evidence", file.settled([*file.parts, unsigned])
 
 
 def _before_shards(file: File, extra: Statement) -> Part:
