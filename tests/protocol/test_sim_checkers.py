@@ -346,7 +346,7 @@ DIRECTED: Final = (
     Case(fails_without_patience, (HASTY,), ("judges-early",)),
     Case(entitles_everybody, (GREEDY,), ("leases-unfairly",)),
     Case(signs_any_proposal, (PROBED,), ("signs-what-is-wrong",)),
-    Case(counts_what_fits_no_commit, LYING_WORKERS, ("judges-unshown", "judges-wrongly")),
+    Case(counts_what_fits_no_commit, LYING_WORKERS, ("judges-unshown", "judges-wrongly", "liveness")),
     Case(votes_for_anybody, (USURPED,), ("replaces-the-living",)),
     Case(votes_again, (USURPED,), ("votes-twice",)),
     Case(calls_everything_decided, (with_liars(SEATED, "squatter", WORKERS[:1]),), ("tells-undecided",)),

@@ -27,7 +27,7 @@ SHOWN_WRONGLY: Final = 600
 HARSH: Final = (
     *("a task twice", "a place outside", "a commit outside", "a freeze outside", "another group", "not sorted"),
     *("a worker twice", "commitments not sorted", "nobody agrees", "who agrees is withheld", "another round"),
-    *("another epoch", "accepted, as it is"),
+    *("another epoch", "accepted, as it is", "a value to which it was not bound"),
 )
 """Whoever reads these sees that they are wrong, and by whom."""
 ROUNDS_AHEAD: Final = 5
