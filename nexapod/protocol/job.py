@@ -82,6 +82,12 @@ class JobState:
         """The panel now."""
         return self._panels.members
 
+    @property
+    def renewal_away_ms(self) -> int:
+        """For how long members had to be unseen to leave, when the panel last renewed itself."""
+        said = (one.body.away for one in reversed(self._panels.counting()) if one.body.authority == "panel")
+        return next(said, limits.MEMBER_GONE_MS)
+
     def was_member(self, peer: PeerId) -> bool:
         """Whether a peer is a member of the panel, or has been one."""
         return self._panels.ever(peer)

@@ -292,6 +292,33 @@ def test_panels_of_short_lived_members_are_renewed_sooner() -> None:
     assert member_gone_after_ms([2400 * HOUR_MS] * 5) == limits.MEMBER_GONE_MS
 
 
+def test_panels_are_renewed_sooner_where_hardly_a_majority_is_left_and_newcomers_go_by_the_last_time() -> None:
+    assert member_gone_after_ms([], 2) == limits.MEMBER_GONE_MS
+    assert member_gone_after_ms([], 1) == member_gone_after_ms([2400 * HOUR_MS] * 5, 0) == 3 * HOUR_MS
+    assert member_gone_after_ms([HOUR_MS] * 2, last_ms=5 * HOUR_MS) == 5 * HOUR_MS
+    assert member_gone_after_ms([24 * HOUR_MS] * 3, last_ms=5 * HOUR_MS) == 3 * HOUR_MS
+
+
+def test_a_renewal_says_how_long_members_must_have_been_away() -> None:
+    kit = make_kit(members=10)
+    dead, live = in_order(kit)[7:], in_order(kit)[:7]
+    candidates = [Candidate(offer(HashSigner(7, "fresh", i)), "", HOUR_MS) for i in range(3)]
+    bus = Bus(kit)
+    for member in kit.members:
+        bus.host(member, lambda ctx, job: Tenure(ctx, job, lambda: candidates))
+    bus.everybody_knows(*(kit.placed(seat) for seat in kit.seats()))
+    bus.run(limits.SEAT_GONE_MAX_MS + 10_000)
+    bus.kill(*dead)
+    hasty = kit.renewal(dead, [HashSigner(7, "fresh", i) for i in range(3)], live[:1])
+    bus.run(limits.MEMBER_GONE_MIN_MS - limits.SEAT_GONE_MAX_MS)
+    for member in live[1:]:
+        bus.say(live[0], member, Deliver((hasty.envelope,)))
+    bus.run(SOON_MS)
+    assert all(bus[member].job.panel_epoch == 0 for member in live), "it says that nobody need be away at all"
+    bus.run(limits.SEAT_GONE_MAX_MS + 3 * limits.RENEWAL_MS)
+    assert {bus[member].job.renewal_away_ms for member in live} == {limits.MEMBER_GONE_MIN_MS}
+
+
 # --- thirty days ---------------------------------------------------------------------------------------------------
 def caretakers_were_needed(
     half_life_ms: Millis, rng: random.Random, *, members: int = 16, renewed: bool = True, part: int = 8

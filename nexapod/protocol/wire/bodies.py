@@ -171,6 +171,11 @@ class Renewal:
     ]
     authority: Annotated[Authority, choice(*AUTHORITIES), "submitter or panel"]
     previous: Annotated[StatementId, DIGEST, "the renewal that it follows; the job's id when there was none"]
+    away: Annotated[
+        int,
+        integer(0, limits.MEMBER_GONE_MS),
+        "ms for which a member must have been unseen to leave, by the panel's rule; 0 by the submitter's word",
+    ] = 0
     ext: Extensions = ()
 
 

@@ -31,13 +31,18 @@ SPARE_MIN: Final = 1
 STAGGER_MS: Final = limits.PROBE_MAX_MS
 
 
-def gone_after_ms(lifetimes: Sequence[Millis], spare: int = limits.PANEL_MAX) -> Millis:
+def gone_after_ms(
+    lifetimes: Sequence[Millis], spare: int = limits.PANEL_MAX, last_ms: Millis = limits.MEMBER_GONE_MS
+) -> Millis:
     """How long a member must have been away: an eighth of what members' presence lasts, within bounds; sooner when at
-    most SPARE_MIN of those that are there are not needed for a majority. `spare`: how many are not."""
+    most SPARE_MIN of those that are there are not needed for a majority.
+
+    `spare`: how many are not. `last_ms`: what it was when the panel last renewed itself, for whoever has seen too few
+    members leave.
+    """
     most = limits.MEMBER_GONE_MS if spare > SPARE_MIN else limits.MEMBER_GONE_MS // 8
-    if len(lifetimes) < LIFETIMES_MIN:
-        return most
-    return max(limits.MEMBER_GONE_MIN_MS, min(most, int(median(lifetimes)) // 8))
+    usual = last_ms if len(lifetimes) < LIFETIMES_MIN else int(median(lifetimes)) // 8
+    return max(limits.MEMBER_GONE_MIN_MS, min(most, usual))
 
 
 def leaving(
@@ -117,16 +122,17 @@ class Renewals:
     def _away_ms(self) -> Millis:
         members = self._job.members()
         silent = sum(1 for peer in members if self._presence.silent_ms(peer) >= limits.MEMBER_GONE_MIN_MS)
-        return gone_after_ms(list(self._lifetimes.values()), len(members) - silent - panel_quorum(self._job))
+        spare = len(members) - silent - panel_quorum(self._job)
+        return gone_after_ms(list(self._lifetimes.values()), spare, self._job.renewal_away_ms)
 
     def _propose(self) -> None:
         members = self._job.members()
         epoch = self._job.panel_epoch + 1
         if self._ctx.me not in members or not self._ballots.is_free("panel", epoch):
             return
-        away_ms = self._away_ms() + self._rank() * STAGGER_MS
+        away_ms = self._away_ms()
         most = leaving_max(len(members))
-        removed = leaving(members, self._presence.silent_ms, away_ms, most)
+        removed = leaving(members, self._presence.silent_ms, away_ms + self._rank() * STAGGER_MS, most)
         added: tuple[Candidate, ...] = ()
         while len(added) < len(removed):
             removed = removed[: len(added) or None]
@@ -136,7 +142,7 @@ class Renewals:
         if not removed:
             return
         envelopes = tuple(one.offer.envelope for one in added)
-        body = Renewal(self._job.job, epoch, removed, envelopes, "panel", self._job.panel_id)
+        body = Renewal(self._job.job, epoch, removed, envelopes, "panel", self._job.panel_id, away_ms)
         statement = self._ctx.sign(body)
         self._ballots.cast("panel", epoch, statement.id)
         voters = tuple(peer for peer in members if peer != self._ctx.me and peer not in removed)
@@ -173,11 +179,18 @@ class Renewals:
         return found
 
     def _may_sign(self, body: Renewal) -> bool:
-        """True by this member's own observation: those removed were away for half the time, and the rest fits."""
+        """True by this member's own observation: those removed were away for half the time, and the rest fits.
+
+        Members have seen different ones leave, so one that has seen enough takes half of what it would say itself; one
+        that has not goes by what the panel said last.
+        """
         follows = body.previous == self._job.panel_id and body.epoch == self._job.panel_epoch + 1
         if not follows or body.authority != "panel" or self._ctx.me not in self._job.members():
             return False
-        half_ms = self._away_ms() // 2
+        knows = len(self._lifetimes) >= LIFETIMES_MIN
+        if body.away < (self._away_ms() // 2 if knows else self._away_ms()):
+            return False
+        half_ms = body.away // 2
         away = all(peer != self._ctx.me and self._presence.silent_ms(peer) >= half_ms for peer in body.removed)
         members = self._job.members()
         added = self._readable(body.added)
