@@ -75,7 +75,7 @@ async def test_a_fork_bomb_ends_at_the_wall_limit_and_stays_among_its_own_proces
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(count)
-        ended = await hostile(lab, "fork", limits=replace(BRIEF, pids=40))
+        ended = await hostile(lab, "fork", limits=replace(BRIEF, pids=40, memory=256 * MIB))
         nursery.cancel_scope.cancel()
     assert ended.outcome == "wall-limit"
     assert 20 < most <= 40

@@ -181,14 +181,12 @@ class Renewals:
     def _may_sign(self, body: Renewal) -> bool:
         """True by this member's own observation: those removed were away for half the time, and the rest fits.
 
-        Members have seen different ones leave, so one that has seen enough takes half of what it would say itself; one
-        that has not goes by what the panel said last.
+        Members have seen different ones leave, so half of what this one would say itself is enough.
         """
         follows = body.previous == self._job.panel_id and body.epoch == self._job.panel_epoch + 1
         if not follows or body.authority != "panel" or self._ctx.me not in self._job.members():
             return False
-        knows = len(self._lifetimes) >= LIFETIMES_MIN
-        if body.away < (self._away_ms() // 2 if knows else self._away_ms()):
+        if body.away < self._away_ms() // 2:
             return False
         half_ms = body.away // 2
         away = all(peer != self._ctx.me and self._presence.silent_ms(peer) >= half_ms for peer in body.removed)
