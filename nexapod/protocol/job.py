@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import partial
+from itertools import islice
 
 from nexapod.protocol import limits
 from nexapod.protocol.errors import PeerError
@@ -103,8 +104,11 @@ class JobState:
     @property
     def workable(self) -> bool:
         """Whether enough members hold it for others to work on it and pass it on."""
-        holders = sum(1 for peer in self._placed if self._panels.ever(peer))
-        return holders >= min(limits.WITNESSES, len(self._panels.history[0]), len(self.gate().holders))
+        wanted = min(limits.WITNESSES, len(self._panels.history[0]), len(self.gate().holders))
+        if len(self._placed) < wanted:
+            return False
+        holders = (peer for peer in self._placed if self._panels.ever(peer))
+        return len(tuple(islice(holders, wanted))) == wanted
 
     # --- seats -----------------------------------------------------------------------------------------------------
     def seats(self, shard: int) -> Seats:

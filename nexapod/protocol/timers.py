@@ -8,6 +8,15 @@ from collections.abc import Hashable
 from nexapod.protocol.primitives import Millis
 
 
+def earliest(*times: Millis | None) -> Millis | None:
+    """The first of these that there is. Asked for after every event, by every machine: a loop is the cheapest."""
+    first: Millis | None = None
+    for when in times:
+        if when is not None and (first is None or when < first):
+            first = when
+    return first
+
+
 class Timers:
     """When which of the node's machines wants to be ticked."""
 

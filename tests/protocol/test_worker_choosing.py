@@ -202,7 +202,7 @@ def test_a_task_that_asks_for_another_machine_is_never_the_machines_fault() -> N
 
 # --- inputs --------------------------------------------------------------------------------------------------------
 def _prospect(kit: JobKit) -> Prospect:
-    return Prospect(state_of(kit), YES)
+    return Prospect(state_of(kit), YES, turn=0)
 
 
 def test_inputs_are_fetched_once_and_tried_again_ever_more_rarely() -> None:

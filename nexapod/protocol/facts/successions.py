@@ -41,9 +41,9 @@ class Successions:
     # --- what it says ----------------------------------------------------------------------------------------------
     def seats(self, shard: int) -> Seats:
         """Who holds a shard now."""
-        chain = self._chains.get(shard)
+        chain = self._chains.get(shard) if self._chains else None
         if chain is None or not chain.links:
-            return self._first_seats(shard)
+            return self._first.get(shard) or self._first_seats(shard)
         return succession.succeeded(chain.links[-1])
 
     def at(self, shard: int, epoch: int) -> Seats | None:

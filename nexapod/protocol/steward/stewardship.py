@@ -26,7 +26,7 @@ from nexapod.protocol.steward.shard.steward import Steward
 from nexapod.protocol.steward.tenure.ballots import TENURE_RECORD
 from nexapod.protocol.steward.tenure.tenure import Tenure
 from nexapod.protocol.tables import TableReport, fullest, in_turn
-from nexapod.protocol.timers import Timers
+from nexapod.protocol.timers import Timers, earliest
 from nexapod.protocol.wire.bodies import Placed
 from nexapod.protocol.wire.messages import (
     Alive,
@@ -308,8 +308,7 @@ class Stewardship:
         if self._closed:
             return None
         gate = None if self._gate is None else self._gate.deadline
-        times = (self._wake, self._timers.next, gate, self._tenure.deadline, self._inputs.deadline)
-        return min((when for when in times if when is not None), default=None)
+        return earliest(self._wake, self._timers.next, gate, self._tenure.deadline, self._inputs.deadline)
 
     def tick(self) -> None:
         if self._closed:

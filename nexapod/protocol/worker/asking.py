@@ -12,12 +12,12 @@ from typing import Final
 from nexapod.protocol import limits
 from nexapod.protocol.context import Context
 from nexapod.protocol.primitives import JobId, Millis, PeerId
-from nexapod.protocol.timers import Timers
+from nexapod.protocol.timers import Timers, earliest
 from nexapod.protocol.types import Profile
 from nexapod.protocol.worker import slots
 from nexapod.protocol.worker.attempt import Claimed, Granted, Running
 from nexapod.protocol.worker.attempts import Attempt, Attempts, Place
-from nexapod.protocol.worker.bidding import Bidding, is_called
+from nexapod.protocol.worker.bidding import Bidding
 from nexapod.protocol.worker.choosing import Candidate, deal
 from nexapod.protocol.worker.claiming import STANDING_MAX, Claiming
 from nexapod.protocol.worker.executing import running_specs
@@ -68,8 +68,7 @@ class Asking:
     def deadline(self) -> Millis | None:
         # Before it has looked again its claims may be out of date: they wait.
         claims = None if _LOOK in self._wakes else self.claiming.deadline
-        times = [self._wakes.next, self.bidding.deadline, claims]
-        return min((when for when in times if when is not None), default=None)
+        return earliest(self._wakes.next, self.bidding.deadline, claims)
 
     def tick(self) -> None:
         due = self.bidding.deadline is not None and self.bidding.deadline <= self._ctx.now
@@ -159,7 +158,7 @@ class Asking:
         for load in loads:
             loaded[load.submitter] = loaded.get(load.submitter, 0) + slots.load_ms(load, now)
         workable = self._workable(loaded)
-        self.bidding.bid(p for p in workable if p.state.group(self._ctx.me) is None and is_called(p, self._ctx))
+        self.bidding.bid(p for p in workable if p.is_called and p.state.group(self._ctx.me) is None)
         self.claiming.ask(self._claims(workable, loads, loaded, room), busy=bool(loads))
 
     def _workable(self, loaded: Mapping[PeerId, Millis]) -> list[Prospect]:
@@ -168,6 +167,8 @@ class Asking:
         return sorted(found, key=lambda p: (loaded.get(p.submitter, 0), -p.spec.priority, p.job))
 
     def _rests(self, prospect: Prospect) -> bool:
+        if not self._health.any_rests(self._ctx.now):
+            return False
         until = self._health.rests_until(prospect.job, prospect.submitter)
         if until > self._ctx.now:
             self.wake(prospect.job, until)
@@ -178,13 +179,15 @@ class Asking:
     ) -> dict[Place, int]:
         """Claims that have brought nothing stand on, with as much as there is room for; the room is dealt among
         others."""
-        jobs = {prospect.job: prospect for prospect in workable}
+        stale = self.claiming.stale()
+        jobs = {prospect.job: prospect for prospect in workable} if stale else {}
         standing = {
             place: min(claimed, -(-room // slots.task_ms(jobs[place[0]].expected_ms)))
-            for place, claimed in self.claiming.stale().items()
+            for place, claimed in stale.items()
             if place[0] in jobs and self._most(jobs[place[0]], place[1]) > 0
         }
-        dealt = deal(self._candidates(workable, loads, standing), loaded, room)
+        admitted = [prospect for prospect in workable if prospect.state.group(self._ctx.me) is not None]
+        dealt = deal(self._candidates(admitted, loads, standing), loaded, room)
         for job, shard in list(standing)[: max(0, len(standing) - STALE_MAX)] if dealt else ():
             del standing[job, shard]
             jobs[job].withdrawn[shard] = self._ctx.now + WITHDRAWN_MS
@@ -192,11 +195,11 @@ class Asking:
         return standing | dealt
 
     def _candidates(
-        self, workable: list[Prospect], loads: list[slots.Load], standing: Mapping[Place, int]
+        self, admitted: list[Prospect], loads: list[slots.Load], standing: Mapping[Place, int]
     ) -> list[Candidate]:
         found: list[Candidate] = []
         per_submitter: dict[PeerId, int] = {}
-        for prospect in workable:
+        for prospect in admitted:
             if len(found) >= CANDIDATES_MAX:
                 break
             if per_submitter.get(prospect.submitter, 0) >= PER_SUBMITTER_MAX:
@@ -211,8 +214,6 @@ class Asking:
         self, prospect: Prospect, loads: list[slots.Load], standing: Mapping[Place, int]
     ) -> Candidate | None:
         assert self.profile is not None
-        if prospect.state.group(self._ctx.me) is None:
-            return None
         at_once = slots.room_for(
             self.profile, prospect.spec, running_specs(self._prospects, self._attempts, but=prospect.job)
         )

@@ -10,7 +10,7 @@ from typing import Final
 from nexapod.protocol import limits
 from nexapod.protocol.context import Context
 from nexapod.protocol.primitives import JobId, Millis, PeerId, StatementId
-from nexapod.protocol.rules.lottery import turn
+from nexapod.protocol.timers import earliest
 from nexapod.protocol.wire.messages import Bid
 from nexapod.protocol.worker.prospects import Prospect
 
@@ -35,11 +35,6 @@ class _Standing:
         return self.said + limits.LEADER_MUTE_MS
 
 
-def is_called(prospect: Prospect, ctx: Context) -> bool:
-    """Whether this worker's turn has come."""
-    return turn(prospect.job, ctx.me) < prospect.call
-
-
 class Bidding:
     """The bids that stand."""
 
@@ -50,12 +45,15 @@ class Bidding:
         """How often a bid was said in vain."""
         self._room_at: Millis | None = None
         """When the first of those bids is no longer fresh for which another job waits."""
+        self._until: Millis | None = None
+        """When the first bid has to be repeated; None: not known."""
 
     @property
     def deadline(self) -> Millis | None:
         """When a bid has to be repeated, if it is still of use, or when there is room for another."""
-        until = min((bid.until for bid in self._standing.values()), default=None)
-        return min((when for when in (until, self._room_at) if when is not None), default=None)
+        if self._until is None and self._standing:
+            self._until = min(bid.until for bid in self._standing.values())
+        return earliest(self._until, self._room_at)
 
     def bid(self, prospects: Iterable[Prospect]) -> None:
         """Bid for these: not admitted, called, and there is room for their tasks. Those least often tried in vain go
@@ -63,16 +61,17 @@ class Bidding:
         now = self._ctx.now
         self._standing = {job: bid for job, bid in self._standing.items() if bid.until > now}
         fresh = [bid.fresh_until for bid in self._standing.values() if bid.fresh_until > now]
-        self._room_at = None
-        for prospect in sorted(prospects, key=self._turn):
-            standing, gate = self._standing.get(prospect.job), prospect.state.gate().id
-            if standing is not None and standing.gate == gate:
-                continue
+        self._room_at = self._until = None
+        for prospect in sorted((p for p in prospects if not self._stands(p)), key=self._turn):
             if len(fresh) >= FRESH_MAX:
                 self._room_at = min(fresh)
                 break
-            said = self._standing[prospect.job] = _Standing(now, gate, self._say(prospect))
+            said = self._standing[prospect.job] = _Standing(now, prospect.state.gate().id, self._say(prospect))
             fresh.append(said.fresh_until)
+
+    def _stands(self, prospect: Prospect) -> bool:
+        standing = self._standing.get(prospect.job)
+        return standing is not None and standing.gate == prospect.state.gate().id
 
     def _turn(self, prospect: Prospect) -> tuple[int, bool]:
         gate = prospect.state.gate().holders
@@ -80,6 +79,7 @@ class Bidding:
 
     def peer_up(self, peer: PeerId, prospects: Mapping[JobId, Prospect]) -> None:
         """A link is back: a gate's seat forgets the bid of a worker whose link breaks."""
+        self._until = None
         for job in [job for job in self._standing if peer in prospects[job].state.gate().holders]:
             standing = self._standing[job]
             if peer in standing.queued:
@@ -90,6 +90,7 @@ class Bidding:
     def peer_down(self, peer: PeerId, prospects: Mapping[JobId, Prospect]) -> None:
         """What waited for its link is lost. Of a seat that was linked: it may have admitted this worker with its last
         words, and the other seats take that for told; whoever bids again is answered with it."""
+        self._until = None
         for job, standing in list(self._standing.items()):
             if peer in standing.queued:
                 self._standing[job] = replace(standing, queued=standing.queued - {peer})
@@ -98,6 +99,7 @@ class Bidding:
 
     def forget(self, job: JobId) -> None:
         """The job is over, or has admitted this worker."""
+        self._until = None
         self._standing.pop(job, None)
         self._times.pop(job, None)
 

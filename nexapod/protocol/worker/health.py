@@ -78,6 +78,8 @@ class Health:
         self._authors: OrderedDict[PeerId, _Row] = OrderedDict()
         self._machine: list[PeerId] = []
         self.machine_rests_until: Millis = 0
+        self._last_rest_until: Millis = 0
+        """Of all jobs and authors: mostly none rests, and whoever goes through all jobs need not ask for each."""
 
     def succeeded(self, job: JobId, author: PeerId) -> None:
         """A task has ended with a result, whatever it is."""
@@ -98,9 +100,14 @@ class Health:
     def inputs_missing(self, job: JobId, now: Millis) -> None:
         """Nobody gave the inputs of a job for long."""
         self._jobs.setdefault(job, _JobRecord()).row.rest_until = now + REST_MS
+        self._last_rest_until = now + REST_MS
 
     def table(self) -> TableReport:
         return TableReport("authors whose tasks failed here", len(self._authors), AUTHORS_MAX)
+
+    def any_rests(self, now: Millis) -> bool:
+        """Whether any job or author may rest now."""
+        return self._last_rest_until > now
 
     def rests_until(self, job: JobId, author: PeerId) -> Millis:
         """When a job may be worked on again; in the past: now."""
@@ -119,8 +126,10 @@ class Health:
         del self._machine[:-ROW_MAX]
 
     def _charge_job(self, record: _JobRecord, task: TaskId, author: PeerId, result: RunResult, now: Millis) -> Blame:
+        row = self._author(author)
         record.row.fail(ROW_MAX, now)
-        self._author(author).fail(AUTHOR_ROW_MAX, now)
+        row.fail(AUTHOR_ROW_MAX, now)
+        self._last_rest_until = max(self._last_rest_until, record.row.rest_until, row.rest_until)
         tries = record.tries[task.index] = record.tries.get(task.index, 0) + 1
         starts = result.usage.wall_ms > 0 or result.exit == EXIT_TRY_ELSEWHERE
         if tries < (TRIES_MAX if starts else START_TRIES_MAX) and (starts or not record.unstartable):

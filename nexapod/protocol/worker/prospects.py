@@ -21,6 +21,8 @@ class Prospect:
     state: JobState
     fit: Decision
     """Whether this machine satisfies the job and its owner accepts the submitter."""
+    turn: int
+    """When this worker is asked to bid."""
     call: int = 0
     """Workers whose turn is below it are asked to bid."""
     expected_ms: Millis = 0
@@ -40,18 +42,18 @@ class Prospect:
     """How often another member of the panel was asked because no seat was there."""
     unreached: int = 0
     """How often in a row no seat had a link when something was said: the first time may be what dials them."""
+    job: JobId = field(init=False)
+    spec: JobSpec = field(init=False)
+    submitter: PeerId = field(init=False)
+
+    def __post_init__(self) -> None:
+        # A worker that knows of many jobs goes through all of them: what never changes is at hand.
+        self.job, self.spec, self.submitter = self.state.job, self.state.spec, self.state.submitter
 
     @property
-    def job(self) -> JobId:
-        return self.state.job
-
-    @property
-    def spec(self) -> JobSpec:
-        return self.state.spec
-
-    @property
-    def submitter(self) -> PeerId:
-        return self.state.submitter
+    def is_called(self) -> bool:
+        """Whether this worker's turn to bid has come."""
+        return self.turn < self.call
 
     def tell(self, ctx: Context, shard: int, message: Message) -> frozenset[PeerId]:
         """Say something to each seat of a shard. Returns those that have to be dialled first: they hear it when their

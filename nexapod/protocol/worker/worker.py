@@ -15,9 +15,11 @@ from nexapod.protocol.notices import WorkRefused
 from nexapod.protocol.primitives import File, JobId, Millis, Part, PeerId, StatementId, TaskId
 from nexapod.protocol.records import Record
 from nexapod.protocol.report import AttemptReport
+from nexapod.protocol.rules.lottery import turn
 from nexapod.protocol.rules.matching import Decision, Policy, accepts, satisfies
 from nexapod.protocol.runs import RunResult
 from nexapod.protocol.tables import TableReport
+from nexapod.protocol.timers import earliest
 from nexapod.protocol.types import Profile
 from nexapod.protocol.wire import text
 from nexapod.protocol.wire.messages import AskLog, Gone, Grant, Message, Status, TaskLog
@@ -41,11 +43,6 @@ from nexapod.protocol.worker.standing import Heard, Standings
 RELEASED_MS: Final = 2 * limits.LEASE_TTL_MS
 """A task that this machine could not run is left to others for so long, and then ever longer."""
 _NOT_PROBED: Final = Decision(False, "this peer's hardware has not been probed yet")
-
-
-class _Machine(Protocol):
-    @property
-    def deadline(self) -> Millis | None: ...
 
 
 class _OfJobs(Protocol):
@@ -107,16 +104,14 @@ class Worker:
     # --- time ------------------------------------------------------------------------------------------------------
     @property
     def deadline(self) -> Millis | None:
-        machines: tuple[_Machine, ...] = (
-            self._asking,
-            self._granting,
-            self._handover,
-            self._inputs,
-            self._renewing,
-            self._resuming,
+        return earliest(
+            self._asking.deadline,
+            self._granting.deadline,
+            self._handover.deadline,
+            self._inputs.deadline,
+            self._renewing.deadline,
+            self._resuming.deadline,
         )
-        times = [machine.deadline for machine in machines]
-        return min((when for when in times if when is not None), default=None)
 
     def tick(self) -> None:
         taken, failed = self._granting.tick()
@@ -200,7 +195,7 @@ class Worker:
 
     def _prospect(self, job: JobState) -> Prospect:
         if job.job not in self._prospects:
-            self._prospects[job.job] = Prospect(job, self._fit(job))
+            self._prospects[job.job] = Prospect(job, self._fit(job), turn(job.job, self._ctx.me))
         return self._prospects[job.job]
 
     # --- the machine and its owner ---------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ class Admitting:
 
     @property
     def next_objection(self) -> Millis | None:
-        return min((until for _, _, until in self._waiting.values()), default=None)
+        return min(until for _, _, until in self._waiting.values()) if self._waiting else None
 
     # --- bids --------------------------------------------------------------------------------------------------------
     def on_bid(self, worker: PeerId) -> None:

@@ -20,6 +20,7 @@ from nexapod.protocol.steward.gate.pledges import Pledges
 from nexapod.protocol.steward.gate.rounds import Round
 from nexapod.protocol.steward.gate.state import GateState
 from nexapod.protocol.tables import TableReport
+from nexapod.protocol.timers import earliest
 from nexapod.protocol.wire.messages import Bid, Card, Object, Value
 from nexapod.protocol.wire.statements import Statement
 
@@ -61,8 +62,8 @@ class Gate:
     def deadline(self) -> Millis | None:
         # Before the job is workable nobody is admitted or called, whatever the time.
         waits = self._state.round is not None or self._admitting.next_objection is not None
-        rests = not self._job.workable and not waits
-        return None if self._job.closed or rests else _earliest(self._wake, self.announcer.due)
+        rests = not waits and not self._job.workable
+        return None if self._job.closed or rests else earliest(self._wake, self.announcer.due)
 
     def on_message(self, peer: PeerId, message: Bid | Value | Object) -> None:
         """`peer`: on whose link it came. Raises PeerError."""
@@ -237,8 +238,3 @@ class Gate:
             times.append(state.bids.doubted_until(now))
         later = (when if when > now else now + limits.ROUND_MS for when in times if when is not None)
         return min(later, default=None)
-
-
-def _earliest(one: Millis | None, other: Millis | None) -> Millis | None:
-    times = [when for when in (one, other) if when is not None]
-    return min(times, default=None)

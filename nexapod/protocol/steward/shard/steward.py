@@ -29,6 +29,7 @@ from nexapod.protocol.steward.shard.state import ShardState
 from nexapod.protocol.steward.shard.telling import Telling
 from nexapod.protocol.steward.shard.voting import Voting
 from nexapod.protocol.tables import TableReport
+from nexapod.protocol.timers import earliest
 from nexapod.protocol.wire import messages
 from nexapod.protocol.wire.messages import Message, Status, TaskView
 from nexapod.protocol.wire.statements import Statement
@@ -300,7 +301,7 @@ class Steward:
     def deadline(self) -> Millis | None:
         if self._state.closed:
             return None
-        times = (
+        return earliest(
             self._state.timers.next,
             self._state.claims.next_end,
             self._outputs.next_at,
@@ -308,7 +309,6 @@ class Steward:
             self._collecting.next_at,
             self._voting.next_at(),
         )
-        return min((time for time in times if time is not None), default=None)
 
     def tick(self) -> None:
         state, now = self._state, self._ctx.now

@@ -36,7 +36,7 @@ class Petitions:
 
     @property
     def deadline(self) -> Millis | None:
-        return min((petition.due for petition in self._open.values()), default=None)
+        return min(petition.due for petition in self._open.values()) if self._open else None
 
     def __len__(self) -> int:
         return len(self._open)

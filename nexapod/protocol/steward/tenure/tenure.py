@@ -37,6 +37,7 @@ from nexapod.protocol.steward.tenure.replacing import (
     gone_after_ms,
 )
 from nexapod.protocol.tables import TableReport
+from nexapod.protocol.timers import earliest
 from nexapod.protocol.wire.bodies import Authority, Succession
 from nexapod.protocol.wire.messages import Alive, Refused
 from nexapod.protocol.wire.statements import Statement
@@ -88,9 +89,9 @@ class Tenure:
     def deadline(self) -> Millis | None:
         if self._job.closed:
             return None
-        pending = min((entry.until for entry in self._pending.values()), default=None)
-        times = (self.presence.deadline, self._scan_at, self._petitions.deadline, pending, self._renewals.deadline)
-        return min((when for when in times if when is not None), default=None)
+        pending = min(entry.until for entry in self._pending.values()) if self._pending else None
+        renewals, petitions = self._renewals.deadline, self._petitions.deadline
+        return earliest(self.presence.deadline, self._scan_at, petitions, pending, renewals)
 
     def heard(self, peer: PeerId) -> None:
         """Whatever it said: it is there."""
