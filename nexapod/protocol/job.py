@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import partial
-from itertools import islice
 
 from nexapod.protocol import limits
 from nexapod.protocol.errors import PeerError
@@ -57,6 +56,8 @@ class JobState:
         self._placed: dict[PeerId, Statement] = {}
         self._faults = Faults(self.job, verify, self._panels.ever)
         self._closing: Statement | None = None
+        self._workable: bool | None = None
+        """None: something was folded in since it was last asked, which is after every event."""
 
     # --- the end ---------------------------------------------------------------------------------------------------
     @property
@@ -104,11 +105,11 @@ class JobState:
     @property
     def workable(self) -> bool:
         """Whether enough members hold it for others to work on it and pass it on."""
-        wanted = min(limits.WITNESSES, len(self._panels.history[0]), len(self.gate().holders))
-        if len(self._placed) < wanted:
-            return False
-        holders = (peer for peer in self._placed if self._panels.ever(peer))
-        return len(tuple(islice(holders, wanted))) == wanted
+        if self._workable is None:
+            holders = sum(1 for peer in self._placed if self._panels.ever(peer))
+            wanted = min(limits.WITNESSES, len(self._panels.history[0]), len(self.gate().holders))
+            self._workable = holders >= wanted
+        return self._workable
 
     # --- seats -----------------------------------------------------------------------------------------------------
     def seats(self, shard: int) -> Seats:
@@ -218,6 +219,7 @@ class JobState:
             return self._same(statement)
         if getattr(statement.body, "job", None) != self.job:
             raise PeerError("other-job", statement.kind)
+        self._workable = None
         added = self._add(statement)
         # What the gate's seats of an earlier epoch signed does not count, but there is something to adopt.
         founded = added == "proposal" and self._admissions.is_founded(statement.id)

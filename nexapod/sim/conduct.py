@@ -8,7 +8,7 @@ where the world cannot tell (a seat that spoke to itself), nothing is said.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -65,6 +65,8 @@ class Conduct:
         self._world = world
         self._violated = violated
         self._frames: dict[bytes, messages.Message | None] = {}
+        self._delivered: dict[bytes, tuple[Statement, ...]] = {}
+        """The statements of the frames that deliver any: most are sent to several machines, and then read by each."""
         self._known = Knowledge(world)
         self._judges = Judges(world, self._known, violated)
         self._offices = Offices(world, self._known, violated)
@@ -97,7 +99,7 @@ class Conduct:
         heard = self._heard.setdefault(machine.index, set())
         match message:
             case messages.Deliver():
-                for statement in self._statements(message):
+                for statement in self._statements(frame, message):
                     self._known.note(machine, statement)
                     self._answers.asked(machine, peer, statement)
                     if statement.kind == "commit" and statement.author == peer:
@@ -115,7 +117,7 @@ class Conduct:
     def sent(self, machine: Machine, peer: PeerId, frame: bytes) -> None:
         """A frame leaves a machine, whether it arrives or not."""
         message = self._message(frame)
-        for statement in self._statements(message) if isinstance(message, messages.Deliver) else ():
+        for statement in self._statements(frame, message) if isinstance(message, messages.Deliver) else ():
             self._note(machine, statement)
             if machine.honest:
                 self._answers.signed(machine, statement)
@@ -170,20 +172,17 @@ class Conduct:
         if frame not in self._frames:
             if len(self._frames) >= _FRAMES_MAX:
                 self._frames.clear()
+                self._delivered.clear()
             try:
                 self._frames[frame] = messages.decode(frame)
             except PeerError:
                 self._frames[frame] = None
         return self._frames[frame]
 
-    def _statements(self, message: messages.Deliver) -> list[Statement]:
-        found = []
-        for envelope in message.envelopes:
-            try:
-                statement = statements.decode(envelope, verify)
-            except PeerError:
-                continue
-            found.append(statement)
+    def _statements(self, frame: bytes, message: messages.Deliver) -> tuple[Statement, ...]:
+        found = self._delivered.get(frame)
+        if found is None:
+            found = self._delivered[frame] = tuple(_readable(message))
         return found
 
     # --- what everybody has said -----------------------------------------------------------------------------------
@@ -378,6 +377,15 @@ class Conduct:
         lacking = [part for part in known.draft.shard_parts(grant.shard) if part.blob not in machine.blobs]
         if lacking:
             self._violated("grants-without-inputs", f"peer {machine.index} grants tasks of shard {grant.shard}")
+
+
+def _readable(message: messages.Deliver) -> Iterator[Statement]:
+    for envelope in message.envelopes:
+        try:
+            statement = statements.decode(envelope, verify)
+        except PeerError:
+            continue
+        yield statement
 
 
 def _sealed(job: JobId, task: int, worker: PeerId, salt: bytes, root: Digest, resumed: StatementId | None) -> bytes:

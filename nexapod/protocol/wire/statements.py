@@ -241,7 +241,15 @@ class Unverified:
 
 def read(envelope: bytes) -> Unverified:
     """The frame of an envelope, so that relevance can be decided before a signature is checked. Raises PeerError."""
+    # The same one comes from many peers: small ones are remembered, so that each is read, and its id computed, once.
+    return _read(envelope) if len(envelope) > limits.REMEMBERED_BYTES_MAX else _remembered_frame(envelope)
+
+
+def _read(envelope: bytes) -> Unverified:
     return fields.unpacked(envelope, limits.ENVELOPE_BYTES_MAX, _frame)
+
+
+_remembered_frame: Final = lru_cache(maxsize=limits.REMEMBERED_MAX)(_read)
 
 
 def _frame(raw: Raw) -> Unverified:

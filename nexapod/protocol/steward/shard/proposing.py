@@ -90,6 +90,8 @@ class Proposals:
 
     def free(self, subject: Subject, tasks: Collection[int], now: Millis) -> list[list[int]]:
         """Of these tasks those that may be proposed now, in the groups in which they should be."""
+        if not tasks:
+            return []
         busy = {task for p in self._open.values() if _subject(p) == subject for task in p.tasks}
         groups: dict[frozenset[PeerId], list[int]] = {}
         for task in sorted(tasks):
