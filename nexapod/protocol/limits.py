@@ -129,7 +129,7 @@ LINEAGE_MAX: Final = 64
 """Checkpoints of one task whose author is remembered, and how far a lineage is followed."""
 REMEMBERED_MAX: Final = 4_096
 REMEMBERED_BYTES_MAX: Final = 4_096
-"""Signatures that were checked and are remembered, and the most that one of them may cover."""
+"""Signatures that were checked and envelopes that were read are remembered: so many, each of at most so many bytes."""
 
 # --- admission: what a stranger may ask for -------------------------------------------------------------------------
 JOBS_PER_AUTHOR_MAX: Final = 64

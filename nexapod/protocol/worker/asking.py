@@ -7,6 +7,7 @@ it is done at most once in LOOK_MS however often tasks end; how often seats hear
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from typing import Final
 
 from nexapod.protocol import limits
@@ -158,39 +159,56 @@ class Asking:
         for load in loads:
             loaded[load.submitter] = loaded.get(load.submitter, 0) + slots.load_ms(load, now)
         workable = self._workable(loaded)
-        self.bidding.bid(p for p in workable if p.is_called and p.state.group(self._ctx.me) is None)
-        self.claiming.ask(self._claims(workable, loads, loaded, room), busy=bool(loads))
+        admitted: list[Prospect] = []
+        called: list[Prospect] = []
+        for prospect in workable:
+            if prospect.state.group(self._ctx.me) is not None:
+                admitted.append(prospect)
+            elif prospect.is_called:
+                called.append(prospect)
+        self.bidding.bid(called)
+        stale = self._stale(workable, room)
+        self.claiming.ask(self._claims(admitted, stale, loads, loaded, room), busy=bool(loads))
 
     def _workable(self, loaded: Mapping[PeerId, Millis]) -> list[Prospect]:
         """The jobs that this machine would work on, in the order in which it would."""
-        found = [p for p in self._prospects.values() if p.fit.ok and not p.state.closed and not self._rests(p)]
-        return sorted(found, key=lambda p: (loaded.get(p.submitter, 0), -p.spec.priority, p.job))
+        found = [prospect for prospect in self._prospects.values() if prospect.fit.ok and not prospect.state.closed]
+        if self._health.any_rests(self._ctx.now):
+            found = [prospect for prospect in found if not self._rests(prospect)]
+        found.sort(key=attrgetter("rank"))
+        if loaded:
+            found.sort(key=lambda prospect: loaded.get(prospect.submitter, 0))
+        return found
 
     def _rests(self, prospect: Prospect) -> bool:
-        if not self._health.any_rests(self._ctx.now):
-            return False
         until = self._health.rests_until(prospect.job, prospect.submitter)
         if until > self._ctx.now:
             self.wake(prospect.job, until)
         return until > self._ctx.now
 
-    def _claims(
-        self, workable: list[Prospect], loads: list[slots.Load], loaded: Mapping[PeerId, Millis], room: Millis
-    ) -> dict[Place, int]:
-        """Claims that have brought nothing stand on, with as much as there is room for; the room is dealt among
-        others."""
+    def _stale(self, workable: list[Prospect], room: Millis) -> dict[Place, int]:
+        """Claims that have brought nothing, with as much as there is room for."""
         stale = self.claiming.stale()
         jobs = {prospect.job: prospect for prospect in workable} if stale else {}
-        standing = {
+        return {
             place: min(claimed, -(-room // slots.task_ms(jobs[place[0]].expected_ms)))
             for place, claimed in stale.items()
             if place[0] in jobs and self._most(jobs[place[0]], place[1]) > 0
         }
-        admitted = [prospect for prospect in workable if prospect.state.group(self._ctx.me) is not None]
+
+    def _claims(
+        self,
+        admitted: list[Prospect],
+        standing: dict[Place, int],
+        loads: list[slots.Load],
+        loaded: Mapping[PeerId, Millis],
+        room: Millis,
+    ) -> dict[Place, int]:
+        """Claims that have brought nothing stand on; the room is dealt among others."""
         dealt = deal(self._candidates(admitted, loads, standing), loaded, room)
         for job, shard in list(standing)[: max(0, len(standing) - STALE_MAX)] if dealt else ():
             del standing[job, shard]
-            jobs[job].withdrawn[shard] = self._ctx.now + WITHDRAWN_MS
+            self._prospects[job].withdrawn[shard] = self._ctx.now + WITHDRAWN_MS
         dealt = dict(list(dealt.items())[: STANDING_MAX - len(standing)])
         return standing | dealt
 

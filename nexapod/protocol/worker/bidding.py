@@ -22,6 +22,8 @@ FRESH_MAX: Final = 32
 class _Standing:
     said: Millis
     gate: StatementId
+    seats_version: int
+    """Of the job, when the gate was looked up."""
     queued: frozenset[PeerId] = frozenset()
     """Seats that hear it once their links come up."""
 
@@ -59,19 +61,24 @@ class Bidding:
         """Bid for these: not admitted, called, and there is room for their tasks. Those least often tried in vain go
         first, then those whose gate is there, then as they come: jobs that nobody admits to hold up no others."""
         now = self._ctx.now
-        self._standing = {job: bid for job, bid in self._standing.items() if bid.until > now}
-        fresh = [bid.fresh_until for bid in self._standing.values() if bid.fresh_until > now]
+        if self._until is None or self._until <= now:
+            self._standing = {job: bid for job, bid in self._standing.items() if bid.until > now}
+        mute_since = now - limits.LEADER_MUTE_MS
+        fresh = [bid.fresh_until for bid in self._standing.values() if bid.said > mute_since]
         self._room_at = self._until = None
         for prospect in sorted((p for p in prospects if not self._stands(p)), key=self._turn):
             if len(fresh) >= FRESH_MAX:
                 self._room_at = min(fresh)
                 break
-            said = self._standing[prospect.job] = _Standing(now, prospect.state.gate().id, self._say(prospect))
+            said = self._standing[prospect.job] = self._say(prospect)
             fresh.append(said.fresh_until)
 
     def _stands(self, prospect: Prospect) -> bool:
         standing = self._standing.get(prospect.job)
-        return standing is not None and standing.gate == prospect.state.gate().id
+        if standing is None:
+            return False
+        state = prospect.state
+        return standing.seats_version == state.seats_version or standing.gate == state.gate().id
 
     def _turn(self, prospect: Prospect) -> tuple[int, bool]:
         gate = prospect.state.gate().holders
@@ -103,7 +110,8 @@ class Bidding:
         self._standing.pop(job, None)
         self._times.pop(job, None)
 
-    def _say(self, prospect: Prospect) -> frozenset[PeerId]:
+    def _say(self, prospect: Prospect) -> _Standing:
         self._times[prospect.job] += 1
         self._ctx.trace("bid_sent", job=prospect.job)
-        return prospect.tell(self._ctx, 0, Bid(prospect.job))
+        queued = prospect.tell(self._ctx, 0, Bid(prospect.job))
+        return _Standing(self._ctx.now, prospect.state.gate().id, prospect.state.seats_version, queued)

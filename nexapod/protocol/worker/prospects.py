@@ -45,10 +45,13 @@ class Prospect:
     job: JobId = field(init=False)
     spec: JobSpec = field(init=False)
     submitter: PeerId = field(init=False)
+    rank: tuple[int, JobId] = field(init=False)
+    """Among jobs for whose submitters this machine does equally much."""
 
     def __post_init__(self) -> None:
         # A worker that knows of many jobs goes through all of them: what never changes is at hand.
         self.job, self.spec, self.submitter = self.state.job, self.state.spec, self.state.submitter
+        self.rank = -self.spec.priority, self.job
 
     @property
     def is_called(self) -> bool:
