@@ -3,9 +3,9 @@
     python benchmarks/leaving.py --half-life 1 --days 6
 
 So many machines are there at any time; when one leaves, another that nobody knew joins within the hour. Each job has a
-submitter of its own, which goes as soon as its job is placed and comes back when it should long be done. Said are which
-jobs settled, which came to caretakers, and how many members of each panel were there, day by day. Slow: a day of 16
-machines takes about two minutes of processor time. Exits with 1 if a job was not settled.
+submitter of its own, which goes a minute after it has submitted it and comes back when it should long be done. Said
+are which jobs settled, which came to caretakers, and how many members of each panel were there, day by day. Slow: a
+day of 16 machines takes about two minutes of processor time. Exits with 1 if a job was not settled.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from nexapod.sim.world import World
 
 HOUR_MS: Final = 3_600_000
 DAY_MS: Final = 24 * HOUR_MS
-PLACED_MS: Final = 60_000
+SUBMITTED_MS: Final = 600_000
+"""By then a submitter has met the machines that are there."""
+PLACED_MS: Final = SUBMITTED_MS + 60_000
 """Every submitter leaves then."""
 REPLACED_MS: Final = (60_000, HOUR_MS)
 """How long after one has left the next one joins."""
@@ -41,7 +43,9 @@ def leaving(seed: int, half_life_ms: Millis, span_ms: Millis, present: int, jobs
     crashes = [Crash(PLACED_MS, i, span_ms - PLACED_MS) for i in range(jobs)]
     crashes += [Crash(until, jobs + i, None) for i, (_, _, until) in enumerate(lives) if until < span_ms]
     tasks = max(1, working * span_ms * 6 // (10 * TASK_MS * 2 * jobs))
-    planned = [JobPlan(i, 5_000 + 1_000 * i, tasks, TASK_MS, wall_ms=7 * DAY_MS, checkpoints=True) for i in range(jobs)]
+    planned = [
+        JobPlan(i, SUBMITTED_MS + 1_000 * i, tasks, TASK_MS, wall_ms=7 * DAY_MS, checkpoints=True) for i in range(jobs)
+    ]
     return Plan(
         "leaving",
         seed,

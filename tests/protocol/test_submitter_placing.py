@@ -185,6 +185,24 @@ def test_a_seat_that_refuses_is_replaced_and_leaves_the_panel() -> None:
     assert bench.submission.report().refused == ((seat.peer, "no room"),)
 
 
+def test_a_small_panel_grows_once_its_job_lasts_and_its_submitter_knows_more_peers() -> None:
+    known: list[Candidate] = []
+    bench = Bench(members=4, candidates=lambda: known)
+    bench.run()
+    bench.place_all()
+    fresh = [HashSigner(1, "fresh", n) for n in range(20)]
+    bench.peers.up += [one.peer for one in fresh]
+    known[:] = [candidate(fresh[0])]
+    bench.run(limits.MEMBER_GONE_MIN_MS + limits.COLLECT_MS)
+    assert len(bench.job.members()) == 4, "one more is not worth a renewal"
+    known[:] = [candidate(one, n) for n, one in enumerate(fresh)]
+    bench.run(limits.COLLECT_MS)
+    assert len(bench.job.members()) == limits.PANEL_USUAL
+    assert set(bench.job.members()) > {one.peer for one in bench.made.members}
+    bench.run(2 * limits.SUBMITTER_SUCCESSION_MS)
+    assert bench.job.panel_epoch == 1
+
+
 def test_a_seat_by_succession_holds_a_shard_when_it_says_ready() -> None:
     bench = Bench(members=4)
     bench.run()

@@ -50,6 +50,7 @@ class Replacing:
         self._rival_since: dict[StatementId, Millis] = {}
         """By what it follows: since when this node's own proposal for the next epoch has been in the way."""
         self._renewed_at: Millis | None = None
+        self._renewable_at: Millis = ctx.now + limits.MEMBER_GONE_MIN_MS
         self._helpless_since: Millis | None = None
         """Since when this node, which meets others, has met no majority of the panel."""
         self._knocked_at: Millis = ctx.now
@@ -204,14 +205,14 @@ class Replacing:
     # --- renewals --------------------------------------------------------------------------------------------------
     def _renew(self) -> None:
         """Members that refused leave the panel, and those lost when it cannot renew itself; peers known here come in
-        their place."""
+        their place. A panel that was small when the job was placed grows."""
         members = self.job.members()
         lost = self._lost()
         leaving = tuple(peer for peer in members if peer in self.refused or peer in lost)
-        if not leaving or not self._may_renew():
+        if not self._may_renew():
             return
-        added = self._fresh(leaving)
-        if len(leaving) == len(members) and not added:
+        added = self._fresh(leaving) if leaving else self._more()
+        if (not leaving and not added) or (len(leaving) == len(members) and not added):
             return
         self._renewed_at = self.ctx.now
         body = Renewal(
@@ -248,14 +249,24 @@ class Replacing:
             return ()
         return tuple(peer for peer in absent if self._gone_ms(peer) >= limits.CARETAKER_MS)
 
-    def _fresh(self, leaving: Collection[PeerId]) -> tuple[Candidate, ...]:
-        """Peers that this node reached itself and that have never been asked, as many as leave."""
+    def _more(self) -> tuple[Candidate, ...]:
+        """A third or more of a panel smaller than usual, once it has to live for longer than its members may be away:
+        the fewer they are, the sooner no majority of them is left."""
+        members = self.job.members()
+        placed = self._placing.placed and self._renewable_at <= self.ctx.now
+        if not placed or len(members) >= limits.PANEL_USUAL:
+            return ()
+        found = self._fresh((), limits.PANEL_USUAL - len(members))
+        return found if 3 * len(found) >= len(members) else ()
+
+    def _fresh(self, leaving: Collection[PeerId], more: int = 0) -> tuple[Candidate, ...]:
+        """Peers that this node reached itself and that have never been asked: as many as leave, and some more."""
         known = [one for one in self._candidates() if one.reached and self.ctx.peers.linked(one.peer)]
         staying = {peer: self.job.addrs(peer) for peer in self.job.members() if peer not in leaving}
         return newcomers(
             [one for one in known if one.peer not in self.refused and one.peer not in leaving],
             self.job.spec,
-            min(len(leaving), limits.PANEL_MAX - len(staying)),
+            min(len(leaving) + more, limits.PANEL_MAX - len(staying)),
             kept=staying,
             grouping=self.ctx.grouping,
             draw=self.ctx.entropy,

@@ -39,6 +39,17 @@ class Ballots:
         last = self._cast.get(office)
         return last is None or last[0] < epoch or (last[0] == epoch and rank < last[1])
 
+    def last(self, office: Office) -> tuple[int, StatementId] | None:
+        """The last epoch that something was signed for, and what."""
+        last = self._cast.get(office)
+        return None if last is None else (last[0], last[2])
+
+    def release(self, office: Office) -> None:
+        """What was signed last will not come to count: something else may be signed for its epoch."""
+        last = self._cast.get(office)
+        if last is not None:
+            self._cast[office] = (last[0] - 1, *last[1:])
+
     def cast(self, office: Office, epoch: int, id: StatementId, rank: int = 0) -> None:
         """Saved in the call in which the signature is given."""
         if self._cast.get(office) != (epoch, rank, id):

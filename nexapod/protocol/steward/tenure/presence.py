@@ -100,12 +100,10 @@ class Presence:
         entry = self._watched.get(peer)
         return entry is not None and entry.heard is not None and entry.heard + FRESH_MS > self._ctx.now
 
-    def lifetime_ms(self, peer: PeerId) -> Millis | None:
-        """For how long one was seen that has fallen silent; None while it is here, or if it never was."""
+    def seen_ms(self, peer: PeerId) -> Millis:
+        """From when it was watched to when it last said something."""
         entry = self._watched.get(peer)
-        if entry is None or entry.asked is None or entry.heard is None:
-            return None
-        return entry.heard - entry.since
+        return 0 if entry is None or entry.heard is None else entry.heard - entry.since
 
     def reaches(self, peer: PeerId, about: PeerId) -> bool | None:
         """What a peer has said of another lately; None: nothing."""
