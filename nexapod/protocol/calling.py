@@ -17,8 +17,8 @@ ANSWERS_PER_PLACE: Final = 2
 
 
 def groups_wanted(open_places: int, shards: int) -> int:
-    """Groups to admit: two for each place that is open, and no more than the rosters of the shards hold."""
-    return min(ANSWERS_PER_PLACE * open_places, limits.ROSTER_MAX * shards)
+    """Groups to admit: two for each place that is open, and no more than a shard's tasks keep busy."""
+    return min(ANSWERS_PER_PLACE * open_places, limits.CALLED_MAX * shards)
 
 
 def first_call(wanted: int, population: int) -> int:

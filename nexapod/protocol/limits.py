@@ -69,8 +69,11 @@ SEATS: Final = 3
 """Stewards that hold one shard at a time."""
 WITNESSES: Final = 2
 """Seats, where there are so many, that must say the same of who a worker is or that a job is here."""
-ROSTER_MAX: Final = 64
-"""Operator groups that one shard's tasks are drawn among."""
+ROSTER_MAX: Final = 256
+"""Operator groups that one shard's tasks are drawn among: four times as many as are called for it, so that of a job of
+many shards hardly anybody who was called is in no roster."""
+CALLED_MAX: Final = 64
+"""... and for how many for each of its shards a job calls workers."""
 WORKERS_MAX: Final = 16_384
 """Workers that one job admits."""
 ADMISSION_MAX: Final = 256
@@ -91,8 +94,8 @@ COUNTED_MAX: Final = 32
 AGREEING_PAIRS_MAX: Final = 512
 EPOCHS_MAX: Final = 4_096
 """Successions of one shard, or renewals of one panel."""
-DRAWS_MAX: Final = 256
-"""Shards of one job whose draw is kept; others are drawn again."""
+DRAWN_MAX: Final = 16_384
+"""Places in the rosters of one job's shards whose draws are kept; others are drawn again."""
 
 # --- tables of one node --------------------------------------------------------------------------------------------
 DIRECTORY_MAX: Final = 2_000
@@ -235,6 +238,10 @@ LATE_MAX: Final = 3
 """More workers, one after another, that a task gets whose workers are late."""
 LATE_GUESS: Final = 48
 """Before any task of a shard has ended, one is taken to last this part of the longest that it may."""
+SLOW_FACTOR: Final = 2
+SLOW_MIN_MS: Final = 2_000
+"""When nothing else is left to do, a task is not left to one who takes so many times what others take, if another would
+end it that much sooner."""
 SEAT_SYNC_MS: Final = 5_000
 COLLECT_MS: Final = 2_000
 PLACE_RETRY_MAX_MS: Final = 60_000

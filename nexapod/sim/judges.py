@@ -120,7 +120,8 @@ class Judges:
     def _in_order(
         self, machine: Machine, body: Freeze, item: FreezeItem, entries: tuple[Entry, ...], spec: JobSpec
     ) -> None:
-        """By the draw of the groups that admitted them; of a group that several rounds admitted nothing is said."""
+        """By the draw of the groups that admitted them, those that found no place in the roster last, by name; of a
+        group that several rounds admitted nothing is said."""
         places = []
         if not self._known.is_plain(body.job, 0):
             return
@@ -133,7 +134,10 @@ class Judges:
             if ticket is None:
                 return
             places.append((ticket, groups[0], key_of_peer_id(worker)))
-        if places != sorted(places):
+        drawn = next((n for n in range(1, len(places)) if places[n - 1] >= places[n]), len(places))
+        outside = [(group, key) for _, group, key in places[drawn:]]
+        crowded = len({one for found in self._admitted[body.job].values() for one in found}) > limits.ROSTER_MAX
+        if outside and not (crowded and outside == sorted(outside)):
             self._violated("freezes-unordered", f"peer {machine.index}: task {item.task}")
 
     def ticket(self, job: JobId, shard: int, group: str, task: int, spec: JobSpec) -> bytes | None:

@@ -162,13 +162,13 @@ def test_a_worker_that_asks_in_which_rosters_it_is_draws_no_tickets() -> None:
     shards = 64
     _, job = admitted_kit(shards, limits.ROSTER_MAX)
     size, _ = held_by(lambda: [job.lottery.roster(shard) for shard in range(shards)])
-    assert size < shards * 12 * 1024
+    assert size < shards * limits.ROSTER_MAX * 192
 
 
 def test_the_draws_of_all_tasks_of_a_shard_take_little_room() -> None:
     _, job = admitted_kit(1, limits.ROSTER_MAX)
     size, draws = held_by(lambda: [job.lottery.draw(task) for task in range(limits.SHARD_TASKS)])
-    assert size < 360 * 1024
+    assert size < limits.SHARD_TASKS * limits.ROSTER_MAX * 22
     assert len(set(draws)) == limits.SHARD_TASKS  # type: ignore[call-overload]
 
 

@@ -23,7 +23,7 @@ from nexapod.sim.keys import HashSigner
 JOB = JobId(b"j" * 32)
 SEAT = HashSigner(0, "seat")
 OTHER = HashSigner(0, "other")
-WORKERS = [HashSigner(0, "worker", i).peer for i in range(200)]
+WORKERS = [HashSigner(0, "worker", i).peer for i in range(300)]
 
 
 def spec(tasks: int) -> JobSpec:
@@ -78,7 +78,7 @@ def test_newcomers_take_their_places_and_move_nobody() -> None:
 
 
 def test_rounds_may_come_in_any_order() -> None:
-    rounds = [admitted(i, WORKERS[10 * i : 10 * i + 15]) for i in range(8)]
+    rounds = [admitted(i, WORKERS[30 * i : 30 * i + 45]) for i in range(9)]
     expected = lottery(256, *rounds)
     for seed in range(4):
         mixed = random.Random(seed).sample(rounds, len(rounds))
@@ -92,8 +92,8 @@ def test_rounds_may_come_in_any_order() -> None:
 
 
 def test_a_full_roster_keeps_the_smallest_hashes_and_ranks_those_present() -> None:
-    drawn = lottery(600, admitted(0, WORKERS[:200]))
-    other = lottery(600, admitted(0, WORKERS[:200]))
+    drawn = lottery(600, admitted(0, WORKERS))
+    other = lottery(600, admitted(0, WORKERS))
     assert len(drawn.roster(2)) == limits.ROSTER_MAX
     assert drawn.roster(0) != drawn.roster(1)
     order = drawn.draw(5)
@@ -201,3 +201,14 @@ def test_a_seat_signs_a_beacon_only_with_all_it_was_shown() -> None:
     assert "sorted" in (beacons.error_in(swapped, admission, committed, shown) or "")
     assert "round" in (beacons.error_of_form(Beacon(JOB, 0, 1, admission.id, ()), admission, committed) or "")
     assert beacons.value(Beacon(JOB, 0, 0, admission.id, beacons.ordered(shown))) != Digest(bytes(32))
+
+
+def test_of_a_job_of_many_shards_some_draws_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "DRAWN_MAX", 600)
+    drawn = lottery(20 * limits.SHARD_TASKS, admitted(0, WORKERS))
+    whole = [drawn.draw(shard * limits.SHARD_TASKS) for shard in range(20)]
+    assert all(table.size <= table.most for table in drawn.tables())
+    assert [drawn.draw(shard * limits.SHARD_TASKS) for shard in range(20)] == whole
+    empty = Lottery(JOB, spec(20_000 * limits.SHARD_TASKS))
+    assert not any(empty.roster(shard) for shard in range(20_000))
+    assert all(table.size <= table.most for table in empty.tables())

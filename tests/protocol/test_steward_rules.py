@@ -71,6 +71,21 @@ def test_bars_double_and_are_bounded() -> None:
     assert len(table.bars) == leases.BARS_MAX
 
 
+def test_a_task_is_held_up_by_one_that_is_slow_and_has_much_of_it_before_it() -> None:
+    table = leases.grant(leases.NONE, A, "a", 1_000)
+
+    def held_up(typical: int, now: int, took: int = 40_000, committed: tuple[PeerId, ...] = ()) -> bool:
+        return leases.is_held_up(table, committed, typical, {"a": took}.get, now)  # type: ignore[arg-type]
+
+    assert held_up(10_000, 2_000)
+    assert not held_up(0, 2_000), "nobody knows what tasks take"
+    assert not held_up(10_000, 2_000, took=0), "nor what they take it"
+    assert not held_up(10_000, 2_000, committed=(A,)), "it has ended it"
+    assert not held_up(30_000, 2_000), "it is not that slow"
+    assert held_up(10_000, 28_999)
+    assert not held_up(10_000, 29_000), "another would hardly end it sooner now"
+
+
 # --- pace ------------------------------------------------------------------------------------------------------------
 def test_a_few_that_answer_at_once_do_not_make_others_late() -> None:
     pace = Pace()

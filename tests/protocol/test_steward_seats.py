@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nexapod.protocol.steward.shard.steward import Steward
 from nexapod.protocol.wire import statements
-from nexapod.protocol.wire.messages import Collect, Decided, Deliver, Message, Reconcile
+from nexapod.protocol.wire.messages import Collect, Decided, Deliver, Lease, LeaseItem, Message, Reconcile
 from tests.protocol.kit import Result
 from tests.protocol.steward_world import World
 
@@ -115,6 +115,24 @@ def _brings_adoption(message: Message) -> bool:
     if not isinstance(message, Deliver):
         return False
     return any(statements.read(envelope).kind == "adoption" for envelope in message.envelopes)
+
+
+def test_a_lease_of_before_is_not_granted_again_by_seats_that_have_not_adopted_who_admitted_its_worker() -> None:
+    world = World(3, spare=1, workers=3, took_ms=30_000)
+    world.claim_all()
+    world.run(1_000)
+    late = world.seats[world.holders()[2]]
+    [worker, *_] = [one.peer for one in world.workers if late.steward._state.leases.tasks_of(one.peer)]
+    items = tuple(LeaseItem(task, worker, None) for task in late.steward._state.leases.tasks_of(worker))
+    world.drops = lambda sender, to, message: _brings_adoption(message)
+    replace_seat(world, 0)
+    world.run(100)
+    assert late.steward._state.leases.tasks_of(worker)
+    assert late.steward._state.admitted(worker) is None
+    other, epoch = world.holders()[0], late.job.seats(0).epoch
+    world.call(late, lambda: late.steward.on_message(other, Lease(world.kit.job, 0, epoch, items)))
+    world.drops = lambda sender, to, message: False
+    assert world.run(120_000, world.decided)
 
 
 def test_work_goes_on_across_a_change_of_seats() -> None:

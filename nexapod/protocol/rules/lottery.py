@@ -82,6 +82,8 @@ class Lottery:
         self._joined: list[Group] = []
         """Groups in the order in which they became known."""
         self._draws: OrderedDict[int, _ShardDraw] = OrderedDict()
+        self._drawn = 0
+        """Places in all their rosters, and one for each of them."""
         self._shards_of: dict[Group, tuple[int, ...]] = {}
 
     # --- who is in it ----------------------------------------------------------------------------------------------
@@ -109,6 +111,7 @@ class Lottery:
         else:
             # An earlier round came later: rare, so everything is drawn again.
             self._draws.clear()
+            self._drawn = 0
         self._values[group] = drawn
         self._shards_of.pop(group, None)
         return True
@@ -116,7 +119,7 @@ class Lottery:
     def tables(self) -> tuple[TableReport, ...]:
         return (
             TableReport("workers admitted", len(self._workers), limits.WORKERS_MAX),
-            TableReport("draws", len(self._draws), limits.DRAWS_MAX),
+            TableReport("places in rosters", self._drawn, limits.DRAWN_MAX),
         )
 
     def group(self, worker: PeerId) -> Group | None:
@@ -180,11 +183,15 @@ class Lottery:
         state = self._draws.get(shard)
         if state is None:
             state = self._draws[shard] = _ShardDraw()
-            if len(self._draws) > limits.DRAWS_MAX:
-                self._draws.popitem(last=False)
+            self._drawn += 1
         if state.seen < len(self._joined):
+            before = len(state.roster)
             self._update(shard, state)
+            self._drawn += len(state.roster) - before
         self._draws.move_to_end(shard)
+        while self._drawn > limits.DRAWN_MAX:
+            _, oldest = self._draws.popitem(last=False)
+            self._drawn -= len(oldest.roster) + 1
         return state
 
     def _update(self, shard: int, state: _ShardDraw) -> None:

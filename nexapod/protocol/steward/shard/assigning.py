@@ -17,7 +17,7 @@ from nexapod.protocol.rules import entitlement
 from nexapod.protocol.steward.shard.ledger import Account
 from nexapod.protocol.types import Group
 
-WIDTH_MAX = 8
+WIDTH_MAX = 10
 """From then on every group of a roster may have every task, whatever it was given."""
 assert 3 * limits.ROSTER_MAX < 2 << WIDTH_MAX
 

@@ -269,7 +269,8 @@ class Granting:
         state = self._state
         held = state.leases[item.task].of(item.worker) if item.task in state.evidence.tasks else None
         if held is not None:
-            return self._runs(item.task, item.worker)
+            # Its lease may be older than these seats, which have not adopted who admitted it.
+            return state.admitted(item.worker) is not None and self._runs(item.task, item.worker)
         if item.checkpoint is not None and self._checkpoints.find(item.task, item.checkpoint) is None:
             return False
         theirs = [other.task for other in fitting if other.worker == item.worker]
@@ -449,7 +450,7 @@ class Granting:
         soonest: Millis | None = None
         for task in state.leases:
             helped = state.task(task).extra
-            since = leases.late_since(state.leases[task], state.evidence.commits(task), state.usual_ms, helped)
+            since = self._late_since(task, helped)
             if since is None or helped >= limits.LATE_MAX or state.decided(task):
                 continue
             if since > now:
@@ -460,6 +461,13 @@ class Granting:
             state.ctx.trace("task_late", job=state.job.job, task=task)
         if soonest is not None:
             state.wake(("late", 0), soonest)
+
+    def _late_since(self, task: int, helped: int) -> Millis | None:
+        state, now = self._state, self._ctx.now
+        table, committed = state.leases[task], state.evidence.commits(task)
+        if not helped and leases.is_held_up(table, committed, state.typical_ms, state.pace.of, now):
+            return now
+        return leases.late_since(table, committed, state.usual_ms, helped)
 
     def clear(self, task: int) -> None:
         """The task is decided: nobody has it any more."""

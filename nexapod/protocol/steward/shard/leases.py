@@ -7,7 +7,7 @@ its lease in doubt: the task is open for others at once, while it may still come
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -141,6 +141,22 @@ def late_since(table: TaskLeases, committed: Collection[PeerId], typical_ms: Mil
     running = [lease.granted for lease in table.leases if lease.worker not in committed]
     patience_ms = max(limits.LATE_MIN_MS, limits.LATE_FACTOR * typical_ms) << helped
     return min(running) + patience_ms if running else None
+
+
+def is_held_up(
+    table: TaskLeases, committed: Collection[PeerId], typical_ms: Millis, pace: Callable[[Group], Millis], now: Millis
+) -> bool:
+    """Whether another that begins the task now would end it well before a worker that has it, and is slow, does.
+
+    `pace`: what tasks take a group, 0 where that is not known.
+    """
+    return any(
+        typical_ms
+        and lease.worker not in committed
+        and pace(lease.group) >= limits.SLOW_FACTOR * typical_ms
+        and lease.granted + pace(lease.group) > now + typical_ms + limits.SLOW_MIN_MS
+        for lease in table.leases
+    )
 
 
 def hopeless_at(lease: Lease, typical_ms: Millis) -> Millis:

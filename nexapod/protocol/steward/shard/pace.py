@@ -31,6 +31,10 @@ class Pace:
         """Whether any has."""
         return bool(self._took)
 
+    def of(self, group: Group) -> Millis:
+        """What tasks take a group; 0: it has ended none."""
+        return self._took.get(group, 0)
+
     def ended(self, group: Group, took_ms: Millis) -> None:
         """A group has ended a task so long after it was given it: its last count most."""
         old = self._took.pop(group, took_ms)
