@@ -74,16 +74,22 @@ def test_bars_double_and_are_bounded() -> None:
 def test_a_task_is_held_up_by_one_that_is_slow_and_has_much_of_it_before_it() -> None:
     table = leases.grant(leases.NONE, A, "a", 1_000)
 
-    def held_up(typical: int, now: int, took: int = 40_000, committed: tuple[PeerId, ...] = ()) -> bool:
-        return leases.is_held_up(table, committed, typical, {"a": took}.get, now)  # type: ignore[arg-type]
+    def held_up(typical: int, now: int, results: int = 1, **took: int) -> bool:
+        missing = {{"a": A, "b": B}[name]: ms for name, ms in took.items()}
+        return leases.is_held_up(table, missing, results, typical, now)
 
-    assert held_up(10_000, 2_000)
-    assert not held_up(0, 2_000), "nobody knows what tasks take"
-    assert not held_up(10_000, 2_000, took=0), "nor what they take it"
-    assert not held_up(10_000, 2_000, committed=(A,)), "it has ended it"
-    assert not held_up(30_000, 2_000), "it is not that slow"
-    assert held_up(10_000, 28_999)
-    assert not held_up(10_000, 29_000), "another would hardly end it sooner now"
+    assert held_up(10_000, 2_000, a=40_000)
+    assert not held_up(0, 2_000, a=40_000), "nobody knows what tasks take"
+    assert not held_up(10_000, 2_000, a=0), "nor what they take it"
+    assert not held_up(10_000, 2_000), "it has ended it"
+    assert not held_up(10_000, 2_000, results=0, a=40_000), "nobody waits for it"
+    assert not held_up(30_000, 2_000, a=40_000), "it is not that slow"
+    assert held_up(10_000, 28_999, a=40_000)
+    assert not held_up(10_000, 29_000, a=40_000), "another would hardly end it sooner now"
+    table = leases.grant(table, B, "b", 2_000)
+    assert not held_up(10_000, 3_000, a=40_000, b=10_000), "another is at it"
+    assert held_up(10_000, 3_000, a=40_000, b=30_000), "who is slow, too"
+    assert held_up(10_000, 3_000, results=2, a=40_000, b=10_000)
 
 
 # --- pace ------------------------------------------------------------------------------------------------------------

@@ -465,7 +465,10 @@ class Granting:
     def _late_since(self, task: int, helped: int) -> Millis | None:
         state, now = self._state, self._ctx.now
         table, committed = state.leases[task], state.evidence.commits(task)
-        if not helped and leases.is_held_up(table, committed, state.typical_ms, state.pace.of, now):
+        took_ms = {one.worker: state.pace.of(one.group) for one in table.firm if one.worker not in committed}
+        opened = state.wanting.get(task)
+        results = 0 if opened is None else opened.wanted - len(state.committed(task))
+        if leases.is_held_up(table, took_ms, results, state.typical_ms, now):
             return now
         return leases.late_since(table, committed, state.usual_ms, helped)
 

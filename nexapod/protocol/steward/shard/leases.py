@@ -7,7 +7,7 @@ its lease in doubt: the task is open for others at once, while it may still come
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -144,19 +144,19 @@ def late_since(table: TaskLeases, committed: Collection[PeerId], typical_ms: Mil
 
 
 def is_held_up(
-    table: TaskLeases, committed: Collection[PeerId], typical_ms: Millis, pace: Callable[[Group], Millis], now: Millis
+    table: TaskLeases, missing: Mapping[PeerId, Millis], results: int, typical_ms: Millis, now: Millis
 ) -> bool:
-    """Whether another that begins the task now would end it well before a worker that has it, and is slow, does.
+    """Whether another that begins the task now would end it well before those that have it bring the results it lacks.
 
-    `pace`: what tasks take a group, 0 where that is not known.
+    `missing`: workers that have not ended it, and what tasks take each, 0 where that is not known; `results`: how many
+    of theirs are wanted.
     """
-    return any(
-        typical_ms
-        and lease.worker not in committed
-        and pace(lease.group) >= limits.SLOW_FACTOR * typical_ms
-        and lease.granted + pace(lease.group) > now + typical_ms + limits.SLOW_MIN_MS
-        for lease in table.leases
-    )
+    running = [lease for lease in table.firm if lease.worker in missing]
+    if not typical_ms or not 0 < results <= len(running):
+        return False
+    ends = sorted((lease.granted + missing[lease.worker], missing[lease.worker]) for lease in running)
+    end, took_ms = ends[results - 1]
+    return took_ms >= limits.SLOW_FACTOR * typical_ms and end > now + typical_ms + limits.SLOW_MIN_MS
 
 
 def hopeless_at(lease: Lease, typical_ms: Millis) -> Millis:
