@@ -9,10 +9,10 @@ import kit
 from kit import JobKit, Result
 
 from nexapod.protocol import limits
-from nexapod.protocol.certificate.build import build, evidence_digest
+from nexapod.protocol.certificate.build import EvidenceDigest, build
 from nexapod.protocol.evidence import ShardEvidence
 from nexapod.protocol.job import JobState
-from nexapod.protocol.primitives import File, PeerId, StatementId, blob_of
+from nexapod.protocol.primitives import Digest, File, PeerId, StatementId, blob_of
 from nexapod.protocol.types import Usage
 from nexapod.protocol.wire import bodies
 from nexapod.protocol.wire.statements import Statement
@@ -92,6 +92,14 @@ class Settled:
         """Each made when it is asked for."""
         return map(self.shard, range(self.made.spec.shards))
 
+    def evidence_digest(self) -> Digest:
+        """What the settlement signs: the job's statements but its end, then each shard's."""
+        hashed = EvidenceDigest()
+        hashed.add_part(one.id for one in self.job.statements() if one.kind not in ("cancel", "settlement"))
+        for shard in self.shards():
+            hashed.add_part(one.id for one in shard.statements_of(shard.tasks))
+        return hashed.digest()
+
     def settlement(
         self, ratified: Iterable[StatementId] = (), signer: HashSigner | None = None, **changed: object
     ) -> Statement:
@@ -100,7 +108,7 @@ class Settled:
             self.made.job,
             self.made.spec.tasks - failed,
             failed,
-            evidence_digest(self.job, self.shards()),
+            self.evidence_digest(),
             tuple(sorted(ratified)),
         )
         return kit.signed(replace(body, **changed), signer or self.made.submitter)  # type: ignore[arg-type]

@@ -31,14 +31,6 @@ class EvidenceDigest:
         return Digest(self._whole.digest())
 
 
-def evidence_digest(job: JobState, shards: Iterable[ShardEvidence]) -> Digest:
-    """The `evidence` of the settlement of this job. `shards`: all of them, ascending."""
-    hashed = EvidenceDigest()
-    for part in _parts(job, shards):
-        hashed.add_part(statement.id for statement in part)
-    return hashed.digest()
-
-
 def build(job: JobState, shards: Iterable[ShardEvidence], settlement: Statement) -> Iterator[bytes]:
     """The bytes of a certificate, in pieces. `shards`: all of them, ascending; each may be made when asked for."""
     return framed(envelopes(job, shards, settlement))
